@@ -1,0 +1,37 @@
+"""How gunicorn hosts kv.app. Started by kv/supervisor.py, which hands everything over in the environment."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from kv.config import Config, Inherited
+
+_config = Config.from_environment(os.environ)
+
+bind = f"fd://{Inherited.from_environment(os.environ).listen_fd}"
+backlog = 65535  # a worker's listen() sets it anew; the kernel clamps it to somaxconn
+workers = _config.workers
+worker_class = "kv.worker.Worker"
+chdir = str(Path(__file__).parent)
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
+graceful_timeout = round(_config.stop_timeout_s) + 1  # the worker has the first word
+control_socket_disable = True
+proc_name = "kv"
+
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": _config.log_level.upper(), "handlers": ["stderr"]},
+    "loggers": {
+        "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
+    },
+}
+
+
+def when_ready(server):  # noqa: ANN001, ANN201
+    """Ctrl-C reaches the whole group: the supervisor then stops gunicorn the graceful way, so it means nothing here."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,86 @@
+"""The Falcon application: routes, and which handler answers which error.
+
+Does not know how a request is answered (kv/resources.py), nor how the application is hosted (kv/worker.py).
+"""
+
+import logging
+import os
+from typing import Any, Final
+
+import falcon
+import falcon.asgi
+
+from kv import resources
+from kv.client import Client, RequestFailed
+from kv.config import Config, Inherited
+from logd.protocol import MESSAGE_OVERHEAD_BYTES
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_ALLOWED: Final = {"/kv/{key:path}": "DELETE, GET, HEAD, PUT", "/clear": "DELETE", "/health": "GET, HEAD"}
+
+log = logging.getLogger("kv.app")
+
+App = falcon.asgi.App[resources.Request, falcon.asgi.Response]
+
+
+def main() -> App:
+    """The application as gunicorn hosts it, from what the supervisor left in the environment."""
+    config = Config.from_environment(os.environ)
+    client = Client(
+        Inherited.from_environment(os.environ).logd_address,
+        request_timeout_s=config.request_timeout_s,
+        queue_bytes_max=config.queue_bytes_max,
+        message_bytes_max=config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
+    )
+    return create_app(client, config.value_bytes_max, [_Lifespan(client)])
+
+
+def create_app(storage: resources.Storage, value_bytes_max: int, middleware: list[Any] | None = None) -> App:
+    """The application over any storage."""
+    app: App = falcon.asgi.App(media_type=_TEXT, request_type=resources.Request, middleware=middleware)
+    app.add_route("/kv/{key:path}", resources.KeyResource(storage, value_bytes_max))
+    app.add_route("/clear", resources.ClearResource(storage))
+    app.add_route("/health", resources.HealthResource(storage))
+    app.add_error_handler(Exception, _on_defect)
+    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(RequestFailed, resources.on_failure)
+    app.add_error_handler(resources.ClientGone, resources.on_client_gone)
+    app.add_error_handler(resources.Refusal, resources.on_refusal)
+    return app
+
+
+class _Lifespan:
+    """Opens the client in the worker's event loop.
+
+    Does not wait for logd: a worker that cannot start stops gunicorn.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def process_startup(self, scope: Any, event: Any) -> None:  # noqa: ANN401
+        self._client.open()
+
+    async def process_shutdown(self, scope: Any, event: Any) -> None:  # noqa: ANN401
+        self._client.close()
+
+
+async def _on_http_error(
+    req: resources.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    """What Falcon refuses by itself: no such path, or a method that is not offered there.
+
+    A method that Falcon has never heard of is a bad request to it; nothing else that gets here is one.
+    """
+    if req.uri_template is None:
+        resources.answer(req, resp, falcon.HTTP_404, "not found")
+    else:
+        resources.answer(req, resp, falcon.HTTP_405, "method not allowed")
+        resp.set_header("Allow", _ALLOWED[req.uri_template])
+
+
+async def _on_defect(
+    req: resources.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
+) -> None:
+    log.error("%s %s failed", req.method, req.path, exc_info=error)
+    resources.answer(req, resp, falcon.HTTP_500, "internal server error")

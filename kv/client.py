@@ -1,0 +1,441 @@
+"""The worker's side of the socket to logd: batching, matching of replies, sending again, deadlines.
+
+Knows the messages and what each means for the outcome of a request; knows no HTTP and no files. Used by one event loop.
+
+All writes of one event-loop turn are one numbered batch, all reads one question. While there is no logd, requests
+wait here, unsent. logd greets every new connection with a `Hello`; what was sent and not answered is then sent again,
+in order, before anything new. Hence what an error tells:
+
+* `Unavailable`: the request was never handed to the socket, or logd refused it. The write was not applied and will
+  not be.
+* `OutcomeUnknown`: it was handed over, and the deadline passed. It may be applied, now or later; or not.
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import zmq
+
+from logd import protocol
+from logd.protocol import (
+    Committed,
+    Dropped,
+    Gap,
+    Hello,
+    ReadBatch,
+    Reason,
+    Refused,
+    Status,
+    StatusRequest,
+    Values,
+    WriteBatch,
+)
+
+_SWEEP_SECONDS: Final = 0.1
+_RECONNECT_MS: Final = 10
+
+log = logging.getLogger("kv.client")
+
+
+class RequestFailed(Exception):
+    """A request could not be answered; the class says what that means for its outcome."""
+
+
+class Unavailable(RequestFailed):
+    """logd was not reached, or has too much to do. A write was certainly not applied. Trying again later is right."""
+
+
+class NoSpace(RequestFailed):
+    """The device of the log is full. The write was certainly not applied."""
+
+
+class OutcomeUnknown(RequestFailed):
+    """The write may have been applied, may be later, or not."""
+
+
+_REFUSALS: Final = {Reason.NO_SPACE: NoSpace("no space left on device")}
+_REQUEST_OVERHEAD_BYTES: Final = 512  # what a waiting write costs beside its key and value
+_STATUS_TIMEOUT_SECONDS: Final = 2.0
+_UNREACHABLE: Final = "the log writer is not reachable; nothing was written"
+_NO_ANSWER: Final = "the log writer did not answer in time"
+_UNKNOWN: Final = "the deadline passed; whether the write was applied is not known"
+_SESSION_LOST: Final = "the log writer has dropped the session; whether the write was applied is not known"
+_OUT_OF_ORDER: Final = "an earlier write was refused; this one was not written"
+
+
+@dataclass(slots=True)
+class _Write:
+    """`value` is None for a delete; `key` is None for a clear."""
+
+    key: str | None
+    value: bytes | None
+    future: asyncio.Future[None]
+    deadline: float
+    size: int
+
+
+@dataclass(slots=True)
+class _Read:
+    key: str
+    future: asyncio.Future[bytes | None]
+    deadline: float
+
+
+@dataclass(slots=True)
+class _SentWrites:
+    raw: bytes
+    writes: list[_Write]
+    size: int
+
+
+@dataclass(slots=True)
+class _SentReads:
+    raw: bytes
+    reads: list[_Read]
+
+
+@dataclass(slots=True)
+class _SentStatus:
+    raw: bytes
+    future: asyncio.Future[str]
+    deadline: float
+
+
+_Waiting: TypeAlias = _Write | _Read | _SentStatus
+
+
+@dataclass(slots=True)
+class _Session:
+    """One numbering of batches. A new one is begun when logd has lost the old, or would not open it."""
+
+    id: bytes = field(default_factory=lambda: os.urandom(protocol.SESSION_ID_BYTES))
+    next_number: int = 0
+    unanswered: dict[int, _SentWrites] = field(default_factory=dict)
+    """By number, in order. Kept until answered, also past the deadline of its requests."""
+    is_open: bool = False
+    resent_from: int = -1
+
+
+class Client:
+    """Requests to one logd. Everything but making one needs a running event loop, always the same."""
+
+    _loop: asyncio.AbstractEventLoop
+    _socket: zmq.Socket[bytes]
+    _sweeper: asyncio.Task[None]
+
+    def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int, message_bytes_max: int) -> None:
+        self._address = address
+        self._timeout_s = request_timeout_s
+        self._queue_bytes_max = queue_bytes_max
+        self._message_bytes_max = message_bytes_max
+        self._queue_bytes = 0
+        self._connected = False
+        self._flush_is_due = False
+        self._session = _Session()
+        self._writes: deque[_Write] = deque()
+        self._reads: deque[_Read] = deque()
+        self._sent_reads: dict[int, _SentReads] = {}
+        self._sent_statuses: dict[int, _SentStatus] = {}
+        self._question = 0
+
+    def open(self) -> None:
+        """Begin to connect, and go on trying for as long as there is no logd."""
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # its I/O thread does not survive a fork
+        self._socket = self._connect()
+        self._loop.add_reader(self._socket.FD, self._drain)
+        self._sweeper = self._loop.create_task(self._sweep_forever())
+        self._drain()
+
+    def close(self) -> None:
+        """Let go of the socket. Requests that wait fail as if their deadline had passed."""
+        self._sweeper.cancel()
+        self._fail_expired(float("inf"))
+        self._loop.remove_reader(self._socket.FD)
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.SNDHWM, 0)  # at a high-water mark messages vanish; our bound is queue_bytes_max
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a logd that is not there: we send again ourselves
+        socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._message_bytes_max)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(self._address)
+        return socket
+
+    async def get(self, key: str) -> bytes | None:
+        """The value of a key; None when there is none. Raises Unavailable."""
+        read = _Read(key, self._loop.create_future(), self._loop.time() + self._timeout_s)
+        self._reads.append(read)
+        self._schedule_flush()
+        return await read.future
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a value durably. Raises RequestFailed."""
+        await self._write(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key, durably, whether it is there or not. Raises RequestFailed."""
+        await self._write(key, None)
+
+    async def clear(self) -> None:
+        """Remove every key, durably. Raises RequestFailed."""
+        await self._write(None, None)
+
+    async def trouble(self) -> str:
+        """Why reads or writes cannot be taken; empty when they can. Raises Unavailable when logd does not answer."""
+        if not self._connected:
+            raise Unavailable(_UNREACHABLE)
+        self._question += 1
+        raw = protocol.encode(StatusRequest(self._question))
+        deadline = self._loop.time() + min(self._timeout_s, _STATUS_TIMEOUT_SECONDS)
+        status = _SentStatus(raw, self._loop.create_future(), deadline)
+        self._sent_statuses[self._question] = status
+        self._send(raw)
+        self._drain()
+        return await status.future
+
+    async def _write(self, key: str | None, value: bytes | None) -> None:
+        size = _REQUEST_OVERHEAD_BYTES + len(key or "") + len(value or b"")
+        if self._queue_bytes + size > self._queue_bytes_max:
+            raise Unavailable("too many writes are waiting; this one was not written")
+        write = _Write(key, value, self._loop.create_future(), self._loop.time() + self._timeout_s, size)
+        self._queue_bytes += size
+        self._writes.append(write)
+        self._schedule_flush()
+        await write.future
+
+    # Sending ---------------------------------------------------------------------------------------------
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what came in this turn. Without a connection it stays where it is."""
+        self._flush_is_due = False
+        while self._reads and self._connected:
+            self._send_reads()
+        while self._writes and self._connected and self._may_write():
+            self._send_writes()
+        self._drain()  # the descriptor is edge-triggered, and a send may have taken the edge
+
+    def _send_reads(self) -> None:
+        self._question += 1
+        reads, self._reads = list(self._reads), deque()
+        raw = protocol.encode(ReadBatch(self._question, [read.key for read in reads]))
+        self._sent_reads[self._question] = _SentReads(raw, reads)
+        self._send(raw)
+
+    def _may_write(self) -> bool:
+        """True with an open session; asks for one when there is none yet."""
+        session = self._session
+        if not session.is_open and not session.unanswered:
+            self._send_batch([], False, {}, set(), 0)
+        return session.is_open
+
+    def _send_writes(self) -> None:
+        """Encode one batch.
+
+        Its writes are concurrent, so the last one of a key decides, and a clear undoes those before.
+        """
+        writes: list[_Write] = []
+        clear = False
+        puts: dict[str, bytes] = {}
+        deletes: set[str] = set()
+        size = 0
+        while self._writes and size < protocol.BATCH_BYTES_SOFT_MAX:
+            write = self._writes.popleft()
+            writes.append(write)
+            size += write.size
+            if write.key is None:
+                clear = True
+                puts.clear()
+                deletes.clear()
+            elif write.value is None:
+                deletes.add(write.key)
+                puts.pop(write.key, None)
+            else:
+                puts[write.key] = write.value
+                deletes.discard(write.key)
+        self._send_batch(writes, clear, puts, deletes, size)
+
+    def _send_batch(
+        self, writes: list[_Write], clear: bool, puts: dict[str, bytes], deletes: Iterable[str], size: int
+    ) -> None:
+        session = self._session
+        number = session.next_number
+        base = next(iter(session.unanswered), number)
+        raw = protocol.encode(WriteBatch(session.id, number, base, clear, puts, list(deletes)))
+        for write in writes:
+            write.value = None  # the batch holds it now
+        session.next_number += 1
+        session.unanswered[number] = _SentWrites(raw, writes, size)
+        self._send(raw)
+
+    def _send(self, raw: bytes) -> None:
+        """Hand over one message; without a connection it waits for the next Hello, among what is unanswered."""
+        try:
+            self._socket.send(raw, zmq.NOBLOCK)
+        except zmq.Again:
+            self._connected = False
+
+    # Receiving -------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                raw = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            reply = protocol.decode_reply(raw)
+            if isinstance(reply, Values):
+                self._on_values(reply)
+            elif isinstance(reply, Committed):
+                self._on_committed(reply)
+            elif isinstance(reply, Refused):
+                self._on_refused(reply)
+            elif isinstance(reply, Hello):
+                self._on_hello()
+            elif isinstance(reply, Status):
+                self._on_status(reply)
+            elif isinstance(reply, Gap):
+                self._on_gap(reply)
+            elif isinstance(reply, Dropped):
+                self._on_dropped(reply)
+
+    def _on_hello(self) -> None:
+        self._connected = True
+        self._session.resent_from = -1
+        unanswered: list[_SentWrites | _SentReads | _SentStatus] = []
+        unanswered += self._session.unanswered.values()
+        unanswered += self._sent_reads.values()
+        unanswered += self._sent_statuses.values()
+        for sent in unanswered:
+            self._send(sent.raw)
+        self._schedule_flush()
+
+    def _on_values(self, reply: Values) -> None:
+        sent = self._sent_reads.get(reply.number)
+        if sent is None:
+            return
+        for read, value in zip(sent.reads[reply.first :], reply.values, strict=False):
+            if not read.future.done():
+                read.future.set_result(value)
+        if reply.first + len(reply.values) >= len(sent.reads):
+            del self._sent_reads[reply.number]
+
+    def _on_committed(self, reply: Committed) -> None:
+        if reply.session != self._session.id:
+            return
+        for number in reply.numbers:
+            if sent := self._session.unanswered.pop(number, None):
+                self._queue_bytes -= sent.size
+                for write in sent.writes:
+                    if not write.future.done():
+                        write.future.set_result(None)
+        if not self._session.is_open:  # batch 0 was the only one
+            self._session.is_open = True
+            self._schedule_flush()
+
+    def _on_refused(self, reply: Refused) -> None:
+        if reply.session != self._session.id:
+            return
+        failure = _REFUSALS[reply.reason]
+        for number in reply.numbers:
+            self._fail_batch(number, failure)
+        if (
+            not self._session.is_open
+        ):  # batch 0 was refused: its number is used up, and what waits for it has its answer
+            self._session = _Session()
+            for write in self._writes:
+                self._queue_bytes -= write.size
+                _fail(write.future, failure)
+            self._writes.clear()
+
+    def _fail_batch(self, number: int, failure: RequestFailed) -> None:
+        if sent := self._session.unanswered.pop(number, None):
+            self._queue_bytes -= sent.size
+            for write in sent.writes:
+                _fail(write.future, failure)
+
+    def _on_gap(self, reply: Gap) -> None:
+        session = self._session
+        if reply.session != session.id or reply.number not in session.unanswered:
+            return
+        if reply.expected not in session.unanswered:
+            # The expected one was refused, and logd ended before it refused this one too: nobody took it or will.
+            self._fail_batch(reply.number, Unavailable(_OUT_OF_ORDER))
+        elif session.resent_from != reply.expected:
+            session.resent_from = reply.expected
+            for number, sent in session.unanswered.items():
+                if number >= reply.expected:
+                    self._send(sent.raw)
+
+    def _on_dropped(self, reply: Dropped) -> None:
+        if reply.session != self._session.id:
+            return
+        log.error("logd has dropped this worker's session at batch %d; beginning another", reply.number)
+        for number in list(self._session.unanswered):
+            self._fail_batch(number, OutcomeUnknown(_SESSION_LOST))
+        self._session = _Session()
+        self._schedule_flush()
+
+    def _on_status(self, reply: Status) -> None:
+        sent = self._sent_statuses.pop(reply.number, None)
+        if sent and not sent.future.done():
+            sent.future.set_result(reply.trouble)
+
+    # Deadlines -------------------------------------------------------------------------------------------
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._fail_expired(self._loop.time())
+            self._drain()
+
+    def _fail_expired(self, now: float) -> None:
+        while self._writes and self._writes[0].deadline <= now:
+            write = self._writes.popleft()
+            self._queue_bytes -= write.size
+            _fail(write.future, Unavailable(_UNREACHABLE))
+        while self._reads and self._reads[0].deadline <= now:
+            _fail(self._reads.popleft().future, Unavailable(_UNREACHABLE))
+        for batch in self._session.unanswered.values():
+            if not _fail_first(batch.writes, now, OutcomeUnknown(_UNKNOWN)):
+                break
+            batch.writes = []
+        for number, question in list(self._sent_reads.items()):
+            if not _fail_first(question.reads, now, Unavailable(_NO_ANSWER)):
+                break
+            del self._sent_reads[number]
+        for number, status in list(self._sent_statuses.items()):
+            if not _fail_first([status], now, Unavailable(_NO_ANSWER)):
+                break
+            del self._sent_statuses[number]
+
+
+def _fail_first(waiting: Iterable[_Waiting], now: float, failure: RequestFailed) -> bool:
+    """Fail those whose deadline has passed, which come first. True when it has passed for all of them."""
+    for each in waiting:
+        if each.deadline > now:
+            return False
+        _fail(each.future, failure)
+    return True
+
+
+def _fail(
+    future: asyncio.Future[None] | asyncio.Future[bytes | None] | asyncio.Future[str], failure: RequestFailed
+) -> None:
+    if not future.done():
+        future.set_exception(type(failure)(*failure.args))  # each its own: raising one adds to its traceback

@@ -1,0 +1,206 @@
+"""One request, in and out of HTTP: what is valid, and which answer an outcome gets.
+
+Knows HTTP and the client's methods; knows no ZeroMQ and no batches. The key is taken from the raw path, because in
+the decoded one different keys can look the same; the body from the ASGI events, because a body that was cut short
+must not look complete.
+"""
+
+import re
+from typing import Any, Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+import falcon
+import falcon.asgi
+
+from kv.client import NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+
+_VALID_KEY: Final = re.compile(rb"[A-Za-z0-9:_.-]+")
+_RETRY_AFTER_SECONDS: Final = "1"
+
+_FAILURES: Final[dict[type[RequestFailed], str]] = {
+    Unavailable: falcon.HTTP_503,
+    OutcomeUnknown: falcon.HTTP_504,
+    NoSpace: falcon.HTTP_507,
+}
+"""Which status tells what became of a request that logd did not carry out."""
+
+
+class Storage(Protocol):
+    """What the resources need of the client."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The value of a key, or None."""
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a value."""
+
+    async def delete(self, key: str) -> None:
+        """Remove a key."""
+
+    async def clear(self) -> None:
+        """Remove every key."""
+
+    async def trouble(self) -> str:
+        """Why reads or writes cannot be taken; empty when they can."""
+
+
+class Refusal(Exception):
+    """The request gets this status and this line."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class ClientGone(Exception):
+    """The client went away before its body was complete: nothing is stored, and nobody is there to be answered."""
+
+
+class Request(falcon.asgi.Request):
+    """A request that lets a resource read the ASGI events itself."""
+
+    def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
+        super().__init__(scope, receive, first_event=first_event, options=options)
+        self.first_event = first_event
+        self.receive = receive
+
+
+class _Resource:
+    async def on_options(self, req: Request, resp: falcon.asgi.Response, **_: str) -> None:
+        """Not offered: without this, Falcon would answer by itself."""
+        raise falcon.HTTPMethodNotAllowed([])
+
+
+class KeyResource(_Resource):
+    """/kv/{key}"""
+
+    def __init__(self, storage: Storage, value_bytes_max: int) -> None:
+        self._storage = storage
+        self._value_bytes_max = value_bytes_max
+
+    async def on_get(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
+        """Answer with the exact bytes that were stored."""
+        value = await self._storage.get(_key(req))
+        if value is None:
+            raise Refusal(falcon.HTTP_404, "key not found")
+        resp.data = value
+
+    on_head = on_get
+
+    async def on_put(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
+        """Store the body."""
+        key = _key(req)
+        value = await _read_body(req, self._value_bytes_max)
+        if not value:
+            raise Refusal(falcon.HTTP_400, "value cannot be empty")
+        if not _is_utf8(value):
+            raise Refusal(falcon.HTTP_400, "value must be valid UTF-8")
+        await self._storage.put(key, value)
+
+    async def on_delete(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
+        """Remove the key, whether it is there or not."""
+        await self._storage.delete(_key(req))
+
+
+class ClearResource(_Resource):
+    """/clear"""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def on_delete(self, req: Request, resp: falcon.asgi.Response) -> None:
+        """Remove every key."""
+        await self._storage.clear()
+
+
+class HealthResource(_Resource):
+    """/health"""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
+        """Say ok only when reads and writes can be taken."""
+        if trouble := await self._storage.trouble():
+            raise Refusal(falcon.HTTP_503, trouble)
+        resp.text = "ok"
+
+    on_head = on_get
+
+
+def _key(req: Request) -> str:
+    """The key of a request, from its raw path."""
+    parts = req.scope["raw_path"].split(b"/", 2)  # nothing, "kv", and the rest
+    if len(parts) < 3:  # the slash before the key was percent-encoded, so this is another path
+        raise Refusal(falcon.HTTP_404, "not found")
+    raw = parts[2]
+    key = unquote_to_bytes(raw) if b"%" in raw else raw
+    if not key:
+        raise Refusal(falcon.HTTP_400, "key cannot be empty")
+    if not _VALID_KEY.fullmatch(key):
+        raise Refusal(falcon.HTTP_400, "key contains invalid characters")
+    return str(key, "ascii")
+
+
+async def _read_body(req: Request, bytes_max: int) -> bytes:
+    """The whole body. Raises ClientGone when it ends early, Refusal as soon as it is known to be too large."""
+    length = req.content_length
+    if length is not None and length > bytes_max:
+        raise Refusal(falcon.HTTP_413, "value too large")
+    event = req.first_event
+    body = event["body"]
+    if event["more_body"]:
+        parts = [body]
+        size = len(body)
+        while event["more_body"]:
+            if size > bytes_max:
+                break
+            event = await req.receive()
+            if event["type"] != "http.request":
+                raise ClientGone
+            parts.append(event["body"])
+            size += len(event["body"])
+        body = b"".join(parts)
+    if len(body) > bytes_max:
+        raise Refusal(falcon.HTTP_413, "value too large")
+    if length is not None and len(body) != length:
+        raise ClientGone
+    return bytes(body)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def answer(req: Request, resp: falcon.asgi.Response, status: str, text: str) -> None:
+    """Make a response an error: a status, and one line of text.
+
+    The rest of a body that is still on its way is not awaited.
+    """
+    resp.status = status
+    resp.data = text.encode() + b"\n"
+    if req.first_event["more_body"]:
+        resp.set_header("Connection", "close")
+
+
+async def on_refusal(req: Request, resp: falcon.asgi.Response, error: Refusal, params: dict[str, Any]) -> None:
+    """The request is wrong."""
+    answer(req, resp, error.status, error.text)
+
+
+async def on_failure(req: Request, resp: falcon.asgi.Response, error: RequestFailed, params: dict[str, Any]) -> None:
+    """The request is right, and could not be carried out."""
+    status = _FAILURES[type(error)]
+    answer(req, resp, status, str(error))
+    if status == falcon.HTTP_503:
+        resp.set_header("Retry-After", _RETRY_AFTER_SECONDS)
+
+
+async def on_client_gone(req: Request, resp: falcon.asgi.Response, error: ClientGone, params: dict[str, Any]) -> None:
+    """Nobody reads this; it only ends the request."""
+    answer(req, resp, falcon.HTTP_400, "the body ended early")

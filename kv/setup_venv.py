@@ -1,0 +1,47 @@
+"""Makes a virtual environment hold what requirements files say. Run by run.sh, when nothing is installed yet.
+
+    python3 kv/setup_venv.py VENV REQUIREMENTS...
+
+Knows only the standard library. Does nothing when VENV is up to date. Several may run at once: one works, the others
+wait. One that was interrupted is done again from the start, because the stamp that says "done" is written last.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main(venv: Path, requirements: list[Path]) -> int:
+    """Set up VENV if needed; the exit status."""
+    wanted = "".join(path.read_text() for path in requirements)
+    stamp = venv / ".requirements.txt"
+    with venv.with_name(venv.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (venv / "bin" / "python").exists() and stamp.exists() and stamp.read_text() == wanted:
+            return 0
+        print(f"setting up {venv} with Python {sys.version.split()[0]}; this is done once", file=sys.stderr, flush=True)
+        if status := _run(sys.executable, "-m", "venv", "--clear", str(venv)):
+            return status
+        install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
+        for path in requirements:
+            install += ["--requirement", str(path)]
+        if status := _run(*install):
+            return status
+        finished = stamp.with_suffix(".tmp")
+        finished.write_text(wanted)
+        finished.replace(stamp)
+    return 0
+
+
+def _run(*command: str) -> int:
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    status = subprocess.run(command, env=os.environ | quiet, stdout=sys.stderr, check=False).returncode
+    if status:
+        print(f"the set-up failed, and is tried again at the next start: {' '.join(command)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]))

@@ -1,0 +1,126 @@
+"""Checkpoints: when to fold the log into a new snapshot, and the steps in their safe order.
+
+The log writer only decides; a short-lived child process of low priority does the work from the files alone (newest
+snapshot + sealed segments), so the commit path neither stops nor forks. A child that dies leaves a temporary file at
+most.
+
+Kept after a checkpoint: the new snapshot, the one before it, and every segment since that one, so that a snapshot that
+rots can be replaced. Hence the bound on the disk: two snapshots, plus twice the log that may gather before a checkpoint
+is due, plus what is written while one runs.
+"""
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from logd import recovery, snapshot, wal
+from logd.disk import Disk
+
+RETRY_SECONDS: Final = 30.0
+"""How long to leave it after a checkpoint that failed."""
+
+log = logging.getLogger("logd.checkpoint")
+
+
+class Policy(NamedTuple):
+    """A checkpoint is due when the sealed log has `log_bytes_min` and `ratio` times the size of the snapshot."""
+
+    log_bytes_min: int
+    ratio: float
+
+    def is_due(self, log_bytes: int, snapshot_bytes: int) -> bool:
+        """True when the log since the snapshot is worth folding."""
+        return log_bytes >= max(self.log_bytes_min, self.ratio * snapshot_bytes)
+
+
+def fold(disk: Disk, upto: int) -> None:
+    """Write the snapshot as of a sequence that ends a sealed segment, then remove what nothing needs any more.
+
+    Raises recovery.Damaged or OSError; then the files are as before but for a temporary one.
+    """
+    began = time.monotonic()
+    state = recovery.load(disk, upto)
+    size = snapshot.write(disk, state.store, upto)
+    recovery.set_aside_bad_snapshots(disk, state)
+    remove_covered(disk)
+    log.info(
+        "checkpoint as of frame %d: %d keys, %d bytes, from %s and %d segments, in %.2f s",
+        upto,
+        len(state.store.data),
+        size,
+        state.snapshot or "nothing",
+        len(state.segments),
+        time.monotonic() - began,
+    )
+
+
+def remove_covered(disk: Disk) -> None:
+    """Remove snapshots older than the last two, and the segments that only those would need.
+
+    The snapshots must be durable. Segments go oldest first, so that a crash in between leaves no gap.
+    """
+    names = disk.names()
+    kept = snapshot.list_snapshots(names)[-2:]
+    if len(kept) < 2:
+        return
+    segments = wal.list_segments(names)
+    for old in snapshot.list_snapshots(names)[:-2]:
+        disk.remove(old.name)
+    for segment, successor in itertools.pairwise(segments):
+        if successor.first <= kept[0].sequence + 1:
+            disk.remove(segment.name)
+    disk.sync_directory()
+
+
+class Checkpointer:
+    """Starts a checkpoint when one is due, one at a time. Used by one thread."""
+
+    def __init__(self, directory: Path, policy: Policy, log_bytes: int, snapshot_bytes: int) -> None:
+        self._directory = directory
+        self._policy = policy
+        self._snapshot_bytes = snapshot_bytes
+        self._before_bytes = log_bytes  # sealed before this process, and not in a snapshot
+        self._covered_bytes = 0  # of what this process sealed, how much a snapshot holds
+        self._child: subprocess.Popen[bytes] | None = None
+        self._not_before = 0.0
+        self._stopping = False
+
+    def maybe_start(self, sealed: wal.Sealed) -> None:
+        """Start a child when the sealed log is large enough."""
+        if self._child is not None or time.monotonic() < self._not_before:
+            return
+        log_bytes = self._before_bytes + sealed.bytes - self._covered_bytes
+        if self._policy.is_due(log_bytes, self._snapshot_bytes):
+            command = [sys.executable, "-m", "logd", "fold", str(self._directory), "--upto", str(sealed.sequence)]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE)  # its end tells the child that we are gone
+            threading.Thread(target=self._wait, args=(self._child, sealed), daemon=True).start()
+
+    def _wait(self, child: subprocess.Popen[bytes], sealed: wal.Sealed) -> None:
+        status = child.wait()
+        try:
+            if status == 0:
+                self._before_bytes, self._covered_bytes = 0, sealed.bytes
+                self._snapshot_bytes = os.path.getsize(self._directory / snapshot.snapshot_name(sealed.sequence))
+            elif not self._stopping:
+                log.error(
+                    "checkpoint as of frame %d ended with status %d; another try in %g s at the earliest",
+                    sealed.sequence,
+                    status,
+                    RETRY_SECONDS,
+                )
+                self._not_before = time.monotonic() + RETRY_SECONDS
+        finally:
+            self._child = None
+
+    def stop(self) -> None:
+        """End a running checkpoint; what it did so far is litter that the next start removes."""
+        self._stopping = True
+        if child := self._child:
+            child.kill()
+            child.wait()

@@ -1,0 +1,194 @@
+"""Group commit: all writes that arrive while a sync runs become the next group.
+
+Owns the durable order (append, sync, apply, reply) and the intake of sessions: which batch may come next. Knows no
+sockets; it hands back replies, each with the session that it is for. To `server.py` this is storage: submit a batch,
+look keys up, collect replies, stop.
+
+Two threads. The main thread takes batches, applies finished groups and answers; the sync thread appends and syncs one
+group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from logd.disk import Disk
+from logd.protocol import Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
+from logd.store import SESSIONS_MAX, Store
+from logd.wal import GROUP_BYTES_MAX, NoSpace, Wal
+
+log = logging.getLogger("logd.commit")
+
+
+class DiskFailed(Exception):
+    """A write or a sync failed: nothing of its group may be acknowledged, and this process must end (DESIGN rule 6)."""
+
+
+class Taken(NamedTuple):
+    """A batch that was taken in, with the bytes that go into the log."""
+
+    raw: bytes
+    batch: WriteBatch
+
+
+class Intake:
+    """How far a session has been taken in. Not durable: after a restart `taken` is what the log says."""
+
+    __slots__ = ("refused", "taken")
+
+    def __init__(self, taken: int) -> None:
+        self.taken = taken
+        self.refused = -1
+        """The highest number that was refused. A batch whose base is not above it was sent without knowing that, and is
+        refused too: taking it would make the refused one look like a repeat of something applied."""
+
+
+class GroupCommit:
+    """The log and the state behind one door. All methods but `_sync_loop` belong to the main thread."""
+
+    def __init__(self, disk: Disk, wal: Wal, store: Store, on_group: Callable[[], None] = lambda: None) -> None:
+        self._disk = disk
+        self._wal = wal
+        self._store = store
+        self._on_group = on_group
+        self._intakes: dict[bytes, Intake] = {}
+        self._waiting: deque[Taken] = deque()
+        self._in_flight: list[Taken] = []
+        self._needed_bytes = 0  # what the last group wanted when the disk was full; 0 when it was not
+        self._to_sync: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._synced: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        self._thread = threading.Thread(target=self._sync_loop, name="sync", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Readable when `collect` has something to do."""
+        return self._wake_read
+
+    def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of keys; None for those that are not there. Only what is durable is seen."""
+        return list(map(self._store.data.get, keys))
+
+    def trouble(self) -> str:
+        """Why writes cannot be taken; empty when they can."""
+        if self._needed_bytes and self._disk.free_bytes() < self._needed_bytes:
+            return "no space left on device"
+        return ""
+
+    def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
+        """Take a batch into the next group. A reply at once when it is not taken; None when one will be collected.
+
+        `raw` is the batch as it was sent, and as it goes into the log.
+        """
+        if batch.number and batch.session not in self._store.sessions:
+            return Dropped(batch.session, batch.number)
+        intake = self._intakes.get(batch.session) or self._new_intake(batch.session)
+        if batch.number <= intake.taken:
+            return self._answer_repeat(batch)
+        if batch.base <= intake.refused:
+            return Refused(batch.session, [batch.number], Reason.NO_SPACE)
+        expected = max(intake.taken + 1, batch.base)
+        if batch.number != expected:
+            return Gap(batch.session, batch.number, expected)
+        intake.taken = batch.number
+        self._waiting.append(Taken(raw, batch))
+        if not self._in_flight:
+            self._start_group()
+        return None
+
+    def collect(self) -> list[tuple[bytes, Reply]]:
+        """Finish the group whose sync is over and start the next. Returns replies and the sessions that they are for.
+
+        Raises DiskFailed.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        try:
+            failure = self._synced.get_nowait()
+        except queue.Empty:
+            return []
+        if failure and not isinstance(failure, NoSpace):
+            raise DiskFailed(str(failure)) from failure
+        group, self._in_flight = self._in_flight, []
+        if failure:
+            return self._refuse(group)
+        self._needed_bytes = 0
+        self._start_group()  # the next sync runs while this group is applied and answered
+        replies = self._apply(group)
+        self._on_group()
+        return replies
+
+    def idle(self) -> bool:
+        """True when everything that was taken in is answered."""
+        return not self._in_flight
+
+    def stop(self) -> None:
+        """End the sync thread. A group in flight is on the disk, though it was not answered, or it fails."""
+        self._to_sync.put(None)
+        self._thread.join()
+        self._wal.close()
+
+    def _new_intake(self, session: bytes) -> Intake:
+        if len(self._intakes) > 2 * SESSIONS_MAX:
+            self._forget_dropped_sessions()
+        intake = self._intakes[session] = Intake(self._store.sessions.get(session, -1))
+        return intake
+
+    def _forget_dropped_sessions(self) -> None:
+        waiting = {taken.batch.session for taken in (*self._waiting, *self._in_flight)}
+        keep = waiting.union(self._store.sessions)
+        self._intakes = {session: intake for session, intake in self._intakes.items() if session in keep}
+
+    def _answer_repeat(self, batch: WriteBatch) -> Reply | None:
+        if batch.number <= self._store.sessions.get(batch.session, -1):
+            return Committed(batch.session, [batch.number])
+        return None  # it waits, or its sync runs: it is answered with its group
+
+    def _start_group(self) -> None:
+        group_bytes = 0
+        while self._waiting and (group_bytes := group_bytes + len(self._waiting[0].raw)) <= GROUP_BYTES_MAX:
+            self._in_flight.append(self._waiting.popleft())
+        if self._in_flight:
+            self._to_sync.put([taken.raw for taken in self._in_flight])
+
+    def _sync_loop(self) -> None:
+        while (raws := self._to_sync.get()) is not None:
+            failure: Exception | None = None
+            try:
+                self._wal.append(raws)
+                self._wal.sync()
+            except Exception as error:  # whatever it is, the main thread has to hear of it
+                failure = error
+            self._synced.put(failure)
+            os.write(self._wake_write, b"\0")
+
+    def _apply(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
+        committed: dict[bytes, list[int]] = {}
+        dropped: list[tuple[bytes, Reply]] = []
+        for _, batch in group:
+            if self._store.apply(batch):
+                committed.setdefault(batch.session, []).append(batch.number)
+            else:
+                dropped.append((batch.session, Dropped(batch.session, batch.number)))
+        return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
+
+    def _refuse(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
+        """Answer a group that found no space, and all that waits behind it: taking those would leave a gap."""
+        self._needed_bytes = 0
+        refused: dict[bytes, list[int]] = {}
+        for raw, batch in (*group, *self._waiting):
+            refused.setdefault(batch.session, []).append(batch.number)
+            self._needed_bytes += len(raw)
+        self._waiting.clear()
+        for session, numbers in refused.items():
+            intake = self._intakes[session]
+            intake.taken = self._store.sessions.get(session, -1)
+            intake.refused = numbers[-1]
+        log.error("no space left on the device: %d batches refused", sum(map(len, refused.values())))
+        return [(session, Refused(session, numbers, Reason.NO_SPACE)) for session, numbers in refused.items()]

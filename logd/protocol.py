@@ -1,0 +1,154 @@
+"""The messages between HTTP workers and logd.
+
+This is the only module that both sides import. It knows how a message is encoded and what each one
+promises; it does not know who sends it, over what, or what is done with it.
+
+Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
+A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
+with the same decoder (logd/FORMAT.md describes them byte by byte).
+
+Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing
+and opens the session. logd takes only the next number, answers a repeat as it answered the first, and tells
+a session that it does not know so. `base` is the lowest number whose answer the worker does not have yet (RIFL's
+"first incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
+"""
+
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+import msgspec
+
+BATCH_BYTES_SOFT_MAX: Final = 1 << 20
+"""A batch, or an answer, that reached this size takes no further entry. One entry may be larger by itself."""
+
+MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
+"""What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
+
+VALUE_BYTES_CEILING: Final = 256 << 20
+"""The highest limit on one value that may be configured."""
+
+MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
+"""No message is ever larger, whatever is configured."""
+
+SESSION_ID_BYTES: Final = 16
+
+assert BATCH_BYTES_SOFT_MAX < MESSAGE_OVERHEAD_BYTES
+
+
+class Reason(IntEnum):
+    """Why a write batch was certainly not applied."""
+
+    NO_SPACE = 1
+    """No space left on the device."""
+
+
+class Exit(IntEnum):
+    """The exit status of logd, which its supervisor obeys."""
+
+    STOPPED = 0
+    """Told to stop, and did."""
+    CRASHED = 1
+    """Unexpected; starting again is right."""
+    USAGE = 2
+    """The command line is wrong; starting again is useless."""
+    LOCKED = 10
+    """A living process uses the directory."""
+    DAMAGED = 11
+    """Acknowledged data would be lost; a person has to decide."""
+    UNUSABLE = 12
+    """The directory cannot be written."""
+    DISK_FAILED = 13
+    """A write or a sync failed; a successor trusts only what it has written anew."""
+
+
+# Worker to logd ------------------------------------------------------------------------------------------
+
+
+class WriteBatch(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
+    """Writes of one event-loop turn: first `clear`, then `puts` and `deletes`, which share no key."""
+
+    session: bytes
+    number: int
+    base: int
+    clear: bool
+    puts: dict[str, bytes]
+    deletes: list[str]
+
+
+class ReadBatch(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
+    """Look up `keys`. Answered by one or more `Values`."""
+
+    number: int
+    keys: list[str]
+
+
+class StatusRequest(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=False):
+    """Can reads and writes be taken? Answered by `Status`."""
+
+    number: int
+
+
+Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest
+
+# logd to worker ------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
+    """The first message on every new connection: nothing sent on an earlier one is still on its way."""
+
+    pid: int
+
+
+class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
+    """These batches of a session are durable and applied."""
+
+    session: bytes
+    numbers: list[int]
+
+
+class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
+    """These batches of a session were not applied and never will be."""
+
+    session: bytes
+    numbers: list[int]
+    reason: Reason
+
+
+class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
+    """Batch `number` of a session was not taken: `expected` has to come first."""
+
+    session: bytes
+    number: int
+    expected: int
+
+
+class Dropped(msgspec.Struct, tag=14, array_like=True, frozen=True, gc=False):
+    """The session of batch `number` is not known (any more): what became of its batches cannot be told."""
+
+    session: bytes
+    number: int
+
+
+class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
+    """Answers to a `ReadBatch`: the values of its keys from index `first` on; None where there is none."""
+
+    number: int
+    first: int
+    values: list[bytes | None]
+
+
+class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
+    """`trouble` is empty when reads and writes can be taken, else the reason why not."""
+
+    number: int
+    trouble: str
+
+
+Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode_request: Final = msgspec.msgpack.Decoder(Request).decode
+decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+decode_write_batches: Final = msgspec.msgpack.Decoder(list[WriteBatch]).decode
+DecodeError: Final = msgspec.DecodeError
+"""Raised by the decoders when the bytes are not one of their messages."""

@@ -1,0 +1,248 @@
+"""From the files of a directory to a store, or to a clear refusal.
+
+Knows the files and what may have happened to them; no sockets. Recovery changes nothing until it has understood
+everything, and it may be killed at any point and started again.
+
+What it decides, and the labels that its log lines and errors carry:
+
+| label            | condition                                                              | decision              |
+|------------------|------------------------------------------------------------------------|-----------------------|
+| NEW              | no snapshot, no segment                                                | begin empty           |
+| CLEAN            | the last segment ends with a whole frame                               | serve                 |
+| TORN_TAIL        | the last segment ends in a cut write; no whole frame is behind it      | drop the tail, say so |
+| OLDER_SNAPSHOT   | the newest snapshot is bad; the log continues an older one, or has all | use that, say so      |
+| BAD_SNAPSHOT     | a snapshot is bad and nothing can stand in for it                      | refuse                |
+| MISSING_SEGMENT  | frames behind the snapshot, or between two segments, are in no segment | refuse                |
+| BAD_SEGMENT      | the header of a segment cannot be read                                 | refuse                |
+| DAMAGED_FRAME    | a bad frame with whole ones, or a later segment, behind it             | refuse                |
+| UNREADABLE_FRAME | a frame is whole, and its payload is not what this program writes      | refuse                |
+"""
+
+import enum
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from logd import frame, snapshot, wal
+from logd.disk import Disk
+from logd.protocol import DecodeError, decode_write_batches
+from logd.store import Store
+
+log = logging.getLogger("logd.recovery")
+
+
+class Finding(enum.Enum):
+    """What recovery found; the labels of the table above."""
+
+    NEW = "new"
+    CLEAN = "clean"
+    TORN_TAIL = "torn tail"
+    OLDER_SNAPSHOT = "older snapshot"
+    BAD_SNAPSHOT = "bad snapshot"
+    MISSING_SEGMENT = "missing segment"
+    BAD_SEGMENT = "bad segment"
+    DAMAGED_FRAME = "damaged frame"
+    UNREADABLE_FRAME = "unreadable frame"
+
+
+class Damaged(Exception):
+    """Acknowledged data would be lost by going on. Nothing was changed."""
+
+    def __init__(self, finding: Finding, name: str, offset: int, detail: str) -> None:
+        super().__init__(f"[{finding.name}] {name} at offset {offset}: {detail}")
+        self.finding = finding
+        self.name = name
+        self.offset = offset
+
+
+class Tail(NamedTuple):
+    """The last segment: the bytes of it that are whole frames, and how many bytes follow them."""
+
+    segment: wal.Segment
+    whole: bytes
+    dropped_bytes: int
+
+
+class Recovered(NamedTuple):
+    """The state after the frame `sequence`, and what it was read from."""
+
+    store: Store
+    sequence: int
+    finding: Finding
+    snapshot: str | None
+    bad_snapshots: list[str]
+    segments: list[str]
+    tail: Tail | None
+    log_bytes: int
+    """Bytes in the segments that hold what the snapshot does not."""
+    snapshot_bytes: int
+    seconds: float
+
+
+def load(disk: Disk, upto: int | None = None) -> Recovered:
+    """Read the newest whole snapshot and the log behind it. Writes nothing.
+
+    With `upto`, only segments that begin at or before that sequence, which must be the last one of a segment.
+    Raises Damaged, or OSError when a file cannot be read.
+    """
+    began = time.monotonic()
+    names = disk.names()
+    segments = [segment for segment in wal.list_segments(names) if upto is None or segment.first <= upto]
+    base, bad = _load_base(disk, names, segments)
+    needed = _continue(segments, base.sequence)
+    if not needed and (segments or base.name):
+        detail = f"frame {base.sequence + 1} and what came after it are in no segment"
+        raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
+    replay = _Replay(disk, base.store, base.sequence)
+    for segment in needed:
+        replay.segment(segment, may_be_torn=segment is needed[-1] and upto is None)
+    known = max([found.sequence for found in snapshot.list_snapshots(names)], default=0)
+    if replay.sequence < (known if upto is None else upto):
+        detail = f"the log ends at frame {replay.sequence}, and frames up to {known} were acknowledged"
+        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, detail)
+    return Recovered(
+        store=base.store,
+        sequence=replay.sequence,
+        finding=_finding(base, bad, replay.tail),
+        snapshot=base.name,
+        bad_snapshots=bad,
+        segments=[segment.name for segment in needed],
+        tail=replay.tail,
+        log_bytes=replay.log_bytes,
+        snapshot_bytes=disk.size(base.name) if base.name else 0,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _finding(base: "_Base", bad_snapshots: list[str], tail: Tail | None) -> Finding:
+    if tail and tail.dropped_bytes:
+        return Finding.TORN_TAIL
+    if bad_snapshots:
+        return Finding.OLDER_SNAPSHOT
+    return Finding.CLEAN if base.name or tail else Finding.NEW
+
+
+class _Base(NamedTuple):
+    store: Store
+    sequence: int
+    name: str | None
+
+
+def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) -> tuple[_Base, list[str]]:
+    """The newest state that the log continues, from a snapshot, or empty when the log reaches back to its beginning.
+
+    Also the names of snapshots that are bad. Raises Damaged when one is and nothing can stand in for it.
+    """
+    bad: list[str] = []
+    failure: Damaged | None = None
+    for candidate in reversed(snapshot.list_snapshots(names)):
+        if bad and not _continue(segments, candidate.sequence):
+            continue
+        try:
+            store, sequence = snapshot.read(disk, candidate.name)
+            return _Base(store, sequence, candidate.name), bad
+        except snapshot.BadSnapshot as error:
+            log.warning("[%s] %s: %s", Finding.BAD_SNAPSHOT.name, candidate.name, error)
+            failure = failure or Damaged(Finding.BAD_SNAPSHOT, candidate.name, 0, str(error))
+            bad.append(candidate.name)
+    if failure and not _continue(segments, 0):
+        raise failure
+    return _Base(Store(), 0, None), bad
+
+
+def _continue(segments: list[wal.Segment], sequence: int) -> list[wal.Segment]:
+    """The segments that hold the frames after a sequence; none when the first of those frames is in no segment."""
+    begun = [segment for segment in segments if segment.first <= sequence + 1]
+    return segments[len(begun) - 1 :] if begun else []
+
+
+class _Replay:
+    """Applies segments in order, and refuses where anything is missing between them."""
+
+    def __init__(self, disk: Disk, store: Store, sequence: int) -> None:
+        self._disk = disk
+        self._store = store
+        self._base_sequence = sequence
+        self.sequence = sequence
+        self.log_bytes = 0
+        self.tail: Tail | None = None
+
+    def segment(self, segment: wal.Segment, may_be_torn: bool) -> None:
+        """Apply the frames of one segment that the state does not hold yet. Raises Damaged."""
+        with self._disk.open(segment.name) as file:
+            data = file.read()
+        if self.log_bytes and segment.first != self.sequence + 1:
+            raise Damaged(
+                Finding.MISSING_SEGMENT,
+                segment.name,
+                0,
+                f"it begins at frame {segment.first}, and the one before ends at {self.sequence}",
+            )
+        frames = frame.FrameReader(data, self._header(segment, data), segment.first)
+        for each in frames:
+            self._apply(segment, each)
+        self._check_end(segment, frames, len(data), may_be_torn)
+        self.sequence = frames.sequence
+        self.log_bytes += frames.offset
+        self.tail = Tail(segment, data[: frames.offset], len(data) - frames.offset)
+
+    def _header(self, segment: wal.Segment, data: bytes) -> frame.Header:
+        try:
+            header = wal.decode_segment_header(data)
+        except frame.BadHeader as error:
+            raise Damaged(Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
+        if header.sequence != segment.first:
+            raise Damaged(
+                Finding.BAD_SEGMENT, segment.name, 0, f"its header says that it begins at frame {header.sequence}"
+            )
+        return header
+
+    def _apply(self, segment: wal.Segment, each: frame.Frame) -> None:
+        if each.sequence <= self._base_sequence:
+            return
+        try:
+            batches = decode_write_batches(each.payload)
+        except DecodeError as error:
+            raise Damaged(
+                Finding.UNREADABLE_FRAME, segment.name, each.offset, f"frame {each.sequence}: {error}"
+            ) from error
+        for batch in batches:
+            self._store.apply(batch)
+
+    def _check_end(self, segment: wal.Segment, frames: frame.FrameReader, size: int, may_be_torn: bool) -> None:
+        if frames.end is frame.End.CLEAN or (frames.end is frame.End.TORN and may_be_torn):
+            return
+        behind = (
+            f"frame {frames.follows.sequence} at offset {frames.follows.offset}"
+            if frames.follows
+            else "a later segment"
+        )
+        raise Damaged(
+            Finding.DAMAGED_FRAME,
+            segment.name,
+            frames.offset,
+            f"frame {frames.sequence + 1} is damaged, and whole data follows it: {behind}; file of {size} bytes",
+        )
+
+
+def make_durable(disk: Disk, recovered: Recovered) -> None:
+    """Write and sync anew what recovery is about to serve, and clear what a crash left.
+
+    A record that can be read back may still be in the page cache only: a sync that failed marks its pages clean
+    (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
+    Raises wal.NoSpace or OSError.
+    """
+    for name in disk.names():
+        if name.endswith(wal.TEMPORARY_SUFFIX):
+            disk.remove(name)
+    set_aside_bad_snapshots(disk, recovered)
+    if recovered.tail:
+        wal.write_durably(disk, recovered.tail.segment.name, recovered.tail.whole).close()
+
+
+def set_aside_bad_snapshots(disk: Disk, recovered: Recovered) -> None:
+    """Rename the snapshots that something older stood in for, so that they do not count as one to fall back to."""
+    for name in recovered.bad_snapshots:
+        disk.rename(name, f"{name}.damaged")
+    disk.sync_directory()

@@ -1,0 +1,137 @@
+"""The event loop of logd: receive, hand on, reply.
+
+Knows the socket and the messages; sees storage as one object that takes batches, looks keys up and hands back replies.
+Knows nothing of files.
+
+Messages are drained until there are none before anything else is done; one turn answers all reads that came, and
+collects at most one finished group.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import zmq
+
+from logd import protocol
+from logd.protocol import Hello, ReadBatch, Reply, Status, StatusRequest, Values, WriteBatch
+
+log = logging.getLogger("logd.server")
+
+_DRAIN_MESSAGES_MAX = 1000  # so that replies of a finished group do not wait for ever behind a flood
+
+
+class Storage(Protocol):
+    """What the server needs of storage."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `collect` has something to do."""
+
+    def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Values of keys, None for those that are not there."""
+
+    def trouble(self) -> str:
+        """Why writes cannot be taken; empty when they can."""
+
+    def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
+        """Take a batch, or answer it at once."""
+
+    def collect(self) -> list[tuple[bytes, Reply]]:
+        """Replies that became due, each with its session."""
+
+    def idle(self) -> bool:
+        """True when nothing waits for an answer."""
+
+
+def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_bytes_max: int) -> zmq.Socket[bytes]:
+    """The ROUTER that workers connect to.
+
+    Bind only with the directory locked and recovered: bind unlinks what is there.
+    """
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.SNDHWM, 0)  # at a high-water mark messages vanish; the bound is in the workers
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.bind(address)
+    return socket
+
+
+class Server:
+    """Serves until the lifeline closes, which is how the supervisor says stop, and how its death is noticed."""
+
+    def __init__(self, socket: zmq.Socket[bytes], storage: Storage, lifeline_fd: int) -> None:
+        self._socket = socket
+        self._storage = storage
+        self._lifeline_fd = lifeline_fd
+        self._peers: dict[bytes, bytes] = {}
+        """Session to the connection that it last wrote from."""
+
+    def run(self) -> None:
+        """Serve, then answer what was taken in. Raises what `Storage.collect` raises."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._storage.fileno(), zmq.POLLIN)
+        poller.register(self._lifeline_fd, zmq.POLLIN)
+        stopping = False
+        while not (stopping and self._storage.idle()):
+            ready = dict(poller.poll())
+            if self._socket in ready:
+                self._receive()
+            if self._storage.fileno() in ready:
+                self._collect()
+            if self._lifeline_fd in ready:
+                stopping = True
+                poller.unregister(self._lifeline_fd)
+                poller.unregister(self._socket)  # by now the workers are gone, or about to be
+
+    def _receive(self) -> None:
+        for _ in range(_DRAIN_MESSAGES_MAX):
+            try:
+                peer, raw = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if raw:
+                self._handle(peer, raw)
+            else:  # sent by ZMQ_PROBE_ROUTER when a connection is made
+                self._send(peer, Hello(os.getpid()))
+
+    def _handle(self, peer: bytes, raw: bytes) -> None:
+        try:
+            request = protocol.decode_request(raw)
+        except protocol.DecodeError as error:
+            log.error("a message of %d bytes cannot be decoded: %s", len(raw), error)
+            return
+        if isinstance(request, WriteBatch):
+            self._peers[request.session] = peer
+            if reply := self._storage.submit(raw, request):
+                self._send(peer, reply)
+        elif isinstance(request, ReadBatch):
+            self._answer_reads(peer, request)
+        elif isinstance(request, StatusRequest):
+            self._send(peer, Status(request.number, self._storage.trouble()))
+
+    def _answer_reads(self, peer: bytes, request: ReadBatch) -> None:
+        first, size, values = 0, 0, []
+        for value in self._storage.lookup(request.keys):
+            values.append(value)
+            size += len(value) if value else 0
+            if size >= protocol.BATCH_BYTES_SOFT_MAX:
+                self._send(peer, Values(request.number, first, values))
+                first, size, values = first + len(values), 0, []
+        if values:
+            self._send(peer, Values(request.number, first, values))
+
+    def _collect(self) -> None:
+        for session, reply in self._storage.collect():
+            self._send(self._peers[session], reply)
+
+    def _send(self, peer: bytes, reply: Reply) -> None:
+        try:
+            self._socket.send_multipart((peer, protocol.encode(reply)), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            # The worker is gone, or on another connection, where it asks again.

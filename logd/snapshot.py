@@ -1,0 +1,154 @@
+"""The snapshot file: the whole state as of one sequence, written durably and read back verified.
+
+Owns the file's content and name; does not know the log, nor when a snapshot is due.
+
+The file is a header and frames (logd/frame.py), numbered from 1: first the sessions, then chunks of entries, last a
+footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one MessagePack map,
+so that loading runs at the speed of the decoder.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Final, NamedTuple
+
+import msgspec
+
+from logd import frame
+from logd.disk import Disk
+from logd.store import Store
+from logd.wal import TEMPORARY_SUFFIX
+
+MAGIC: Final = b"KVLOGSNP"
+_NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
+_CHUNK_BYTES: Final = 1 << 20
+
+log = logging.getLogger("logd.snapshot")
+
+
+class BadSnapshot(Exception):
+    """The file is not a whole snapshot; the message says where and in what way."""
+
+
+class Sessions(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    """The last batch number of each session, least recently used first."""
+
+    numbers: list[tuple[bytes, int]]
+
+
+class Entries(msgspec.Struct, tag=2, array_like=True, frozen=True):
+    """Some of the keys, with their values."""
+
+    data: dict[str, bytes]
+
+
+class Footer(msgspec.Struct, tag=3, array_like=True, frozen=True):
+    """The end, and proof that nothing is missing."""
+
+    sequence: int
+    keys: int
+    sessions: int
+
+
+_Chunk = Sessions | Entries | Footer
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(_Chunk).decode
+
+
+class Snapshot(NamedTuple):
+    """A snapshot file: the state after the frame `sequence`."""
+
+    name: str
+    sequence: int
+
+
+def snapshot_name(sequence: int) -> str:
+    """The file name of the snapshot as of this sequence."""
+    return f"snapshot-{sequence:020d}.snap"
+
+
+def list_snapshots(names: Sequence[str]) -> list[Snapshot]:
+    """The snapshots among file names, oldest first."""
+    found = [Snapshot(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+    return sorted(found, key=lambda snapshot: snapshot.sequence)
+
+
+def write(disk: Disk, store: Store, sequence: int) -> int:
+    """Publish the state as the snapshot of that sequence, whole or not at all. Returns its size in bytes.
+
+    Raises OSError; a temporary file may then be left, which the next start removes.
+    """
+    name = snapshot_name(sequence)
+    temporary = name + TEMPORARY_SUFFIX
+    file = disk.create(temporary)
+    try:
+        for part in _encode_file(store, sequence):
+            file.append(part)
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(temporary, name)
+    disk.sync_directory()
+    return file.size
+
+
+def _encode_file(store: Store, sequence: int) -> Iterator[bytes]:
+    marker = frame.new_marker()
+    yield frame.encode_header(MAGIC, frame.Header(marker, sequence))
+    for number, chunk in enumerate(_chunks(store, sequence), start=1):
+        payload = _encode(chunk)
+        yield frame.encode_frame_header(marker, number, payload) + payload
+
+
+def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
+    yield Sessions(list(store.sessions.items()))
+    chunk: dict[str, bytes] = {}
+    chunk_bytes = 0
+    for key, value in store.data.items():
+        chunk[key] = value
+        chunk_bytes += len(key) + len(value)
+        if chunk_bytes >= _CHUNK_BYTES:
+            yield Entries(chunk)
+            chunk, chunk_bytes = {}, 0
+    if chunk:
+        yield Entries(chunk)
+    yield Footer(sequence, len(store.data), len(store.sessions))
+
+
+def read(disk: Disk, name: str) -> tuple[Store, int]:
+    """Load a snapshot, every byte of it verified, and the sequence that it is of.
+
+    Raises BadSnapshot when any of it is not as it was written, OSError when it cannot be read.
+    """
+    with disk.open(name) as file:
+        try:
+            header = frame.decode_header(MAGIC, file.read(frame.HEADER_BYTES))
+        except frame.BadHeader as error:
+            raise BadSnapshot(str(error)) from error
+        store = Store()
+        footer = _read_chunks(file, header, store)
+        if file.read(1):
+            raise BadSnapshot(f"bytes follow its footer at offset {file.tell() - 1}")
+    if footer != Footer(header.sequence, len(store.data), len(store.sessions)):
+        raise BadSnapshot("its footer does not match what it holds")
+    return store, header.sequence
+
+
+def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
+    number = 0
+    while True:
+        number += 1
+        offset = file.tell()
+        payload = frame.read_frame(file, header.marker, number)
+        if payload is None:
+            raise BadSnapshot(f"chunk {number} at offset {offset} is damaged or cut short")
+        try:
+            chunk = _decode(payload)
+        except msgspec.DecodeError as error:
+            raise BadSnapshot(f"chunk {number} at offset {offset} cannot be decoded: {error}") from error
+        if isinstance(chunk, Footer):
+            return chunk
+        if isinstance(chunk, Sessions):
+            store.sessions.update(chunk.numbers)
+        else:
+            store.data.update(chunk.data)

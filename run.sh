@@ -1,0 +1,25 @@
+#!/bin/sh
+# Becomes the server: ./run.sh --port 8080 --working-dir DIR (--help lists the options).
+# On the first start, and when requirements.txt has changed, sets up .venv beside this file.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+
+find_python() {
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        found=$python
+        "$python" -c 'import ensurepip, venv' 2>/dev/null && return
+    done
+    if [ -n "${found:-}" ]; then
+        echo "run.sh: $found has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)" >&2
+    else
+        echo "run.sh: Python 3.11 or newer is needed, and no python3 in PATH is; install it" >&2
+    fi
+    exit 1
+}
+
+if ! cmp -s "$here/requirements.txt" "$here/.venv/.requirements.txt" || ! [ -x "$here/.venv/bin/python" ]; then
+    find_python
+    "$python" "$here/kv/setup_venv.py" "$here/.venv" "$here/requirements.txt"
+fi
+PYTHONPATH=$here PYTHONSAFEPATH=1 exec "$here/.venv/bin/python" -m kv "$@"
