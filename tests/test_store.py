@@ -1,0 +1,61 @@
+"""The state machine: what each batch does, and that it does it once."""
+
+from logd.protocol import WriteBatch
+from logd.store import SESSIONS_MAX, Store
+
+A, B = b"a" * 16, b"b" * 16
+
+
+def batch(session=A, number=0, *, clear=False, puts=None, deletes=()):
+    return WriteBatch(session, number, 0, clear, puts or {}, list(deletes))
+
+
+def opened(*sessions):
+    store = Store()
+    for session in sessions or (A,):
+        assert store.apply(batch(session, 0))
+    return store
+
+
+def test_a_batch_clears_first_then_puts_and_deletes():
+    store = opened()
+    store.apply(batch(number=1, puts={"x": b"1", "y": b"2"}))
+    store.apply(batch(number=2, clear=True, puts={"z": b"3"}, deletes=["nothing"]))
+    assert store.data == {"z": b"3"}
+    store.apply(batch(number=3, puts={"x": b"4"}, deletes=["z"]))
+    assert store.data == {"x": b"4"}
+
+
+def test_a_repeat_is_known_and_changes_nothing():
+    store = opened()
+    store.apply(batch(number=1, puts={"x": b"1"}))
+    store.apply(batch(number=2, puts={"x": b"2"}))
+    assert store.apply(batch(number=1, puts={"x": b"1"}))
+    assert store.data == {"x": b"2"}
+    assert store.sessions == {A: 2}
+
+
+def test_a_batch_of_an_unknown_session_is_not_applied():
+    store = opened(A)
+    assert not store.apply(batch(B, 1, puts={"x": b"1"}))
+    assert store.data == {}
+    assert B not in store.sessions
+
+
+def test_opening_a_session_again_does_not_set_it_back():
+    store = opened()
+    store.apply(batch(number=1, puts={"x": b"1"}))
+    assert store.apply(batch(number=0))
+    assert store.sessions == {A: 1}
+
+
+def test_the_session_that_wrote_least_recently_makes_room():
+    store = opened(A, B)
+    for number in range(SESSIONS_MAX - 2):
+        store.apply(batch(number.to_bytes(16, "big"), 0))
+    store.apply(batch(A, 1))  # so that B is the one that wrote least recently
+    store.apply(batch(b"new" * 5 + b"!", 0))
+    assert len(store.sessions) == SESSIONS_MAX
+    assert A in store.sessions
+    assert B not in store.sessions
+    assert not store.apply(batch(B, 1, puts={"x": b"1"}))
