@@ -1,0 +1,194 @@
+"""A disk that forgets. Stands in for `logd.disk.LocalDisk` behind the same seam.
+
+It keeps apart what a process sees and what has reached the platter. It can be told to stop at the n-th call that
+changes anything, as if the power went, and then enumerates the disks that could be left: for each file with unsynced
+data, the data lost, cut, zeroed, garbage, or there in the wrong order of sectors; for each unsynced change of a name,
+made or not, independently. It can also be told that a call fails: no space (after a short write), or an I/O error,
+after which, as on Linux, the data can still be read but is not on the platter and never will be.
+"""
+
+import errno
+import io
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+SECTOR_BYTES = 16  # small, so that a frame has many
+_NAME_CHANGES_MAX = 6  # beyond it only prefixes of the changes are tried, not every subset
+
+
+class PowerCut(OSError):
+    """Raised by the call at which the power goes, and by every one after it."""
+
+
+Change = dict[str, "Inode | None"]
+"""One step on the directory: names, and what they stand for after it."""
+
+
+@dataclass
+class Inode:
+    durable: bytes = b""
+    cached: bytearray = field(default_factory=bytearray)
+    lost: bool = False
+    """A sync failed: what was unsynced then is marked clean, and no later sync writes it."""
+
+    def survivors(self) -> list[bytes]:
+        """What the file may hold after a power cut, without repeats."""
+        old, new = self.durable, bytes(self.cached)
+        if old == new:
+            return [old]
+        if not new.startswith(old):
+            return [old, new]
+        added = new[len(old) :]
+        half = len(added) // 2 // SECTOR_BYTES * SECTOR_BYTES or len(added) // 2
+        variants = [
+            old,
+            new,
+            old + added[:half],
+            new[:-1],
+            old + bytes(len(added)),
+            old + bytes(half) + added[half:],
+            old + added[:half] + bytes(len(added) - half),
+            old + bytes(byte ^ 0x5A for byte in added),
+        ]
+        return list(dict.fromkeys(variants))
+
+
+class SimFile:
+    def __init__(self, disk: "SimDisk", inode: Inode) -> None:
+        self._disk = disk
+        self._inode = inode
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        self._disk.step("append", self, data)
+        self._inode.cached[self.size :] = data
+        self.size += len(data)
+
+    def truncate(self, size: int) -> None:
+        self._disk.step("truncate")
+        del self._inode.cached[size:]
+        self.size = size
+
+    def sync(self) -> None:
+        self._disk.step("sync", self)
+        if not self._inode.lost:
+            self._inode.durable = bytes(self._inode.cached)
+
+    def close(self) -> None:
+        pass
+
+    def write_short(self, data: bytes) -> None:
+        """What a full disk takes before it says so."""
+        self._inode.cached[self.size :] = data[: len(data) // 2]
+        self.size += len(data) // 2
+
+    def fail_sync(self) -> None:
+        self._inode.lost = True
+
+
+class SimDisk:
+    """Satisfies `logd.disk.Disk`."""
+
+    def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        self._durable = {name: Inode(data, bytearray(data)) for name, data in (files or {}).items()}
+        self._names = dict(self._durable)
+        self._changes: list[Change] = []
+        self.calls = 0
+        self.cut_at: int | None = None
+        self.fail_at: dict[int, int] = {}
+        """Number of a call, and the errno with which it fails."""
+        self.is_cut = False
+
+    def step(self, call: str, file: SimFile | None = None, data: bytes = b"") -> None:
+        """Count one changing call, and fail it when that was asked for."""
+        self.calls += 1
+        if self.is_cut or self.calls == self.cut_at:
+            if call == "append" and file and not self.is_cut:
+                file._inode.cached[file.size :] = data  # the write may have begun
+            self.is_cut = True
+            raise PowerCut(errno.EIO, f"power cut at call {self.calls}: {call}")
+        if number := self.fail_at.get(self.calls):
+            if call == "append" and file:
+                file.write_short(data)
+            if call == "sync" and file:
+                file.fail_sync()
+            raise OSError(number, os.strerror(number))
+
+    def names(self) -> Sequence[str]:
+        return list(self._names)
+
+    def size(self, name: str) -> int:
+        return len(self._find(name).cached)
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(bytes(self._find(name).cached))
+
+    def create(self, name: str) -> SimFile:
+        self.step("create")
+        inode = Inode()
+        self._change({name: inode})
+        return SimFile(self, inode)
+
+    def rename(self, old: str, new: str) -> None:
+        self.step("rename")
+        self._change({old: None, new: self._find(old)})
+
+    def remove(self, name: str) -> None:
+        self.step("remove")
+        self._find(name)
+        self._change({name: None})
+
+    def sync_directory(self) -> None:
+        self.step("sync_directory")
+        self._durable = dict(self._names)
+        self._changes = []
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def _find(self, name: str) -> Inode:
+        if name not in self._names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        return self._names[name]
+
+    def _change(self, change: "Change") -> None:
+        self._changes.append(change)
+        _apply(self._names, change)
+
+    def survivors(self) -> Iterator["SimDisk"]:
+        """Every disk that could be left if the power went now."""
+        for names in self._surviving_names():
+            inodes = list({id(inode): inode for inode in names.values()}.values())
+            for contents in itertools.product(*(inode.survivors() for inode in inodes)):
+                data = dict(zip(map(id, inodes), contents, strict=True))
+                yield SimDisk({name: data[id(inode)] for name, inode in names.items()})
+
+    def content(self) -> dict[str, bytes]:
+        """What a process sees."""
+        return {name: bytes(inode.cached) for name, inode in self._names.items()}
+
+    def _surviving_names(self) -> Iterator[dict[str, Inode]]:
+        changes = self._changes
+        every: Iterator[Sequence[Change]]
+        if len(changes) <= _NAME_CHANGES_MAX:
+            every = itertools.chain.from_iterable(
+                itertools.combinations(changes, count) for count in range(len(changes) + 1)
+            )
+        else:
+            every = (changes[:count] for count in range(len(changes) + 1))
+        for made in every:
+            names = dict(self._durable)
+            for change in made:
+                _apply(names, change)
+            yield names
+
+
+def _apply(names: dict[str, Inode], change: Change) -> None:
+    for name, inode in change.items():
+        if inode is None:
+            names.pop(name, None)
+        else:
+            names[name] = inode
