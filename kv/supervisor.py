@@ -254,6 +254,7 @@ class Supervisor:
         }
         command = ["-m", "logd", "serve", str(config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
+        command += ["--must-exist"] if self._serving else []  # what was served must not begin anew, empty
         self._logd.start(command, _environment(), (read, said), held)
         os.close(read)
         os.close(said)

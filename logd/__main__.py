@@ -15,17 +15,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
+import msgspec
 import setproctitle
 import zmq
 
-from logd import checkpoint, recovery, server
+from logd import checkpoint, recovery, reserve, server, tools
 from logd.commit import DiskFailed, GroupCommit
-from logd.disk import DirectoryLock, LocalDisk, make_directory
+from logd.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
 from logd.protocol import Exit
 from logd.wal import NoSpace, Wal
 
+_ROOT = Path(__file__).resolve().parent.parent
 _LOCK_PATIENCE_SECONDS = 3.0  # a predecessor whose supervisor was killed needs a moment to end
 
 log = logging.getLogger("logd")
@@ -39,13 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # these are for the supervisor, which ends us when it is our turn
     try:
         return Exit(arguments.command(arguments))
     except recovery.Damaged as error:
-        log.critical("%s; nothing was changed", error)
+        tool = f"{sys.executable} -m logd"
+        log.critical("%s. Nothing was changed", error)
+        log.critical("to see more: %s inspect DIR; to mend: %s repair DIR, in %s", tool, tool, _ROOT)
         return Exit.DAMAGED
+    except BrokenPipeError:  # head(1) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+        return Exit.CRASHED
     except DiskFailed as error:
         log.critical("the disk failed, nothing of that group was acknowledged: %s", error)
         return Exit.DISK_FAILED
@@ -64,33 +71,151 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     serve.add_argument("--segment-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-log-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-ratio", required=True, type=float)
+    serve.add_argument(
+        "--must-exist", action="store_true", help="refuse a directory without data: it was served before"
+    )
     serve.set_defaults(command=_serve)
 
     fold = commands.add_parser("fold", help="write a snapshot of sealed segments (started by a serving logd)")
     fold.add_argument("directory", metavar="DIR", type=Path)
     fold.add_argument("--upto", required=True, type=int, metavar="SEQUENCE")
+    fold.add_argument("--reserve-bytes", type=int, default=0)
     fold.set_defaults(command=_fold)
 
     for command in (serve, fold):
         command.add_argument("--log-level", default="info")
+    _add_tools(commands)
     return parser.parse_args(argv)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    setproctitle.setproctitle(f"kv: logd {arguments.directory}")
+def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say what add_subparsers returns
+    """The commands for people. They take a directory that no server uses."""
+
+    def add(name: str, run: Callable[[LocalDisk, argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
+        tool: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
+        tool.add_argument("directory", metavar="DIR", type=Path)
+        tool.set_defaults(command=lambda arguments: _use_tool(run, arguments), log_level="warning")
+        return tool
+
+    look = add("inspect", _inspect, "what is in each file, and what recovery would do with them, and why")
+    look.add_argument("--json", action="store_true", help="as JSON")
+    add("verify", _verify, "read every byte; the exit status is 0 when all is well")
+    add("dump", _dump, "the operations in the log as JSON lines")
+    mend = add("repair", _repair, "show what has to be cut off so that the server starts, and what is lost with it")
+    mend.add_argument("--yes", action="store_true", help="do it; what is cut off is kept in files of its own")
+    out = add("export", _export, "the keys and values as JSON lines")
+    out.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to; - is standard output")
+    into = add("import", _import, "make an empty directory hold what export wrote")
+    into.add_argument("file", metavar="FILE", nargs="?", default="-", help="where from; - is standard input")
+
+
+def _use_tool(run: Callable[[LocalDisk, argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     directory: Path = arguments.directory
     lock = DirectoryLock(directory)
     try:
-        make_directory(directory)
+        if run is _import:
+            make_directory(directory)
+        lock.acquire()
+        return run(LocalDisk(directory), arguments)
+    except BlockingIOError:
+        log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
+        return Exit.LOCKED
+    except tools.CannotImport as error:
+        log.critical("%s: %s", arguments.file, error)
+        return Exit.USAGE
+    except NoSpace:
+        log.critical("no space left on the device of %s", directory)
+        return Exit.UNUSABLE
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        log.critical("%s: %s", error.filename or directory, error.strerror)
+        return Exit.UNUSABLE
+
+
+def _inspect(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    report = tools.inspect(disk, progress=_is_watched())
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        print(*tools.describe(report), sep="\n")
+    return Exit.STOPPED
+
+
+def _verify(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    report = tools.inspect(disk, progress=_is_watched())
+    bad = [file for file in report.files if file.trouble]
+    for file in bad:
+        print(f"{file.name}: {file.trouble}")
+    print(f"{len(report.files)} files, {len(bad)} damaged; recovery would: {report.recovery}")
+    return Exit.DAMAGED if bad or report.refuses else Exit.STOPPED
+
+
+def _dump(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    tools.dump(disk, sys.stdout)
+    return Exit.STOPPED
+
+
+def _repair(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    plan = tools.plan_repair(disk)
+    print(*tools.describe_plan(plan), sep="\n")
+    if plan.steps and arguments.yes:
+        tools.repair(disk, plan)
+        print("done")
+    elif plan.steps:
+        print("nothing was changed; --yes does it")
+    return Exit.STOPPED
+
+
+def _export(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    with _opened(arguments.file, "w", sys.stdout) as file:
+        tools.export(disk, file, progress=_is_watched())
+    return Exit.STOPPED
+
+
+def _import(disk: LocalDisk, arguments: argparse.Namespace) -> int:
+    with _opened(arguments.file, "r", sys.stdin) as file:
+        count = tools.import_(disk, file, progress=_is_watched())
+    log.warning("imported %d keys", count)
+    return Exit.STOPPED
+
+
+def _opened(name: str, mode: str, standard: IO[str]) -> contextlib.AbstractContextManager[IO[str]]:
+    if name == "-":
+        return contextlib.nullcontext(standard)
+    return open(name, mode, encoding="utf-8")
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
+
+
+def _ignore_signals() -> None:
+    """Those for the group are for the supervisor, which ends us when it is our turn."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    _ignore_signals()
+    setproctitle.setproctitle(f"kv: logd {arguments.directory}")
+    directory: Path = arguments.directory
+    reserve_bytes = arguments.segment_bytes + arguments.message_bytes_max  # the largest that the last segment can be
+    lock = DirectoryLock(directory)
+    try:
+        if not arguments.must_exist:
+            make_directory(directory)
         previous = _lock(lock)
         if previous != arguments.socket:
             _remove_socket_directory(previous)
         lock.write_note(arguments.socket)
         disk = LocalDisk(directory)
         recovered = recovery.load(disk)
+        if arguments.must_exist and recovered.finding is recovery.Finding.NEW:
+            raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
         _report(recovered)
-        recovery.make_durable(disk, recovered)
-        wal = Wal(disk, recovered.sequence + 1, arguments.segment_bytes)
+        wal = _open_log(disk, recovered, arguments.segment_bytes)
+        reserve.ensure(disk, reserve_bytes)
     except BlockingIOError:
         log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
         return Exit.LOCKED
@@ -108,8 +233,15 @@ def _serve(arguments: argparse.Namespace) -> int:
         checkpoint.Policy(arguments.checkpoint_log_bytes, arguments.checkpoint_ratio),
         recovered.log_bytes,
         recovered.snapshot_bytes,
+        reserve_bytes,
     )
-    storage = GroupCommit(disk, wal, recovered.store, on_group=lambda: checkpointer.maybe_start(wal.sealed))
+    storage = GroupCommit(
+        disk,
+        wal,
+        recovered.store,
+        group_bytes_max=arguments.message_bytes_max,
+        on_group=lambda: checkpointer.maybe_start(wal.sealed),
+    )
     del recovered
     gc.freeze()  # what was loaded is not garbage: collections need not look at it
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -125,6 +257,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     context.term()
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED
+
+
+def _open_log(disk: LocalDisk, recovered: recovery.Recovered, segment_bytes: int) -> Wal:
+    """Make durable what was recovered, and begin a fresh segment. Raises NoSpace when the reserve does not help."""
+    try:
+        recovery.make_durable(disk, recovered)
+        return Wal(disk, recovered.sequence + 1, segment_bytes)
+    except NoSpace:
+        if not reserve.release(disk):
+            raise
+    return _open_log(disk, recovered, segment_bytes)
 
 
 def _lock(lock: DirectoryLock) -> str:
@@ -169,11 +312,25 @@ def _report(recovered: recovery.Recovered) -> None:
 
 
 def _fold(arguments: argparse.Namespace) -> int:
+    _ignore_signals()
     setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
     os.nice(10)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    checkpoint.fold(LocalDisk(arguments.directory), arguments.upto)
+    disk = LocalDisk(arguments.directory)
+    try:
+        _fold_with_reserve(disk, arguments.upto)
+    finally:
+        reserve.ensure(disk, arguments.reserve_bytes)
     return Exit.STOPPED
+
+
+def _fold_with_reserve(disk: LocalDisk, upto: int) -> None:
+    try:
+        checkpoint.fold(disk, upto)
+    except OSError as error:
+        if not is_no_space(error) or not reserve.release(disk):
+            raise
+        checkpoint.fold(disk, upto)
 
 
 def _exit_with_parent() -> None:

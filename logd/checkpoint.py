@@ -81,8 +81,11 @@ def remove_covered(disk: Disk) -> None:
 class Checkpointer:
     """Starts a checkpoint when one is due, one at a time. Used by one thread."""
 
-    def __init__(self, directory: Path, policy: Policy, log_bytes: int, snapshot_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, policy: Policy, log_bytes: int, snapshot_bytes: int, reserve_bytes: int = 0
+    ) -> None:
         self._directory = directory
+        self._reserve_bytes = reserve_bytes
         self._policy = policy
         self._snapshot_bytes = snapshot_bytes
         self._before_bytes = log_bytes  # sealed before this process, and not in a snapshot
@@ -97,7 +100,8 @@ class Checkpointer:
             return
         log_bytes = self._before_bytes + sealed.bytes - self._covered_bytes
         if self._policy.is_due(log_bytes, self._snapshot_bytes):
-            command = [sys.executable, "-m", "logd", "fold", str(self._directory), "--upto", str(sealed.sequence)]
+            command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
+            command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes)]
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE)  # its end tells the child that we are gone
             threading.Thread(target=self._wait, args=(self._child, sealed), daemon=True).start()
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from logd.disk import Disk
-from logd.protocol import Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
+from logd.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 from logd.store import SESSIONS_MAX, Store
-from logd.wal import GROUP_BYTES_MAX, NoSpace, Wal
+from logd.wal import NoSpace, Wal
 
 log = logging.getLogger("logd.commit")
 
@@ -51,10 +51,19 @@ class Intake:
 class GroupCommit:
     """The log and the state behind one door. All methods but `_sync_loop` belong to the main thread."""
 
-    def __init__(self, disk: Disk, wal: Wal, store: Store, on_group: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        wal: Wal,
+        store: Store,
+        *,
+        group_bytes_max: int = MESSAGE_BYTES_CEILING,
+        on_group: Callable[[], None] = lambda: None,
+    ) -> None:
         self._disk = disk
         self._wal = wal
         self._store = store
+        self._group_bytes_max = group_bytes_max
         self._on_group = on_group
         self._intakes: dict[bytes, Intake] = {}
         self._waiting: deque[Taken] = deque()
@@ -152,7 +161,7 @@ class GroupCommit:
 
     def _start_group(self) -> None:
         group_bytes = 0
-        while self._waiting and (group_bytes := group_bytes + len(self._waiting[0].raw)) <= GROUP_BYTES_MAX:
+        while self._waiting and (group_bytes := group_bytes + len(self._waiting[0].raw)) <= self._group_bytes_max:
             self._in_flight.append(self._waiting.popleft())
         if self._in_flight:
             self._to_sync.put([taken.raw for taken in self._in_flight])

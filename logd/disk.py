@@ -39,8 +39,14 @@ class DiskFile(Protocol):
     def truncate(self, size: int) -> None:
         """Cut the file back to `size` bytes."""
 
+    def allocate(self, size: int) -> None:
+        """Make an empty file occupy `size` bytes of the disk; what they hold is of no interest."""
+
     def sync(self) -> None:
-        """Wait until data and size have reached the disk. After an OSError nothing may be assumed of either."""
+        """Wait until data and size have reached the disk. After an OSError nothing may be assumed of either.
+
+        Also an OSError when the file has no name any more: nobody would find it again.
+        """
 
     def close(self) -> None:
         """Let go of the file. Does not sync."""
@@ -99,8 +105,18 @@ class _LocalFile:
         os.ftruncate(self._fd, size)
         self.size = size
 
+    def allocate(self, size: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._fd, 0, size)
+            self.size = size
+        else:
+            while self.size < size:
+                self.append(bytes(min(size - self.size, 1 << 20)))
+
     def sync(self) -> None:
         _sync(self._fd)
+        if os.fstat(self._fd).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the file was deleted while it was in use")
 
     def close(self) -> None:
         os.close(self._fd)

@@ -115,6 +115,17 @@ def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
     return Frame(offset, sequence, payload)
 
 
+def find_frames(data: bytes, offset: int, marker: bytes) -> Iterator[Frame]:
+    """Whole frames at or behind an offset, of whatever sequence. Trusts no length: every marker is tried."""
+    view = memoryview(data)
+    found = data.find(marker, offset)
+    while found >= 0:
+        each = frame_at(view, found, marker)
+        if each:
+            yield each
+        found = data.find(marker, found + (FRAME_HEADER_BYTES + len(each.payload) if each else 1))
+
+
 def read_frame(file: BinaryIO, marker: bytes, sequence: int) -> bytes | None:
     """The payload of the next frame of a file, if it is whole and has this sequence."""
     head = file.read(FRAME_HEADER_BYTES)
@@ -155,15 +166,6 @@ class FrameReader:
     def _judge(self) -> None:
         if self.offset == len(self._data):
             return
-        self.follows = self._next_newer_frame()
+        behind = find_frames(self._raw, self.offset, self._marker)
+        self.follows = next((found for found in behind if found.sequence > self.sequence), None)
         self.end = End.CORRUPT if self.follows else End.TORN
-
-    def _next_newer_frame(self) -> Frame | None:
-        """Search on from the bad frame. Its length is not to be trusted, so every marker is tried."""
-        found = self._raw.find(self._marker, self.offset)
-        while found >= 0:
-            frame = frame_at(self._data, found, self._marker)
-            if frame and frame.sequence > self.sequence:
-                return frame
-            found = self._raw.find(self._marker, found + 1)
-        return None

@@ -56,7 +56,7 @@ class Exit(IntEnum):
     DAMAGED = 11
     """Acknowledged data would be lost; a person has to decide."""
     UNUSABLE = 12
-    """The directory cannot be written."""
+    """The directory cannot be written, or its files were taken away while it was served."""
     DISK_FAILED = 13
     """A write or a sync failed; a successor trusts only what it has written anew."""
 

@@ -3,7 +3,7 @@
 Knows the files and what may have happened to them; no sockets. Recovery changes nothing until it has understood
 everything, and it may be killed at any point and started again.
 
-What it decides, and the labels that its log lines and errors carry:
+What it decides (`Finding`), and the labels that its log lines and errors carry:
 
 | label            | condition                                                              | decision              |
 |------------------|------------------------------------------------------------------------|-----------------------|
@@ -21,8 +21,8 @@ What it decides, and the labels that its log lines and errors carry:
 import enum
 import logging
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from logd import frame, snapshot, wal
 from logd.disk import Disk
@@ -33,17 +33,33 @@ log = logging.getLogger("logd.recovery")
 
 
 class Finding(enum.Enum):
-    """What recovery found; the labels of the table above."""
+    """What recovery found, and what it does then; a row each of the table above."""
 
-    NEW = "new"
-    CLEAN = "clean"
-    TORN_TAIL = "torn tail"
-    OLDER_SNAPSHOT = "older snapshot"
-    BAD_SNAPSHOT = "bad snapshot"
-    MISSING_SEGMENT = "missing segment"
-    BAD_SEGMENT = "bad segment"
-    DAMAGED_FRAME = "damaged frame"
-    UNREADABLE_FRAME = "unreadable frame"
+    NEW = "begin empty"
+    CLEAN = "serve"
+    TORN_TAIL = "drop the tail, serve"
+    OLDER_SNAPSHOT = "use what is older, serve"
+    BAD_SNAPSHOT = "refuse: a snapshot is bad and nothing can stand in for it"
+    MISSING_SEGMENT = "refuse: frames are in no segment"
+    BAD_SEGMENT = "refuse: the header of a segment cannot be read"
+    DAMAGED_FRAME = "refuse: whole data is behind a bad frame"
+    UNREADABLE_FRAME = "refuse: a whole frame does not hold what this program writes"
+
+    @property
+    def refuses(self) -> bool:
+        """True when nothing may be served."""
+        return self.value.startswith("refuse")
+
+
+ENDINGS: Final[Mapping[tuple[frame.End, bool], Finding]] = {
+    (frame.End.CLEAN, True): Finding.CLEAN,
+    (frame.End.CLEAN, False): Finding.CLEAN,
+    (frame.End.TORN, True): Finding.TORN_TAIL,
+    (frame.End.TORN, False): Finding.DAMAGED_FRAME,
+    (frame.End.CORRUPT, True): Finding.DAMAGED_FRAME,
+    (frame.End.CORRUPT, False): Finding.DAMAGED_FRAME,
+}
+"""What the end of a segment means, by whether it is the last one. Only what is last may be torn."""
 
 
 class Damaged(Exception):
@@ -51,6 +67,7 @@ class Damaged(Exception):
 
     def __init__(self, finding: Finding, name: str, offset: int, detail: str) -> None:
         super().__init__(f"[{finding.name}] {name} at offset {offset}: {detail}")
+        assert finding.refuses
         self.finding = finding
         self.name = name
         self.offset = offset
@@ -83,7 +100,7 @@ class Recovered(NamedTuple):
 def load(disk: Disk, upto: int | None = None) -> Recovered:
     """Read the newest whole snapshot and the log behind it. Writes nothing.
 
-    With `upto`, only segments that begin at or before that sequence, which must be the last one of a segment.
+    With `upto`, only segments that begin at or before that sequence, which is the last one of a sealed segment.
     Raises Damaged, or OSError when a file cannot be read.
     """
     began = time.monotonic()
@@ -96,11 +113,13 @@ def load(disk: Disk, upto: int | None = None) -> Recovered:
         raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
     replay = _Replay(disk, base.store, base.sequence)
     for segment in needed:
-        replay.segment(segment, may_be_torn=segment is needed[-1] and upto is None)
-    known = max([found.sequence for found in snapshot.list_snapshots(names)], default=0)
-    if replay.sequence < (known if upto is None else upto):
-        detail = f"the log ends at frame {replay.sequence}, and frames up to {known} were acknowledged"
-        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, detail)
+        replay.segment(segment, is_last=segment is needed[-1] and upto is None)
+    if upto is not None and replay.sequence != upto:
+        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, f"the sealed log does not end at frame {upto}")
+    known = snapshot.list_snapshots(names)[-1:]
+    if known and replay.sequence < known[0].sequence:
+        detail = f"it is bad, and the log that could stand in for it ends at frame {replay.sequence}"
+        raise Damaged(Finding.BAD_SNAPSHOT, known[0].name, 0, detail)
     return Recovered(
         store=base.store,
         sequence=replay.sequence,
@@ -152,9 +171,12 @@ def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) ->
 
 
 def _continue(segments: list[wal.Segment], sequence: int) -> list[wal.Segment]:
-    """The segments that hold the frames after a sequence; none when the first of those frames is in no segment."""
-    begun = [segment for segment in segments if segment.first <= sequence + 1]
-    return segments[len(begun) - 1 :] if begun else []
+    """The segments that hold the frames after a sequence; none when the first of those is missing.
+
+    A snapshot ends where a segment was sealed, and the next one had begun then, so one begins right behind it.
+    """
+    later = [segment for segment in segments if segment.first > sequence]
+    return later if later and later[0].first == sequence + 1 else []
 
 
 class _Replay:
@@ -168,7 +190,7 @@ class _Replay:
         self.log_bytes = 0
         self.tail: Tail | None = None
 
-    def segment(self, segment: wal.Segment, may_be_torn: bool) -> None:
+    def segment(self, segment: wal.Segment, is_last: bool) -> None:
         """Apply the frames of one segment that the state does not hold yet. Raises Damaged."""
         with self._disk.open(segment.name) as file:
             data = file.read()
@@ -182,7 +204,8 @@ class _Replay:
         frames = frame.FrameReader(data, self._header(segment, data), segment.first)
         for each in frames:
             self._apply(segment, each)
-        self._check_end(segment, frames, len(data), may_be_torn)
+        if ENDINGS[frames.end, is_last].refuses:
+            raise self._damaged_frame(segment, frames, len(data))
         self.sequence = frames.sequence
         self.log_bytes += frames.offset
         self.tail = Tail(segment, data[: frames.offset], len(data) - frames.offset)
@@ -210,20 +233,12 @@ class _Replay:
         for batch in batches:
             self._store.apply(batch)
 
-    def _check_end(self, segment: wal.Segment, frames: frame.FrameReader, size: int, may_be_torn: bool) -> None:
-        if frames.end is frame.End.CLEAN or (frames.end is frame.End.TORN and may_be_torn):
-            return
-        behind = (
-            f"frame {frames.follows.sequence} at offset {frames.follows.offset}"
-            if frames.follows
-            else "a later segment"
-        )
-        raise Damaged(
-            Finding.DAMAGED_FRAME,
-            segment.name,
-            frames.offset,
-            f"frame {frames.sequence + 1} is damaged, and whole data follows it: {behind}; file of {size} bytes",
-        )
+    def _damaged_frame(self, segment: wal.Segment, frames: frame.FrameReader, size: int) -> Damaged:
+        follows = "a later segment"
+        if frames.follows:
+            follows = f"whole frame {frames.follows.sequence} at offset {frames.follows.offset}"
+        detail = f"frame {frames.sequence + 1} is bad, and what follows it in a file of {size} bytes is {follows}"
+        return Damaged(Finding.DAMAGED_FRAME, segment.name, frames.offset, detail)
 
 
 def make_durable(disk: Disk, recovered: Recovered) -> None:
@@ -231,7 +246,7 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
 
     A record that can be read back may still be in the page cache only: a sync that failed marks its pages clean
     (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
-    Raises wal.NoSpace or OSError.
+    May be done again. Raises wal.NoSpace or OSError.
     """
     for name in disk.names():
         if name.endswith(wal.TEMPORARY_SUFFIX):
@@ -244,5 +259,6 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
 def set_aside_bad_snapshots(disk: Disk, recovered: Recovered) -> None:
     """Rename the snapshots that something older stood in for, so that they do not count as one to fall back to."""
     for name in recovered.bad_snapshots:
-        disk.rename(name, f"{name}.damaged")
+        if name in disk.names():
+            disk.rename(name, f"{name}.damaged")
     disk.sync_directory()

@@ -7,6 +7,7 @@ footer with the counts. Without its footer a snapshot is not whole. A chunk hold
 so that loading runs at the speed of the decoder.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def list_snapshots(names: Sequence[str]) -> list[Snapshot]:
 def write(disk: Disk, store: Store, sequence: int) -> int:
     """Publish the state as the snapshot of that sequence, whole or not at all. Returns its size in bytes.
 
-    Raises OSError; a temporary file may then be left, which the next start removes.
+    Raises OSError, and then leaves nothing half-written, as far as the disk lets it.
     """
     name = snapshot_name(sequence)
     temporary = name + TEMPORARY_SUFFIX
@@ -85,6 +86,10 @@ def write(disk: Disk, store: Store, sequence: int) -> int:
         for part in _encode_file(store, sequence):
             file.append(part)
         file.sync()
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
     finally:
         file.close()
     disk.rename(temporary, name)

@@ -23,10 +23,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
 
-GROUP_BYTES_MAX: Final = MESSAGE_BYTES_CEILING
-"""How many bytes of batches one group may hold: at least one message of any size that may be configured."""
-
-assert GROUP_BYTES_MAX + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
+assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
 
 log = logging.getLogger("logd.wal")
 

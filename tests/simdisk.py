@@ -72,6 +72,11 @@ class SimFile:
         del self._inode.cached[size:]
         self.size = size
 
+    def allocate(self, size: int) -> None:
+        self._disk.step("allocate")
+        self._inode.cached[:] = bytes(size)
+        self.size = size
+
     def sync(self) -> None:
         self._disk.step("sync", self)
         if not self._inode.lost:
