@@ -13,8 +13,9 @@ import falcon
 import falcon.asgi
 
 from kv.client import NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from logd.protocol import KEY_PATTERN
 
-_VALID_KEY: Final = re.compile(rb"[A-Za-z0-9:_.-]+")
+_VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _RETRY_AFTER_SECONDS: Final = "1"
 
 _FAILURES: Final[dict[type[RequestFailed], str]] = {

@@ -131,6 +131,8 @@ def _use_tool(run: Callable[[LocalDisk, argparse.Namespace], int], arguments: ar
     except OSError as error:
         log.critical("%s: %s", error.filename or directory, error.strerror)
         return Exit.UNUSABLE
+    finally:
+        lock.release()
 
 
 def _inspect(disk: LocalDisk, arguments: argparse.Namespace) -> int:

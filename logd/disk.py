@@ -205,6 +205,12 @@ class DirectoryLock:
         self._fd = fd
         return os.pread(fd, 4096, 0).decode(errors="replace").strip()
 
+    def release(self) -> None:
+        """Let others have the directory, before this process ends."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def holder(self) -> str:
         """The note of whoever has the lock; empty when that cannot be told."""
         with contextlib.suppress(OSError):

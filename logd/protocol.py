@@ -32,6 +32,9 @@ MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 
 SESSION_ID_BYTES: Final = 16
 
+KEY_PATTERN: Final = "[A-Za-z0-9:_.-]+"
+"""What a key is; the whole of it has to match."""
+
 assert BATCH_BYTES_SOFT_MAX < MESSAGE_OVERHEAD_BYTES
 
 

@@ -10,14 +10,14 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO
 
 import msgspec
 from tqdm import tqdm
 
 from logd import frame, recovery, snapshot, wal
 from logd.disk import Disk, DiskFile
-from logd.protocol import DecodeError, WriteBatch, decode_write_batches
+from logd.protocol import KEY_PATTERN, DecodeError, WriteBatch, decode_write_batches
 from logd.store import Store
 
 
@@ -162,8 +162,8 @@ def export(disk: Disk, out: IO[str], *, progress: bool = False) -> int:
 
 
 class _Line(msgspec.Struct):
-    key: str
-    value: str
+    key: Annotated[str, msgspec.Meta(pattern=rf"\A{KEY_PATTERN}\Z")]
+    value: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 def import_(disk: Disk, lines: IO[str], *, progress: bool = False) -> int:

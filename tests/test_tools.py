@@ -1,0 +1,254 @@
+"""The commands for people: look, verify, mend, move in and out."""
+
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from logd import recovery, tools
+from logd.__main__ import main
+from logd.disk import DirectoryLock, LocalDisk
+from logd.protocol import Exit
+from tests.harness import ROOT
+from tests.logs import contents, file_name, lay_out, offsets, state
+
+
+def damage(directory, token, offset, size=1):
+    """Overwrite bytes of a file of a layout with others."""
+    path = directory / file_name(token)
+    data = bytearray(path.read_bytes())
+    data[offset : offset + size] = bytes(byte ^ 0xFF for byte in data[offset : offset + size])
+    path.write_bytes(data)
+
+
+def frame_offset(directory, token, index):
+    return offsets((directory / file_name(token)).read_bytes())[index]
+
+
+def run(capsys, *arguments):
+    """A command in this process: its exit status and what it printed."""
+    status = main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().out
+
+
+def shell(command):
+    return subprocess.run(
+        command, shell=True, check=False, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+
+
+def test_inspect_says_what_is_in_each_file_and_what_recovery_would_do(tmp_path, capsys):
+    lay_out(tmp_path, "1-3 @3 4-6")
+    status, out = run(capsys, "inspect", tmp_path)
+    assert status == Exit.STOPPED
+    lines = out.splitlines()
+    assert file_name("@3") in lines[0]
+    assert f"{len(state(3).data)} keys as of frame 3; ends clean" in lines[0]
+    assert "frames 4 to 6, 3 batches: 6 puts, 3 deletes, 1 clears; ends clean" in lines[2]
+    assert lines[3] == "recovery would: serve [CLEAN]"
+    assert lines[4] == f"and have {len(state(6).data)} keys as of frame 6"
+
+
+def test_inspect_speaks_json(tmp_path, capsys):
+    lay_out(tmp_path, "1-3")
+    _, out = run(capsys, "inspect", "--json", tmp_path)
+    report = json.loads(out)
+    assert [file["frames"] for file in report["files"]] == [3]
+    assert report["sequence"] == 3
+
+
+def test_verify_is_content_with_whole_files_and_a_torn_tail(tmp_path, capsys):
+    lay_out(tmp_path, "1-3 @3 4-6")
+    assert run(capsys, "verify", tmp_path)[0] == Exit.STOPPED
+    path = tmp_path / file_name("4-6")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert run(capsys, "verify", tmp_path)[0] == Exit.STOPPED
+
+
+@pytest.mark.parametrize("token", ["1-3", "@3", "4-6"])
+def test_verify_finds_a_flipped_byte_in_every_file_also_in_one_that_is_not_needed(tmp_path, capsys, token):
+    lay_out(tmp_path, "1-3 @3 4-6")
+    damage(tmp_path, token, 60)
+    status, out = run(capsys, "verify", tmp_path)
+    assert status == Exit.DAMAGED
+    assert file_name(token) in out
+
+
+def test_dump_writes_the_operations_in_order(tmp_path, capsys):
+    lay_out(tmp_path, "1-4")
+    status, out = run(capsys, "dump", tmp_path)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == Exit.STOPPED
+    assert [line["sequence"] for line in lines] == sorted(line["sequence"] for line in lines)
+    assert [line["operation"] for line in lines if line["sequence"] == 4] == ["clear", "put", "put", "delete"]
+    assert {"key": "last", "value": "4"}.items() <= lines[-2].items()
+
+
+def test_dump_stops_at_damage_and_says_so(tmp_path, capsys):
+    lay_out(tmp_path, "1-4")
+    damage(tmp_path, "1-4", frame_offset(tmp_path, "1-4", 2) + 30)
+    status, out = run(capsys, "dump", tmp_path)
+    assert status == Exit.DAMAGED
+    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {1, 2}
+
+
+def test_export_and_import_move_the_state_unchanged(tmp_path, capsys):
+    lay_out(tmp_path / "from", "1-3 @3 4-6")
+    run(capsys, "export", tmp_path / "from", tmp_path / "state.jsonl")
+    assert run(capsys, "import", tmp_path / "to", tmp_path / "state.jsonl")[0] == Exit.STOPPED
+    assert recovery.load(LocalDisk(tmp_path / "to")).store.data == state(6).data
+
+
+def test_any_text_goes_through_export_and_import(tmp_path):
+    lay_out(tmp_path / "from", "1-1")
+    text = '"\\\n\t\0 \u2028 é 𝄞 {}'
+    lines = io.StringIO(json.dumps({"key": "k", "value": text}) + "\n")
+    (tmp_path / "to").mkdir()
+    disk = LocalDisk(tmp_path / "to")
+    assert tools.import_(disk, lines) == 1
+    out = io.StringIO()
+    tools.export(disk, out)
+    assert [json.loads(line) for line in out.getvalue().split("\n")[:-1]] == [{"key": "k", "value": text}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ('{"key": "a", "value": "1"}\nnonsense\n', "line 2"),
+        ('{"key": "a"}\n', "line 1"),
+        ('{"key": "", "value": "1"}\n', r"line 1: .*\.key"),
+        ('{"key": "a/b", "value": "1"}\n', r"line 1: .*\.key"),
+        ('{"key": "a", "value": ""}\n', r"line 1: .*\.value"),
+        ('{"key": "a", "value": 1}\n', "line 1"),
+    ],
+)
+def test_import_refuses_what_export_does_not_write_and_leaves_the_directory_empty(tmp_path, lines, complaint):
+    with pytest.raises(tools.CannotImport, match=complaint):
+        tools.import_(LocalDisk(tmp_path), io.StringIO(lines))
+    assert not os.listdir(tmp_path)
+
+
+def test_import_refuses_a_directory_with_data(tmp_path, capsys):
+    lay_out(tmp_path, "1-3")
+    before = contents(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"key": "a", "value": "1"}\n')
+    assert run(capsys, "import", tmp_path, tmp_path / "in.jsonl")[0] == Exit.USAGE
+    assert before.items() <= contents(tmp_path).items()
+
+
+REPAIRS = [
+    # what is there, what is damaged (file, frame or None for the header), which state is left
+    ("1-6", ("1-6", 2), 2),
+    ("1-6", ("1-6", 0), 0),
+    ("1-6", ("1-6", None), 0),
+    ("1-3 4-6 7-9", ("4-6", 1), 4),
+    ("1-3 4-6 7-9", ("4-6", 0), 3),
+    ("1-3 4-6 7-9", ("4-6", None), 3),
+    ("1-3 @3 4-6 7-9", ("4-6", 2), 5),
+    ("1-3 @3 4-6 7-9", ("4-6", None), 3),
+    ("4-6 @3", ("@3", None), 0),
+    ("4-6 @3 @6 7-9", ("@6", None), 9),
+]
+
+
+@pytest.mark.parametrize(("layout", "place", "left"), REPAIRS)
+def test_repair_leaves_what_is_before_the_damage_and_keeps_what_it_cuts(tmp_path, capsys, layout, place, left):
+    lay_out(tmp_path, layout)
+    token, index = place
+    damage(tmp_path, token, 4 if index is None else frame_offset(tmp_path, token, index) + 25)
+    damaged = contents(tmp_path)
+
+    shown = run(capsys, "repair", tmp_path)
+    assert {name: data for name, data in contents(tmp_path).items() if name != "LOCK"} == damaged
+
+    done = run(capsys, "repair", "--yes", tmp_path)
+    assert done[0] == Exit.STOPPED
+    assert done[1].splitlines()[:-1] == shown[1].splitlines()[:-1]
+    recovered = recovery.load(LocalDisk(tmp_path))
+    assert recovered.store.data == state(left).data
+    assert recovered.sequence == left
+    assert _kept(contents(tmp_path), damaged)
+
+
+def _kept(files, before):
+    """True when every byte of what was there is still in its file, or set aside from it."""
+    for old, data in before.items():
+        aside = b"".join(files[name] for name in files if name.startswith(f"{old}.damaged"))
+        if data not in (aside, files.get(old, b"") + aside):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("gone", ["1-3", "4-6", "7-9"])
+@pytest.mark.parametrize("layout", ["1-3 4-6 7-9", "1-3 @3 4-6 7-9"])
+def test_repair_goes_as_far_as_a_missing_segment(tmp_path, capsys, layout, gone):
+    lay_out(tmp_path, layout)
+    (tmp_path / file_name(gone)).unlink()
+    left = int(gone[0]) - 1
+    if "@3" in layout and gone == "1-3":
+        left = 9  # the snapshot has it
+    run(capsys, "repair", "--yes", tmp_path)
+    assert recovery.load(LocalDisk(tmp_path)).sequence == left
+
+
+def test_a_second_repair_does_not_overwrite_what_the_first_has_set_aside(tmp_path, capsys):
+    for _ in range(2):
+        lay_out(tmp_path, "1-3")
+        damage(tmp_path, "1-3", 4)
+        run(capsys, "repair", "--yes", tmp_path)
+    assert len([name for name in os.listdir(tmp_path) if ".damaged" in name]) == 2
+
+
+def test_repair_ends_with_something_that_recovery_serves_whatever_the_damage(tmp_path, capsys):
+    chance = random.Random(7)
+    for number in range(150):
+        directory = tmp_path / str(number)
+        tokens = ["1-3", "@3", "4-6", "7-9", "@9", "10-12"]
+        lay_out(directory, " ".join(tokens))
+        for _ in range(chance.randint(1, 3)):
+            path = directory / file_name(chance.choice(tokens))
+            if path.exists():
+                _hurt(path, chance)
+        assert run(capsys, "repair", "--yes", directory)[0] == Exit.STOPPED
+        recovered = recovery.load(LocalDisk(directory))
+        assert recovered.store.data == state(recovered.sequence).data
+        shutil.rmtree(directory)
+
+
+def _hurt(path, chance):
+    data = bytearray(path.read_bytes())
+    way = chance.randrange(3)
+    if way == 0:
+        path.unlink()
+    elif way == 1:
+        path.write_bytes(data[: chance.randrange(len(data))])
+    else:
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+
+
+def test_a_directory_in_use_is_left_alone(tmp_path, capsys, caplog):
+    lay_out(tmp_path, "1-3")
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    lock.write_note("ipc:///somewhere")
+    for command in (["inspect"], ["verify"], ["dump"], ["repair", "--yes"], ["export"], ["import"]):
+        done = shell(f"{sys.executable} -m logd {' '.join(command)} {tmp_path}")
+        assert done.returncode == Exit.LOCKED
+        assert "is in use by a living server, on ipc:///somewhere" in done.stderr
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path, caplog):
+    assert main(["inspect", str(tmp_path / "nowhere")]) == Exit.UNUSABLE
+    assert "nowhere" in caplog.text
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
+    lay_out(tmp_path, "1-9")
+    assert "Traceback" not in shell(f"{sys.executable} -m logd dump {tmp_path} | true").stderr
