@@ -5,7 +5,11 @@ import signal
 import sys
 from pathlib import Path
 
-from kv.config import Config, Inherited
+# SIGHUP runs this file again and starts new workers: with the code as it is now, not as the master once imported it.
+for _name in [name for name in sys.modules if name.partition(".")[0] in ("kv", "logd")]:
+    del sys.modules[_name]
+
+from kv.config import Config, Inherited  # noqa: E402
 
 _config = Config.from_environment(os.environ)
 

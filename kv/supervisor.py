@@ -92,8 +92,10 @@ class Child:
             self._faults.append(now)
         if len(self._faults) == _FAULTS_MAX and now - self._faults[0] < _FAULTS_WINDOW_SECONDS:
             raise CannotStart(f"{self.name} failed {_FAULTS_MAX} times within {now - self._faults[0]:.0f} s; giving up")
-        self._deaths_in_a_row = self._deaths_in_a_row + 1 if now - self._started < _FAULTS_WINDOW_SECONDS else 0
+        if now - self._started >= _FAULTS_WINDOW_SECONDS:
+            self._deaths_in_a_row = 0
         delay = _BACKOFF_SECONDS[min(self._deaths_in_a_row, len(_BACKOFF_SECONDS) - 1)]
+        self._deaths_in_a_row += 1
         self.restart_at = now + delay
         log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay)
 
@@ -116,6 +118,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._serving = False
+        self._is_ready = False  # logd has recovered
         self._tree: int | None = None  # readable, at its end, once no process of the last gunicorn is left
         self._listener: socket.socket
         self._runtime: Path
@@ -161,9 +164,10 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         """Seconds until something is due; None when only an event can make it so."""
-        due = [
-            at for child in (self._gunicorn, self._logd) for at in (child.restart_at, child.kill_at) if at is not None
-        ]
+        times = [self._logd.restart_at, self._logd.kill_at, self._gunicorn.kill_at]
+        if self._tree is None:  # else its end is what we wait for
+            times.append(self._gunicorn.restart_at)
+        due = [at for at in times if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     # Signals ---------------------------------------------------------------------------------------------
@@ -206,7 +210,7 @@ class Supervisor:
         if self._stopping:
             child.process = None
             child.cut_lifeline()
-            if child is self._logd and status != Exit.STOPPED:
+            if child is self._logd and self._is_ready and status != Exit.STOPPED:
                 log.error("logd ended with status %d while stopping", status)
             return
         if child is self._logd and status in _GIVE_UP:
@@ -228,6 +232,8 @@ class Supervisor:
         elif self._logd.process and self._logd.kill_at is None:
             self._logd.cut_lifeline()
             self._logd.kill_at = now + _LOGD_STOP_SECONDS
+            if not self._is_ready:
+                self._logd.process.kill()  # it recovers, which may be cut short at any point, and looks at nothing else
 
     # Starting --------------------------------------------------------------------------------------------
 
@@ -239,6 +245,7 @@ class Supervisor:
 
     def _start_logd(self) -> None:
         config = self._config
+        self._is_ready = False
         read, held = lifeline.make()
         ready, said = os.pipe()
         os.set_inheritable(said, True)
@@ -262,10 +269,10 @@ class Supervisor:
 
     def _on_ready(self, ready: int) -> None:
         """logd has recovered, or died without."""
-        is_ready = os.read(ready, 1) != b""
+        self._is_ready = os.read(ready, 1) != b""
         self._selector.unregister(ready)
         os.close(ready)
-        if is_ready and not self._serving and not self._stopping:
+        if self._is_ready and not self._serving and not self._stopping:
             self._serving = True
             self._listen()
             self._start_gunicorn()
