@@ -6,10 +6,11 @@ their environment, so that all of them see the same values.
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from logd.protocol import VALUE_BYTES_CEILING
 
@@ -52,6 +53,8 @@ class Config:
     def __post_init__(self) -> None:
         """Check each value, and how they relate. Raises ConfigError."""
         for name, least in _LEAST.items():
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{_flag(name)} must be a finite number, not {getattr(self, name)}")
             if getattr(self, name) < least:
                 raise ConfigError(f"{_flag(name)} must be at least {least}, not {getattr(self, name)}")
         if self.port > 65535:
@@ -144,6 +147,8 @@ def _variable(name: str) -> str:
 
 
 def _parse(field: dataclasses.Field[Any], text: str, said: str) -> Any:  # noqa: ANN401
+    if not text:
+        raise ConfigError(f"{_flag(field.name)} (or {said}) must not be empty")
     kind: type[Any] = Path if isinstance(field.default, Path) else type(field.default)
     try:
         return kind(text)
@@ -151,8 +156,15 @@ def _parse(field: dataclasses.Field[Any], text: str, said: str) -> Any:  # noqa:
         raise ConfigError(f"{_flag(field.name)} (or {said}) must be a number, not {text!r}") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="./run.sh",
         description="A crash-safe key-value server. Every option can also be given in the environment.",
         allow_abbrev=False,

@@ -59,10 +59,12 @@ class ClientGone(Exception):
 
 
 class Request(falcon.asgi.Request):
-    """A request that lets a resource read the ASGI events itself."""
+    """A request that is routed by its raw path, and lets a resource read the ASGI events itself."""
 
     def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
         super().__init__(scope, receive, first_event=first_event, options=options)
+        raw_path: bytes = scope["raw_path"]
+        self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon would take // for /
         self.first_event = first_event
         self.receive = receive
 
@@ -132,10 +134,7 @@ class HealthResource(_Resource):
 
 def _key(req: Request) -> str:
     """The key of a request, from its raw path."""
-    parts = req.scope["raw_path"].split(b"/", 2)  # nothing, "kv", and the rest
-    if len(parts) < 3:  # the slash before the key was percent-encoded, so this is another path
-        raise Refusal(falcon.HTTP_404, "not found")
-    raw = parts[2]
+    raw: bytes = req.scope["raw_path"][len("/kv/") :]
     key = unquote_to_bytes(raw) if b"%" in raw else raw
     if not key:
         raise Refusal(falcon.HTTP_400, "key cannot be empty")

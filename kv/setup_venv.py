@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 
 def main(venv: Path, requirements: list[Path]) -> int:
@@ -22,12 +23,12 @@ def main(venv: Path, requirements: list[Path]) -> int:
         if (venv / "bin" / "python").exists() and stamp.exists() and stamp.read_text() == wanted:
             return 0
         print(f"setting up {venv} with Python {sys.version.split()[0]}; this is done once", file=sys.stderr, flush=True)
-        if status := _run(sys.executable, "-m", "venv", "--clear", str(venv)):
+        if status := _run(lock, sys.executable, "-m", "venv", "--clear", str(venv)):
             return status
         install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
         for path in requirements:
             install += ["--requirement", str(path)]
-        if status := _run(*install):
+        if status := _run(lock, *install):
             return status
         finished = stamp.with_suffix(".tmp")
         finished.write_text(wanted)
@@ -35,13 +36,19 @@ def main(venv: Path, requirements: list[Path]) -> int:
     return 0
 
 
-def _run(*command: str) -> int:
+def _run(lock: IO[str], *command: str) -> int:
+    """Run a command that holds the lock too, should this process be killed alone."""
     quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
-    status = subprocess.run(command, env=os.environ | quiet, stdout=sys.stderr, check=False).returncode
+    status = subprocess.run(
+        command, env=os.environ | quiet, stdout=sys.stderr, check=False, pass_fds=(lock.fileno(),)
+    ).returncode
     if status:
         print(f"the set-up failed, and is tried again at the next start: {' '.join(command)}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]))
+    try:
+        sys.exit(main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]))
+    except OSError as error:
+        sys.exit(f"the set-up failed: {error}")

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Final
 from urllib.parse import quote
 
+import httptools
 import setproctitle
 from gunicorn.arbiter import Arbiter
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -32,7 +33,7 @@ from kv.config import Config, Inherited
 
 _SWEEP_SECONDS: Final = 0.5
 _STOP_GRACE_SECONDS: Final = 0.25
-_URL_SAFE: Final = "".join(map(chr, range(0x21, 0x7F)))
+_ASCII: Final = "".join(map(chr, range(128)))
 
 log = logging.getLogger("kv.worker")
 
@@ -55,21 +56,51 @@ class Connection(HttpToolsProtocol):
         self._unsent_bytes = 0  # at the last sweep
         self._unsent_since = 0.0
         self._refusal = (400, "bad request")
+        self._in_message = False
+        self._is_refused = False
         self._stopping = False
 
     def data_received(self, data: bytes) -> None:
         """Parse, within the limit on what is neither body nor a complete header block."""
+        if self._is_refused:
+            return
         self._last_active = self.loop.time()
         if not self._unparsed_bytes:
             self._unparsed_since = self._last_active
+        if not (self._in_message or data.isascii()):
+            data = _escape_request_line(data)
         self._unparsed_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._unparsed_bytes > self.limits.header_bytes_max:
             self._refuse(431, "request header fields too large")
 
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._head_without_upgrade() + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            except httptools.HttpParserError:
+                self._refuse(*self._refusal)
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head that was just parsed, to be parsed again: with an offer to upgrade, it is taken to have no body."""
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._in_message = True
+        super().on_message_begin()
+
     def on_url(self, url: bytes) -> None:
-        """Take raw bytes that a URL may not have as if the client had percent-encoded them; the key is then refused."""
-        self.url += url if url.isascii() else quote(url, safe=_URL_SAFE).encode()
+        """Take a number sign, which a URL in a request may not have, as part of the path; the key is then refused."""
+        self.url += url.replace(b"#", b"%23")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Refuse a coding that the parser would leave in the body, undecoded."""
@@ -86,6 +117,10 @@ class Connection(HttpToolsProtocol):
         if self._unparsed_bytes > self.limits.header_bytes_max and self._header_bytes() > self.limits.header_bytes_max:
             self._refusal = (431, "request header fields too large")
             raise _BadRequest
+        if self.parser.get_http_version() not in ("1.1", "1.0") or self.parser.get_method() == b"CONNECT":
+            raise _BadRequest
+        if self.parser.should_upgrade():  # an offer that is not taken: `_parse` goes on without it
+            return
         self._unparsed_bytes = 0
         super().on_headers_complete()
         if self._stopping:
@@ -98,6 +133,9 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request has arrived."""
+        if self.parser.should_upgrade():
+            return
+        self._in_message = False
         self._unparsed_bytes = 0
         super().on_message_complete()
 
@@ -112,23 +150,23 @@ class Connection(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what could not be parsed, or what a callback of ours refused."""
-        self._refuse(*self._refusal)
-
     def _refuse(self, status: int, text: str) -> None:
+        """Answer what cannot be served, in its turn, and close."""
+        self._is_refused = True
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if (
+            not self._is_idle() and not self.cycle.more_body
+        ):  # what is bad came after a request that waits for its answer
+            self.cycle.keep_alive = False
+            return
+        if self._is_idle() or not self.cycle.response_started:
             body = text.encode() + b"\n"
             head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
                 body
             )
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing is logged per request; the request is served over HTTP/1.1 all the same."""
 
     def _header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -170,6 +208,12 @@ class Connection(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         if self._is_idle() and not self.transport.is_closing():
             self.transport.close()
+
+
+def _escape_request_line(data: bytes) -> bytes:
+    """Take raw bytes that a URL may not have as if the client had percent-encoded them; the key is then refused."""
+    line, end, rest = data.partition(b"\n")
+    return quote(line, safe=_ASCII).encode() + end + rest
 
 
 class GracefulServer(Server):

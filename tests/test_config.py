@@ -1,0 +1,206 @@
+"""The options: where a value comes from, what it may be, and what the user is told."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv.config import Config, ConfigError, Inherited
+
+NAMES = [field.name for field in dataclasses.fields(Config)]
+DEFAULTS = Config()
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def variable(name):
+    return "KV_" + name.upper()
+
+
+def read(*argv, **environment):
+    return Config.from_command_line(list(argv), environment)
+
+
+def refusal(capsys, *argv, **environment):
+    """The one line that the user is told."""
+    with pytest.raises(SystemExit) as end:
+        read(*argv, **environment)
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (2, "")
+    assert told.err.count("\n") == 1, told.err
+    assert told.err.endswith("\n")
+    return told.err
+
+
+def changed(name):
+    """Another value that the option may have."""
+    default = getattr(DEFAULTS, name)
+    if name == "log_level":
+        return "debug"
+    return default / "x" if isinstance(default, Path) else default + ("x" if isinstance(default, str) else 1)
+
+
+# Where a value comes from --------------------------------------------------------------------------------
+
+
+def test_nothing_said_gives_the_defaults():
+    assert read() == Config.from_environment({}) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_flag_in_two_forms_and_a_variable(name):
+    expected = dataclasses.replace(DEFAULTS, **{name: changed(name)})
+    text = str(changed(name))
+    assert read(flag(name), text) == expected
+    assert read(f"{flag(name)}={text}") == expected
+    assert read(**{variable(name): text}) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flag_wins_over_a_variable_whatever_that_says(name):
+    text = str(changed(name))
+    assert getattr(read(flag(name), text, **{variable(name): str(getattr(DEFAULTS, name))}), name) == changed(name)
+    assert getattr(read(flag(name), text, **{variable(name): "?"}), name) == changed(name)
+
+
+def test_the_public_harness_is_understood():
+    assert read("--port=9000", "--working-dir=/tmp/a b") == Config(port=9000, working_dir=Path("/tmp/a b"))
+
+
+def test_other_variables_mean_nothing():
+    assert read(PORT="9000", KV_NOPE="1", kv_port="9000", PATH="/bin") == DEFAULTS
+
+
+# What a value may be -------------------------------------------------------------------------------------
+
+NUMBERS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), int | float)]
+FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, text) for name in NUMBERS for text in ("", "x", "1x", "0x10", "-1")),
+        *((name, "1.5") for name in NUMBERS if name not in FLOATS),
+        *((name, text) for name in FLOATS for text in ("nan", "inf", "-inf")),
+        *((name, "0") for name in NUMBERS if name not in ("stop_timeout_s", "checkpoint_ratio")),
+        ("port", "65536"),
+        ("port", "99999999999999999999"),
+        ("value_bytes_max", str(1 << 40)),
+        ("header_bytes_max", "1023"),
+        ("segment_bytes", "1023"),
+        ("checkpoint_log_bytes", "1023"),
+        ("header_timeout_s", "0.09"),
+        ("queue_bytes_max", str(DEFAULTS.value_bytes_max - 1)),
+        ("log_level", "loud"),
+        ("log_level", ""),
+        ("host", ""),
+        ("working_dir", ""),
+    ],
+)
+def test_a_bad_value_is_refused_with_one_line_that_names_the_option(capsys, name, text):
+    assert flag(name) in refusal(capsys, f"{flag(name)}={text}")
+    line = refusal(capsys, **{variable(name): text})
+    assert flag(name) in line or variable(name) in line
+
+
+def test_options_that_do_not_go_together_are_refused(capsys):
+    line = refusal(capsys, "--value-bytes-max=2000", "--queue-bytes-max=1999")
+    assert "--value-bytes-max" in line
+    assert "--queue-bytes-max" in line
+    assert read("--value-bytes-max=2000", "--queue-bytes-max=2000").queue_bytes_max == 2000
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--nope"], "--nope"),
+        (["--nope=1"], "--nope"),
+        (["--nope", "1"], "--nope"),
+        (["--por", "1"], "--por"),
+        (["--PORT=1"], "--PORT"),
+        (["-p", "1"], "-p"),
+        (["stray"], "stray"),
+        (["--port"], "--port"),
+        (["--port", "--host"], "--port"),
+    ],
+)
+def test_what_is_no_option_is_refused_with_one_line_that_names_it(capsys, argv, named):
+    assert named in refusal(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("port", "1"), ("port", "65535"), ("stop_timeout_s", "0"), ("checkpoint_ratio", "0"), ("keep_alive_s", "0.1")],
+)
+def test_the_bounds_themselves_are_allowed(name, text):
+    assert getattr(read(f"{flag(name)}={text}"), name) == float(text)
+
+
+# Handing on, and help ------------------------------------------------------------------------------------
+
+SECONDS = st.floats(0.1, 1e6)
+SIZES = st.integers(1024, 1 << 40)
+TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)
+CONFIGS = st.builds(
+    Config,
+    host=TEXTS,
+    port=st.integers(1, 65535),
+    working_dir=TEXTS.map(Path),
+    workers=st.integers(1, 100),
+    value_bytes_max=st.integers(1, 1 << 24),
+    header_bytes_max=SIZES,
+    header_timeout_s=SECONDS,
+    body_timeout_s=SECONDS,
+    keep_alive_s=SECONDS,
+    request_timeout_s=SECONDS,
+    queue_bytes_max=st.integers(1 << 24, 1 << 40),
+    stop_timeout_s=st.floats(0, 1e6),
+    segment_bytes=SIZES,
+    checkpoint_log_bytes=SIZES,
+    checkpoint_ratio=st.floats(0, 1e6),
+    log_level=st.sampled_from(["debug", "info", "warning", "error"]),
+)
+
+
+@given(CONFIGS)
+def test_options_survive_the_environment_unchanged(config):
+    environment = config.to_environment()
+    assert Config.from_environment(environment) == config
+    assert set(environment) == {variable(name) for name in NAMES}
+
+
+@given(st.integers(0, 1 << 20), st.integers(0, 1 << 20), TEXTS)
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address):
+    inherited = Inherited(listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address)
+    environment = DEFAULTS.to_environment() | inherited.to_environment()
+    assert Inherited.from_environment(environment) == inherited
+    assert Config.from_environment(environment) == DEFAULTS
+
+
+def test_nothing_is_inherited_outside_of_a_tree():
+    with pytest.raises(KeyError):
+        Inherited.from_environment({})
+
+
+def test_an_object_that_makes_no_sense_cannot_be_made():
+    with pytest.raises(ConfigError, match="--port"):
+        Config(port=0)
+
+
+def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning(capsys):
+    with pytest.raises(SystemExit) as end:
+        read("--help")
+    told = capsys.readouterr()
+    assert (end.value.code, told.err) == (0, "")
+    entries = re.split(r"\n  (?=--)", told.out)
+    for field in dataclasses.fields(Config):
+        (entry,) = (entry for entry in entries if entry.startswith(flag(field.name) + " "))
+        plain = "".join(entry.split())  # however its lines were wrapped
+        for part in (variable(field.name), f"default {field.default}", field.metadata["meaning"]):
+            assert "".join(part.split()) in plain

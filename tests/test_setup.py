@@ -1,0 +1,227 @@
+"""The first start: run.sh sets up a virtual environment of its own, once, whatever happens meanwhile.
+
+Copies of run.sh and kv/setup_venv.py, in a directory with a space in its name, start a stand-in for the server.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness import ROOT, await_true
+
+SERVER = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], sys.prefix, os.getpid()]))
+sys.exit(3)
+"""
+SERVED = 3  # the stand-in's exit status
+REAL_PYTHON = f'exec "{sys.executable}" "$@"'
+
+
+class Project:
+    """A checkout of the project, and the programs that its run.sh finds."""
+
+    def __init__(self, directory):
+        self.directory = directory / "the project"
+        self.venv = self.directory / ".venv"
+        self.requirements = self.directory / "requirements.txt"
+        self._bin = directory / "bin"
+        (self.directory / "kv").mkdir(parents=True)
+        self._bin.mkdir()
+        for name in ("run.sh", "kv/setup_venv.py"):
+            shutil.copy(ROOT / name, self.directory / name)
+        (self.directory / "kv" / "__main__.py").write_text(SERVER)
+        self.requirements.write_text("# nothing\n")
+        for name in ("cmp", "dirname"):
+            (self._bin / name).symlink_to(shutil.which(name))
+        self._started = []
+
+    def install(self, name, script):
+        """Put a shell script into PATH."""
+        program = self._bin / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    def start(self, *arguments, **environment):
+        self._started.append(
+            subprocess.Popen(
+                [self.directory / "run.sh", *arguments],
+                env={"PATH": str(self._bin), "PIP_NO_INDEX": "1", "no_proxy": "*", **environment},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return self._started[-1]
+
+    def run(self, *arguments):
+        """Start, and wait for the end: the exit status, and what was written to stdout and stderr."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def end(self):
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=10)
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = Project(tmp_path)
+    yield project
+    project.end()
+
+
+@pytest.fixture(scope="module")
+def used_project(tmp_path_factory):
+    """One that has been set up, and may be set up again."""
+    project = Project(tmp_path_factory.mktemp("used"))
+    project.install("python3", REAL_PYTHON)
+    assert_sets_up_and_serves(project)
+    yield project
+    project.end()
+
+
+def assert_serves(project):
+    process = project.start("--port", "8080", "--working-dir=a  b")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == SERVED, err
+    assert json.loads(out) == [["--port", "8080", "--working-dir=a  b"], str(project.venv), process.pid]
+    return err
+
+
+def assert_serves_at_once(project):
+    assert assert_serves(project) == ""
+
+
+def assert_sets_up_and_serves(project):
+    err = assert_serves(project)
+    assert err.startswith(f"setting up {project.venv} with Python 3.")
+    assert err.count("\n") == 1
+
+
+def test_what_is_set_up_is_not_set_up_again_and_needs_no_other_python(used_project):
+    used_project.install("python3", "exit 1")
+    assert_serves_at_once(used_project)
+    used_project.requirements.touch()
+    assert_serves_at_once(used_project)
+    used_project.install("python3", REAL_PYTHON)
+
+
+def test_other_requirements_are_installed_into_a_new_environment(used_project):
+    leftover = used_project.venv / "leftover"
+    leftover.touch()
+    used_project.requirements.write_text("# other\n")
+    assert_sets_up_and_serves(used_project)
+    assert not leftover.exists()
+    assert_serves_at_once(used_project)
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(used_project):
+    python = used_project.venv / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nonexistent/python3")
+    assert_sets_up_and_serves(used_project)
+    assert_serves_at_once(used_project)
+
+
+def test_a_set_up_that_was_killed_is_done_again(used_project):
+    shutil.rmtree(used_project.venv)
+    process = used_project.start()
+    await_true((used_project.venv / "pyvenv.cfg").exists)
+    kill(process)
+
+    with socket.create_server(("127.0.0.1", 0)) as index:  # takes connections and never answers: pip has to wait
+        used_project.requirements.write_text(f"nothing==1 --hash=sha256:{'0' * 64}\n")
+        process = used_project.start(PIP_NO_INDEX="0", PIP_INDEX_URL=f"http://127.0.0.1:{index.getsockname()[1]}/")
+        index.settimeout(30)
+        with index.accept()[0]:
+            kill(process)
+
+    used_project.requirements.write_text("# nothing once more\n")
+    assert_sets_up_and_serves(used_project)
+    assert_serves_at_once(used_project)
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=10)
+    assert (process.returncode, out) == (-signal.SIGKILL, "")
+
+
+def test_of_two_first_starts_at_once_one_sets_up_and_both_serve(project):
+    project.install("python3", REAL_PYTHON)
+    first = project.start()
+    said = first.stderr.readline()
+    assert said.startswith("setting up ")
+    second = project.start()
+    assert first.poll() is None  # it is still at it
+    for process in (first, second):
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == SERVED
+
+
+def test_requirements_that_cannot_be_installed_end_the_start(used_project):
+    used_project.requirements.write_text(f"nothing==1 --hash=sha256:{'0' * 64}\n")
+    status, out, err = used_project.run()
+    assert status not in (0, SERVED)
+    assert out == ""
+    assert err.startswith("setting up ")
+    assert err.splitlines()[-1].startswith("the set-up failed, and is tried again at the next start")
+
+
+# Python --------------------------------------------------------------------------------------------------
+
+TOO_OLD = "exit 1"
+NO_VENV = 'case "$2" in *ensurepip*) exit 1;; esac'
+FITTING = '[ "$1" = -c ] || { echo "${0##*/}: $*"; exit 4; }'
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        ({}, ["Python 3.11 or newer", "install"]),
+        ({"python3": TOO_OLD}, ["Python 3.11 or newer", "install"]),
+        ({"python3": TOO_OLD, "python3.11": TOO_OLD}, ["Python 3.11 or newer", "install"]),
+        ({"python3": NO_VENV}, ["python3 ", "venv", "apt install python3-venv"]),
+        ({"python3": TOO_OLD, "python3.12": NO_VENV}, ["python3.12 ", "venv", "install"]),
+    ],
+)
+def test_without_a_fitting_python_one_line_says_what_to_install(project, installed, told):
+    for name, script in installed.items():
+        project.install(name, script)
+    status, out, err = project.run("--port", "8080")
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert [part for part in told if part not in err] == []
+    assert not project.venv.exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [
+        ({"python3": FITTING}, "python3"),
+        ({"python3.11": FITTING}, "python3.11"),
+        ({"python3": TOO_OLD, "python3.13": FITTING}, "python3.13"),
+        ({"python3": NO_VENV, "python3.12": FITTING}, "python3.12"),
+        ({"python3": FITTING, "python3.14": FITTING}, "python3"),
+    ],
+)
+def test_the_first_python_that_fits_is_taken(project, installed, chosen):
+    for name, script in installed.items():
+        project.install(name, script)
+    directory = project.directory
+    arguments = f"{directory}/kv/setup_venv.py {directory}/.venv {directory}/requirements.txt"
+    assert project.run() == (4, f"{chosen}: {arguments}\n", "")

@@ -1,0 +1,690 @@
+"""The worker class under the real gunicorn: what it closes of the holes in uvicorn's, deadlines, limits, hostile bytes.
+
+`THEIRS` is the worker class as it is shipped. Each test of a hole does the same to both and asserts that ours closes
+the hole and that theirs has it: when theirs no longer does, that part of ours can go.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from kv import lifeline
+from kv.config import Inherited
+from tests.harness import ROOT, Answer, await_true, call
+
+OURS = "kv.worker.Worker"
+THEIRS = "uvicorn_worker.UvicornWorker"
+TEXT = "text/plain; charset=utf-8"
+HEADER_LIMIT = 8192
+
+QUICK = {
+    "KV_HEADER_TIMEOUT_S": "0.3",
+    "KV_BODY_TIMEOUT_S": "0.5",
+    "KV_KEEP_ALIVE_S": "0.5",
+    "KV_STOP_TIMEOUT_S": "0",
+    "KV_HEADER_BYTES_MAX": str(HEADER_LIMIT),
+}
+
+# What gunicorn hosts. Besides the paths below it is the real application, over a dict.
+APP = """
+import asyncio, os
+from kv.app import create_app
+
+class Storage(dict):
+    async def get(self, key): return dict.get(self, key)
+    async def put(self, key, value): self[key] = value
+    async def delete(self, key): self.pop(key, None)
+    async def clear(self): dict.clear(self)
+    async def trouble(self): return ""
+
+storage = Storage()
+kv = create_app(storage, 1 << 20)
+events = []
+
+async def answer(send, body, more=False):
+    length = [] if more else [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+async def read(receive):
+    body, event = b"", {"more_body": True}
+    while event.get("more_body"):
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return None
+        body += event["body"]
+    return body
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+        return
+    path = scope["raw_path"].decode()
+    if path == "/events":
+        return await answer(send, "\\n".join([*events, ""]).encode())
+    if path == "/pid":
+        return await answer(send, b"%d" % os.getpid())
+    events.append(f"{path} begins")
+    if path.startswith("/echo/"):
+        body = await read(receive)
+        if body is None:
+            events.append(f"{path} disconnected")
+            return
+        if scope["query_string"] == b"slow":
+            await asyncio.sleep(1)
+        await answer(send, f"{scope['method']} {path} ".encode() + body)
+    elif path.startswith("/never/"):
+        await asyncio.Event().wait()
+    elif path.startswith("/large/"):
+        await answer(send, bytes(32 << 20), more=True)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        events.append(f"{path} disconnected")
+    else:
+        async def noting():
+            event = await receive()
+            events.append(f"{path} disconnected" if event["type"] == "http.disconnect" else f"{path} goes on")
+            return event
+        await kv(scope, noting, send)
+"""
+
+# The listening socket tells when a worker begins to stop, and what its close does to somebody who has got its number.
+CONF = """
+import os, socket
+import kv.lifeline, kv.worker
+bind = "fd://{listen_fd}"
+worker_class = "{worker_class}"
+control_socket_disable = True
+
+class Listener(socket.socket):
+    def close(self):
+        somebody = os.open(os.devnull, os.O_RDONLY)
+        while somebody < self.fileno():
+            somebody = os.open(os.devnull, os.O_RDONLY)
+        super().close()
+        told = "intact" if os.path.exists(f"/dev/fd/{{somebody}}") else "closed"
+        with open("{stops}", "a") as stops:
+            print(told, file=stops)
+
+def post_worker_init(worker):
+    for listener in worker.sockets:
+        listener.sock = Listener(fileno=listener.sock.detach())
+
+{more}
+"""
+
+
+class Gunicorn:
+    """A gunicorn with one worker, started as the supervisor does: with a listening socket and a lifeline."""
+
+    def __init__(self, directory, worker_class, conf="", **environment):
+        directory.mkdir(exist_ok=True)
+        self._stops = directory / "stops"
+        self._stops.touch()
+        (directory / "hosted.py").write_text(APP)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        read, self._lifeline = lifeline.make()
+        listen_fd = self._listener.fileno()
+        inherited = Inherited(listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody")
+        (directory / "conf.py").write_text(
+            CONF.format(listen_fd=listen_fd, worker_class=worker_class, stops=self._stops, more=conf)
+        )
+        clean = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        with (directory / "stderr").open("wb") as log:
+            self.master = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", directory / "conf.py", "hosted:app"],
+                cwd=directory,
+                env=clean | {"PYTHONPATH": f"{ROOT}:{directory}"} | inherited.to_environment() | environment,
+                pass_fds=(listen_fd, read),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        os.close(read)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.master.pid, signal.SIGKILL)
+        self.master.wait(10)
+        self._listener.close()
+        self.cut_lifeline()
+
+    def cut_lifeline(self):
+        """What every process of the tree sees when the supervisor is killed."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def call(self, path):
+        return call(self.port, "GET", path)
+
+    def ask(self, path):
+        return self.call(path).body.decode()
+
+    def worker(self):
+        """The process that serves now."""
+        return psutil.Process(int(self.ask("/pid")))
+
+    def count(self, event):
+        return self.ask("/events").splitlines().count(event)
+
+    def happened(self, event):
+        return self.count(event) > 0
+
+    def stops(self):
+        """One line for every listening socket that a worker has closed."""
+        return self._stops.read_text().splitlines()
+
+    def begin_stop(self, *signals):
+        """Tell the worker to stop, and wait until it has heard; tell it again what follows the first signal."""
+        worker, before = self.worker(), self.stops()
+        for number in signals or (signal.SIGTERM,):
+            worker.send_signal(number)
+            await_true(lambda: len(self.stops()) > len(before), what="the stop of the worker")
+        return worker
+
+
+class Client:
+    """One connection; sends any bytes."""
+
+    def __init__(self, port, sent=b""):
+        self._socket = socket.socket()
+        self._socket.settimeout(10)
+        self._socket.connect(("127.0.0.1", port))
+        self._received = b""
+        self.send(sent)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._socket.close()
+
+    def send(self, data):
+        with contextlib.suppress(ConnectionError):  # what the server had to say is still to be read
+            self._socket.sendall(data)
+
+    def _receive(self):
+        """Take what comes next; False at the end of the connection."""
+        piece = b""
+        with contextlib.suppress(ConnectionError):
+            piece = self._socket.recv(1 << 16)
+        self._received += piece
+        return piece != b""
+
+    def ended(self):
+        """Whether the server has closed the connection. Does not wait."""
+        self._socket.settimeout(0)
+        try:
+            while self._receive():
+                pass
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            self._socket.settimeout(10)
+
+    def answer(self):
+        """The next answer, interim ones included."""
+        while b"\r\n\r\n" not in self._received:
+            assert self._receive(), f"the end, after {self._received}"
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        line, *fields = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+        length = int(headers.get("content-length", 0))
+        while len(self._received) < length:
+            assert self._receive(), f"the end, after {line} and {self._received}"
+        body, self._received = self._received[:length], self._received[length:]
+        return Answer(int(line.split()[1]), body, headers)
+
+    def rest(self):
+        """What else comes before the server closes the connection."""
+        while self._receive():
+            pass
+        return self._received
+
+
+@pytest.fixture
+def connect():
+    """Makes connections that are closed in the end."""
+    with contextlib.ExitStack() as clients:
+        yield lambda server, sent=b"": clients.enter_context(Client(server.port, sent))
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """Started side by side: ours with short deadlines, ours with the usual ones and time to stop in, and theirs."""
+    directory = tmp_path_factory.mktemp("gunicorn")
+    patient = "kv.worker._STOP_GRACE_SECONDS = 10.0"
+    with (
+        Gunicorn(directory / "quick", OURS, **QUICK) as quick,
+        Gunicorn(directory / "ours", OURS, patient, KV_HEADER_BYTES_MAX=str(HEADER_LIMIT)) as ours,
+        Gunicorn(directory / "theirs", THEIRS) as theirs,
+    ):
+        yield quick, ours, theirs
+
+
+@pytest.fixture
+def quick(servers):
+    return servers[0]
+
+
+@pytest.fixture
+def ours(servers):
+    return servers[1]
+
+
+@pytest.fixture
+def theirs(servers):
+    return servers[2]
+
+
+def refusal(client):
+    """The status and the one line of text that end a connection; None when it ends without a word."""
+    if not client.rest():
+        return None
+    status, body, headers = client.answer()
+    assert headers == {"content-type": TEXT, "content-length": str(len(body)), "connection": "close"}
+    assert client.rest() == b""
+    text, end = body[:-1].decode(), body[-1:]
+    assert end == b"\n"
+    return status, text
+
+
+def comes_true(condition, seconds):
+    try:
+        await_true(condition, seconds)
+    except AssertionError:
+        return False
+    return True
+
+
+def is_gone(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# The holes -----------------------------------------------------------------------------------------------
+
+NO_PDEATHSIG = "kv.lifeline.die_with_parent = lambda: None"  # as on a system that has no such thing
+
+
+@pytest.mark.parametrize("killed", ["master", "supervisor"])
+@pytest.mark.parametrize(
+    ("worker_class", "conf", "ends"), [(OURS, "", True), (OURS, NO_PDEATHSIG, True), (THEIRS, "", False)]
+)
+def test_a_worker_ends_with_those_it_belongs_to(tmp_path, killed, worker_class, conf, ends):
+    with Gunicorn(tmp_path, worker_class, conf) as server:
+        worker = server.worker()
+        if killed == "supervisor":
+            server.cut_lifeline()
+        else:
+            server.master.kill()
+            server.master.wait()
+        assert comes_true(lambda: is_gone(worker), 10 if ends else 0.5) == ends
+        if ends:
+            server.master.wait(10)
+        else:
+            assert server.worker() == worker  # which goes on serving
+
+
+def test_a_request_that_never_ends_holds_a_stop_up_for_the_time_allowed_only(quick, theirs, connect):
+    workers = []
+    for server in (quick, theirs):
+        connect(server, b"GET /never/1 HTTP/1.1\r\n\r\n")
+        await_true(lambda server=server: server.happened("/never/1 begins"))
+        workers.append(server.begin_stop())
+    await_true(lambda: is_gone(workers[0]))
+    assert not is_gone(workers[1])
+    workers[1].kill()
+
+
+TIMEOUT, TOO_LARGE = "request timeout", "request header fields too large"
+STALLED = {
+    b"": None,
+    b"G": (408, TIMEOUT),
+    b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n": (408, TIMEOUT),
+    b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 9\r\n\r\n": (408, TIMEOUT),
+    b"PUT /kv/late HTTP/1.1\r\nContent-Length: 9\r\n\r\n12345678": (408, TIMEOUT),
+    b"PUT /kv/late HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n": (408, TIMEOUT),
+    b"GET /echo/1 HTTP/1.1\r\nA: " + b"a" * HEADER_LIMIT: (431, TOO_LARGE),
+    b"GET /echo/1 HTTP/1.1\r\n" + b"A: a\r\n" * (HEADER_LIMIT // 6): (431, TOO_LARGE),
+    b"GET /echo/" + b"1" * HEADER_LIMIT: (431, TOO_LARGE),
+}
+
+
+def test_a_connection_that_keeps_the_server_waiting_is_ended(quick, theirs, connect):
+    mine, others = ({sent: connect(server, sent) for sent in STALLED} for server in (quick, theirs))
+    assert {sent: refusal(client) for sent, client in mine.items()} == STALLED
+    assert [sent for sent, client in others.items() if client.ended()] == []
+    assert quick.call("/kv/late").status == 404
+
+
+def test_a_header_has_a_deadline_however_busy_its_sender_is(quick, theirs, connect):
+    mine, other = clients = [connect(server, b"GET /echo/1 HTTP/1.1\r\nA: ") for server in (quick, theirs)]
+
+    def ended():
+        for client in clients:
+            client.send(b"a")
+        return mine.ended()
+
+    await_true(ended)
+    assert refusal(mine) == (408, TIMEOUT)
+    assert not other.ended()
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, theirs, connect):
+    for server in (quick, theirs):
+        connect(server, b"GET /large/1 HTTP/1.1\r\n\r\n")
+    await_true(lambda: quick.happened("/large/1 disconnected"))
+    assert not theirs.happened("/large/1 disconnected")
+
+
+def test_the_listening_socket_is_closed_once_so_that_nobody_loses_a_descriptor(ours, theirs):
+    for server in (ours, theirs):
+        server.begin_stop()
+    assert (ours.stops()[-1], theirs.stops()[-1]) == ("intact", "closed")
+
+
+@pytest.mark.parametrize("arrived", [0, 1, 20])
+def test_a_request_that_is_on_its_way_when_the_worker_stops_is_answered(ours, theirs, connect, arrived):
+    request = b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+    clients = []
+    for server in (ours, theirs):
+        clients.append(connect(server, request[:arrived]))
+        server.begin_stop()  # asks who the worker is, so the connection before is accepted
+        clients[-1].send(request[arrived:])
+    answer = clients[0].answer()
+    assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"PUT /echo/1 abc", "close")
+    assert clients[0].rest() == clients[1].rest() == b""
+
+
+def begin_put(connect, server):
+    """A connection with a request in flight, whose body is still to come."""
+    client = connect(server, b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    assert client.answer().status == 100
+    return client
+
+
+def assert_finishes(client):
+    client.send(b"abc")
+    answer = client.answer()
+    assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"PUT /echo/1 abc", "close")
+    assert client.rest() == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_in_flight_is_answered_when_the_worker_stops(ours, connect, number):
+    client = begin_put(connect, ours)
+    worker = ours.begin_stop(number)
+    assert_finishes(client)
+    await_true(lambda: is_gone(worker))
+
+
+def test_a_request_in_flight_is_answered_however_often_the_worker_is_told_to_stop(ours, theirs, connect):
+    mine, other = begin_put(connect, ours), begin_put(connect, theirs)
+    for server in (ours, theirs):
+        server.begin_stop(signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
+    await_true(other.ended)
+    assert_finishes(mine)
+    assert other.rest() == b""
+
+
+# Deadlines that nobody should meet -----------------------------------------------------------------------
+
+
+def test_a_body_that_makes_progress_may_take_longer_than_the_deadline(quick, connect):
+    client = connect(quick, b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
+    for _ in range(100):
+        client.send(b"a")
+        time.sleep(0.011)
+    assert client.answer().body == b"PUT /echo/1 " + b"a" * 100
+
+
+def test_an_answer_may_take_longer_than_every_deadline(quick, connect):
+    client = connect(quick, b"PUT /echo/1?slow HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc")
+    assert client.answer() == Answer(200, b"PUT /echo/1 abc", {"content-length": "15"})
+
+
+def test_an_idle_connection_is_closed_after_a_while_without_a_word(quick, connect):
+    client = connect(quick, b"GET /echo/1 HTTP/1.1\r\n\r\n")
+    assert client.answer().status == 200
+    assert client.rest() == b""
+
+
+def test_an_idle_connection_does_not_hold_up_a_stop(tmp_path, connect):
+    with Gunicorn(tmp_path, OURS) as server:
+        used, unused = connect(server, b"GET /echo/1 HTTP/1.1\r\n\r\n"), connect(server)
+        assert used.answer().status == 200
+        worker = server.begin_stop()
+        await_true(lambda: is_gone(worker), 5)
+        assert used.rest() == unused.rest() == b""
+
+
+# Hostile bytes -------------------------------------------------------------------------------------------
+
+BAD, UNSUPPORTED = "bad request", "transfer-encoding not supported"
+CHUNKED = "Transfer-Encoding: chunked"
+ABC = "3\r\nabc\r\n0\r\n\r\n"
+
+
+def lines(*fields, body=""):
+    return "\r\n".join(["PUT /echo/refused HTTP/1.1", *fields, "", body]).encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "text"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, BAD),
+        (b"\r\n\r\nGARBAGE\r\n\r\n", 400, BAD),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, BAD),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, BAD),
+        (b"BREW /echo/refused HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"get /echo/refused HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused HTTP/9.9\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused HTTP/2.0\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused HTTP/0.9\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused b HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"GET /echo/refused\x00 HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"GET echo/refused HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"GET http://h:99999/echo/refused HTTP/1.1\r\n\r\n", 400, BAD),
+        (b"CONNECT h:1 HTTP/1.1\r\n\r\n", 400, BAD),
+        (lines("no colon"), 400, BAD),
+        (lines(": no name"), 400, BAD),
+        (lines("A : space before the colon"), 400, BAD),
+        (lines("A: folded", " line"), 400, BAD),
+        (lines("A: nul\0"), 400, BAD),
+        (lines("A: bare\rCR"), 400, BAD),
+        (lines("A: b").replace(b"\r\n", b"\n"), 400, BAD),
+        (lines("Content-Length: 3", "Content-Length: 4", body="abc"), 400, BAD),
+        (lines("Content-Length: 3", "Content-Length: 3", body="abc"), 400, BAD),
+        (lines("Content-Length: 3, 4", body="abc"), 400, BAD),
+        (lines("Content-Length: -3", body="abc"), 400, BAD),
+        (lines("Content-Length: +3", body="abc"), 400, BAD),
+        (lines("Content-Length: 0x3", body="abc"), 400, BAD),
+        (lines("Content-Length:", body="abc"), 400, BAD),
+        (lines(f"Content-Length: {1 << 64}", body="abc"), 400, BAD),
+        (lines("Content-Length: 3", CHUNKED, body="0\r\n\r\nGET /echo/refused HTTP/1.1\r\n\r\n"), 400, BAD),
+        (lines(CHUNKED, "Content-Length: 3", body="0\r\n\r\nGET /echo/refused HTTP/1.1\r\n\r\n"), 400, BAD),
+        (lines("Transfer-Encoding: gzip, chunked", body=ABC), 400, UNSUPPORTED),
+        (lines("Transfer-Encoding: gzip", CHUNKED, body=ABC), 400, UNSUPPORTED),
+        (lines("Transfer-Encoding: identity", body="abc"), 400, UNSUPPORTED),
+        (lines("Transfer-Encoding: gzip", "Content-Length: 3", body="abc"), 400, UNSUPPORTED),
+        (lines("Transfer-Encoding: chunked, chunked", body=ABC), 400, BAD),
+        (lines(CHUNKED, CHUNKED, body=ABC), 400, BAD),
+        (lines("Transfer-Encoding:", " chunked", body=ABC), 400, BAD),
+        (lines(CHUNKED, body=ABC).replace(b"1.1", b"1.0"), 400, UNSUPPORTED),
+        (lines("A: " + "a" * HEADER_LIMIT), 431, TOO_LARGE),
+        (lines("A: " + "a" * 200_000), 431, TOO_LARGE),
+        (lines(*["A: a"] * 40_000), 431, TOO_LARGE),
+        (lines("A: a").replace(b"refused", b"refused" * 30_000), 431, TOO_LARGE),
+    ],
+    ids=lambda value: repr(value)[2:70].removeprefix(r"PUT /echo/refused HTTP/1.1\r\n"),
+)
+def test_a_request_that_could_be_understood_in_two_ways_or_none_is_refused_and_not_served(
+    ours, connect, raw, status, text
+):
+    served = ours.ask("/events").count("/echo/refused")
+    assert refusal(connect(ours, raw)) == (status, text)
+    assert ours.ask("/events").count("/echo/refused") == served
+
+
+@pytest.mark.parametrize(
+    ("chunks", "status", "text"),
+    [
+        ("zz\r\nabc\r\n0\r\n\r\n", 400, BAD),
+        ("3\r\nabcd\r\n0\r\n\r\n", 400, BAD),
+        ("3\nabc\n0\n\n", 400, BAD),
+        ("fffffffffffffffff\r\nabc", 400, BAD),
+        ("3\r\nabc\r\n0\r\nContent-Length: 3\r\n\r\n", 400, BAD),
+        (f"3\r\nabc\r\n0\r\n{CHUNKED}\r\n\r\n", 400, BAD),
+        ("3;" + "e" * HEADER_LIMIT, 431, TOO_LARGE),
+        ("0\r\n" + "A: a\r\n" * (HEADER_LIMIT // 6 + 1), 431, TOO_LARGE),
+    ],
+    ids=lambda value: repr(value)[1:40],
+)
+def test_a_put_whose_chunks_are_broken_is_refused_and_not_stored(ours, connect, chunks, status, text):
+    client = connect(ours, f"PUT /kv/broken HTTP/1.1\r\nExpect: 100-continue\r\n{CHUNKED}\r\n\r\n".encode())
+    assert client.answer().status == 100
+    client.send(chunks.encode())
+    assert refusal(client) == (status, text)
+    assert ours.call("/kv/broken").status == 404
+
+
+@pytest.mark.parametrize(
+    "body", ["Content-Length: 9\r\n\r\nabc", f"{CHUNKED}\r\n\r\n3\r\nabc\r\n", f"{CHUNKED}\r\n\r\n3\r\na"]
+)
+@pytest.mark.parametrize("path", ["/echo/left", "/kv/left"])
+def test_the_application_is_told_when_a_client_goes_away_in_the_middle_of_a_body(ours, body, path):
+    seen = ours.count(f"{path} disconnected")
+    with Client(ours.port, f"PUT {path} HTTP/1.1\r\nExpect: 100-continue\r\n{body}".encode()) as client:
+        assert client.answer().status == 100
+    await_true(lambda: ours.count(f"{path} disconnected") == seen + 1)
+    assert ours.call("/kv/left").status == 404
+
+
+# What looks odd, and is served ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (b"GET /echo/1 HTTP/1.1\r\n\r\n", b"GET /echo/1 "),
+        (b"\r\nGET /echo/1 HTTP/1.1\r\n\r\n", b"GET /echo/1 "),
+        (b"GET http://h/echo/1 HTTP/1.1\r\n\r\n", b"GET /echo/1 "),
+        (b"PUT /echo/%FF?a HTTP/1.1\r\nContent-Length: 003 \r\n\r\nabc", b"PUT /echo/%FF abc"),
+        (b"PUT /echo/ HTTP/1.1\r\nTransfer-Encoding: CHUNKED\r\n\r\n3;e\r\nabc\r\n0\r\nA:b\r\n\r\n", b"PUT /echo/ abc"),
+        (b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 3\r\nExpect: something\r\n\r\nabc", b"PUT /echo/1 abc"),
+        (b"GET /echo/1 HTTP/1.1\r\nA: " + b"a" * (HEADER_LIMIT - 50) + b"\r\n\r\n", b"GET /echo/1 "),
+        (b"GET /echo/1 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"GET /echo/1 "),
+        (b"GET /echo/\xff\xc3\xbc HTTP/1.1\r\n\r\n", b"GET /echo/%FF%C3%BC "),
+        (b"GET /echo/1#2 HTTP/1.1\r\n\r\n", b"GET /echo/1%232 "),
+    ],
+    ids=lambda value: repr(value)[2:60],
+)  # fmt: skip
+def test_a_request_that_has_one_meaning_is_served_and_so_is_the_next(ours, connect, request_, answer):
+    client = connect(ours, request_)
+    assert client.answer()[:2] == (200, answer)
+    client.send(b"GET /echo/next HTTP/1.1\r\n\r\n")
+    assert client.answer()[:2] == (200, b"GET /echo/next ")
+
+
+@pytest.mark.parametrize("key", [b"\xff", b"a\xc3\xbc", b"a#b"])
+def test_a_key_with_raw_bytes_that_a_path_cannot_have_is_refused_like_any_other(ours, connect, key):
+    client = connect(ours, b"PUT /kv/" + key + b" HTTP/1.1\r\nContent-Length: 1\r\n\r\nx")
+    assert client.answer()[:2] == (400, b"key contains invalid characters\n")
+
+
+def test_a_body_that_is_not_ascii_arrives_as_it_was_sent_in_however_many_pieces(ours, connect):
+    pieces = ["ü#\nü".encode(), "ü#\r\n".encode(), "ü".encode()]
+    body = b"".join(pieces)
+    client = connect(ours, b"PUT /kv/pieces HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+    assert client.answer().status == 100
+    for number, piece in enumerate(pieces, start=1):
+        client.send(piece)
+        await_true(lambda number=number: ours.count("/kv/pieces goes on") == number)
+    assert client.answer().status == 200
+    assert ours.call("/kv/pieces").body == body
+
+
+def test_http_1_0_is_answered_and_closed(ours, connect):
+    client = connect(ours, b"GET /echo/1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    assert client.answer()[:2] == (200, b"GET /echo/1 ")
+    assert client.rest() == b""
+
+
+def test_pipelined_requests_are_answered_in_order(ours, connect):
+    client = connect(
+        ours,
+        b"GET /echo/1?slow HTTP/1.1\r\n\r\n"
+        b"PUT /echo/2 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+        b"PUT /echo/3 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        b"GET /echo/4 HTTP/1.1\r\nConnection: close\r\n\r\n"
+        b"GET /echo/unserved HTTP/1.1\r\n\r\n",
+    )
+    bodies = [client.answer().body for _ in range(4)]
+    assert bodies == [b"GET /echo/1 ", b"PUT /echo/2 abc", b"PUT /echo/3 abc", b"GET /echo/4 "]
+    assert client.rest() == b""
+    assert not ours.happened("/echo/unserved begins")
+
+
+@pytest.mark.parametrize("query", [b"", b"?slow"])
+def test_a_refused_request_does_not_take_the_answer_of_the_one_before_it(ours, connect, query):
+    client = connect(ours, b"PUT /echo/1" + query + b" HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGARBAGE\r\n\r\n")
+    assert client.answer()[:2] == (200, b"PUT /echo/1 abc")
+    await_true(client.ended)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b"GET /echo/1 HTTP/1.1\r\n", b""),
+        (b"PUT /echo/1 HTTP/1.1\r\nContent-Length: 3\r\n", b"abc"),
+        (b"PUT /echo/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", ABC.encode()),
+    ],
+)
+@pytest.mark.parametrize("separately", [False, True])
+def test_an_offer_to_speak_http_2_is_not_taken_and_the_request_served(ours, connect, head, body, separately):
+    client = connect(ours, head + b"Expect: 100-continue\r\n" + H2C + b"\r\n" + (b"" if separately else body))
+    assert client.answer().status == 100
+    client.send(body if separately else b"")
+    assert client.answer()[:2] == (200, head[:3] + b" /echo/1 " + (b"abc" if body else b""))
+    client.send(b"GET /echo/next HTTP/1.1\r\n\r\n")
+    assert client.answer()[:2] == (200, b"GET /echo/next ")
+
+
+def test_any_number_of_offers_to_speak_http_2_may_be_pipelined(ours, connect):
+    client = connect(ours, (b"GET /echo/1 HTTP/1.1\r\n" + H2C + b"\r\n") * 1200)
+    assert {client.answer()[:2] for _ in range(1200)} == {(200, b"GET /echo/1 ")}
+
+
+def test_the_body_of_a_request_that_offers_http_2_is_never_taken_for_a_request(ours, connect):
+    body = b"GET /echo/smuggled HTTP/1.1\r\n\r\n"
+    client = connect(ours, b"PUT /kv/h2c HTTP/1.1\r\nContent-Length: %d\r\n%s\r\n" % (len(body), H2C))
+    client.send(body)
+    assert client.answer().status == 200
+    assert ours.call("/kv/h2c").body == body
+    assert not ours.happened("/echo/smuggled begins")
