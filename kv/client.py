@@ -13,6 +13,7 @@ in order, before anything new. Hence what an error tells:
 
 import asyncio
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -136,6 +137,7 @@ class Client:
         self._queue_bytes = 0
         self._connected = False
         self._flush_is_due = False
+        self._is_closed = False
         self._session = _Session()
         self._writes: deque[_Write] = deque()
         self._reads: deque[_Read] = deque()
@@ -146,6 +148,7 @@ class Client:
     def open(self) -> None:
         """Begin to connect, and go on trying for as long as there is no logd."""
         self._loop = asyncio.get_running_loop()
+        self._session = _Session()  # not that of before a fork
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # its I/O thread does not survive a fork
         self._socket = self._connect()
         self._loop.add_reader(self._socket.FD, self._drain)
@@ -154,8 +157,9 @@ class Client:
 
     def close(self) -> None:
         """Let go of the socket. Requests that wait fail as if their deadline had passed."""
+        self._is_closed = True
         self._sweeper.cancel()
-        self._fail_expired(float("inf"))
+        self._fail_expired(math.inf)
         self._loop.remove_reader(self._socket.FD)
         self._socket.close(linger=0)
         self._context.term()
@@ -167,7 +171,7 @@ class Client:
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a logd that is not there: we send again ourselves
         socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._message_bytes_max)
+        socket.setsockopt(zmq.MAXMSGSIZE, protocol.MESSAGE_BYTES_CEILING)
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(self._address)
         return socket
@@ -206,7 +210,7 @@ class Client:
 
     async def _write(self, key: str | None, value: bytes | None) -> None:
         size = _REQUEST_OVERHEAD_BYTES + len(key or "") + len(value or b"")
-        if self._queue_bytes + size > self._queue_bytes_max:
+        if self._queue_bytes and self._queue_bytes + size > self._queue_bytes_max:
             raise Unavailable("too many writes are waiting; this one was not written")
         write = _Write(key, value, self._loop.create_future(), self._loop.time() + self._timeout_s, size)
         self._queue_bytes += size
@@ -224,6 +228,9 @@ class Client:
     def _flush(self) -> None:
         """Send what came in this turn. Without a connection it stays where it is."""
         self._flush_is_due = False
+        if self._is_closed:
+            self._fail_expired(math.inf)
+            return
         while self._reads and self._connected:
             self._send_reads()
         while self._writes and self._connected and self._may_write():
@@ -232,7 +239,12 @@ class Client:
 
     def _send_reads(self) -> None:
         self._question += 1
-        reads, self._reads = list(self._reads), deque()
+        reads: list[_Read] = []
+        size = 0
+        while self._reads and size < protocol.BATCH_BYTES_SOFT_MAX:
+            read = self._reads.popleft()
+            reads.append(read)
+            size += len(read.key)
         raw = protocol.encode(ReadBatch(self._question, [read.key for read in reads]))
         self._sent_reads[self._question] = _SentReads(raw, reads)
         self._send(raw)

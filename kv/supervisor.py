@@ -64,6 +64,7 @@ class Child:
         """Start the process. `held` is the write end of its lifeline, which this object closes."""
         self.process = subprocess.Popen(
             [sys.executable, *command],
+            cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
             env=environment,
             pass_fds=inherit,
             preexec_fn=lifeline.die_with_parent,  # noqa: PLW1509 - this process has one thread
@@ -118,7 +119,6 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._serving = False
-        self._is_ready = False  # logd has recovered
         self._tree: int | None = None  # readable, at its end, once no process of the last gunicorn is left
         self._listener: socket.socket
         self._runtime: Path
@@ -210,7 +210,7 @@ class Supervisor:
         if self._stopping:
             child.process = None
             child.cut_lifeline()
-            if child is self._logd and self._is_ready and status != Exit.STOPPED:
+            if child is self._logd and status != Exit.STOPPED:
                 log.error("logd ended with status %d while stopping", status)
             return
         if child is self._logd and status in _GIVE_UP:
@@ -232,8 +232,6 @@ class Supervisor:
         elif self._logd.process and self._logd.kill_at is None:
             self._logd.cut_lifeline()
             self._logd.kill_at = now + _LOGD_STOP_SECONDS
-            if not self._is_ready:
-                self._logd.process.kill()  # it recovers, which may be cut short at any point, and looks at nothing else
 
     # Starting --------------------------------------------------------------------------------------------
 
@@ -245,7 +243,6 @@ class Supervisor:
 
     def _start_logd(self) -> None:
         config = self._config
-        self._is_ready = False
         read, held = lifeline.make()
         ready, said = os.pipe()
         os.set_inheritable(said, True)
@@ -269,10 +266,10 @@ class Supervisor:
 
     def _on_ready(self, ready: int) -> None:
         """logd has recovered, or died without."""
-        self._is_ready = os.read(ready, 1) != b""
+        is_ready = os.read(ready, 1) != b""
         self._selector.unregister(ready)
         os.close(ready)
-        if self._is_ready and not self._serving and not self._stopping:
+        if is_ready and not self._serving and not self._stopping:
             self._serving = True
             self._listen()
             self._start_gunicorn()

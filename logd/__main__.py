@@ -10,6 +10,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
@@ -212,7 +213,9 @@ def _serve(arguments: argparse.Namespace) -> int:
             _remove_socket_directory(previous)
         lock.write_note(arguments.socket)
         disk = LocalDisk(directory)
+        gate = _stop_while_reading(arguments.lifeline_fd)
         recovered = recovery.load(disk)
+        gate.acquire()
         if arguments.must_exist and recovered.finding is recovery.Finding.NEW:
             raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
         _report(recovered)
@@ -255,10 +258,24 @@ def _serve(arguments: argparse.Namespace) -> int:
         storage.stop()
         socket.close()
     finally:
-        checkpointer.stop()
+        if checkpointer.stop():
+            recovery.remove_temporaries(disk)
     context.term()
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED
+
+
+def _stop_while_reading(lifeline_fd: int) -> threading.Lock:
+    """End this process at once when it is told to stop, until the caller takes the lock and begins to write."""
+    gate = threading.Lock()
+
+    def watch() -> None:
+        select.select([lifeline_fd], [], [])
+        if gate.acquire(blocking=False):
+            os._exit(Exit.STOPPED)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    return gate
 
 
 def _open_log(disk: LocalDisk, recovered: recovery.Recovered, segment_bytes: int) -> Wal:
@@ -321,6 +338,9 @@ def _fold(arguments: argparse.Namespace) -> int:
     disk = LocalDisk(arguments.directory)
     try:
         _fold_with_reserve(disk, arguments.upto)
+    except OSError as error:
+        log.error("%s: %s", error.filename or arguments.directory, error.strerror)
+        return Exit.CRASHED
     finally:
         reserve.ensure(disk, arguments.reserve_bytes)
     return Exit.STOPPED

@@ -46,8 +46,8 @@ def fold(disk: Disk, upto: int) -> None:
     """
     began = time.monotonic()
     state = recovery.load(disk, upto)
-    size = snapshot.write(disk, state.store, upto)
     recovery.set_aside_bad_snapshots(disk, state)
+    size = snapshot.write(disk, state.store, upto)
     remove_covered(disk)
     log.info(
         "checkpoint as of frame %d: %d keys, %d bytes, from %s and %d segments, in %.2f s",
@@ -102,7 +102,13 @@ class Checkpointer:
         if self._policy.is_due(log_bytes, self._snapshot_bytes):
             command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
             command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes)]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE)  # its end tells the child that we are gone
+            try:
+                self._child = subprocess.Popen(
+                    command, stdin=subprocess.PIPE
+                )  # its end tells the child that we are gone
+            except OSError as error:
+                self._failed(sealed, str(error))
+                return
             threading.Thread(target=self._wait, args=(self._child, sealed), daemon=True).start()
 
     def _wait(self, child: subprocess.Popen[bytes], sealed: wal.Sealed) -> None:
@@ -112,19 +118,19 @@ class Checkpointer:
                 self._before_bytes, self._covered_bytes = 0, sealed.bytes
                 self._snapshot_bytes = os.path.getsize(self._directory / snapshot.snapshot_name(sealed.sequence))
             elif not self._stopping:
-                log.error(
-                    "checkpoint as of frame %d ended with status %d; another try in %g s at the earliest",
-                    sealed.sequence,
-                    status,
-                    RETRY_SECONDS,
-                )
-                self._not_before = time.monotonic() + RETRY_SECONDS
+                self._failed(sealed, f"status {status}")
         finally:
             self._child = None
 
-    def stop(self) -> None:
-        """End a running checkpoint; what it did so far is litter that the next start removes."""
+    def _failed(self, sealed: wal.Sealed, why: str) -> None:
+        log.error("checkpoint as of frame %d failed (%s); trying again in %g s", sealed.sequence, why, RETRY_SECONDS)
+        self._not_before = time.monotonic() + RETRY_SECONDS
+
+    def stop(self) -> bool:
+        """End a running checkpoint. True when there was one: what it did so far is litter."""
         self._stopping = True
-        if child := self._child:
+        child = self._child
+        if child:
             child.kill()
             child.wait()
+        return child is not None

@@ -142,6 +142,8 @@ class GroupCommit:
         self._to_sync.put(None)
         self._thread.join()
         self._wal.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
     def _new_intake(self, session: bytes) -> Intake:
         if len(self._intakes) > 2 * SESSIONS_MAX:

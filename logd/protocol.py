@@ -153,5 +153,5 @@ encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
 decode_write_batches: Final = msgspec.msgpack.Decoder(list[WriteBatch]).decode
-DecodeError: Final = msgspec.DecodeError
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by the decoders when the bytes are not one of their messages."""

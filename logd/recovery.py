@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from logd import frame, snapshot, wal
 from logd.disk import Disk
-from logd.protocol import DecodeError, decode_write_batches
+from logd.protocol import DECODE_ERRORS, decode_write_batches
 from logd.store import Store
 
 log = logging.getLogger("logd.recovery")
@@ -108,7 +108,7 @@ def load(disk: Disk, upto: int | None = None) -> Recovered:
     segments = [segment for segment in wal.list_segments(names) if upto is None or segment.first <= upto]
     base, bad = _load_base(disk, names, segments)
     needed = _continue(segments, base.sequence)
-    if not needed and (segments or base.name):
+    if not needed and base.sequence != upto and (segments or base.name):
         detail = f"frame {base.sequence + 1} and what came after it are in no segment"
         raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
     replay = _Replay(disk, base.store, base.sequence)
@@ -226,7 +226,7 @@ class _Replay:
             return
         try:
             batches = decode_write_batches(each.payload)
-        except DecodeError as error:
+        except DECODE_ERRORS as error:
             raise Damaged(
                 Finding.UNREADABLE_FRAME, segment.name, each.offset, f"frame {each.sequence}: {error}"
             ) from error
@@ -248,12 +248,17 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
     (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
     May be done again. Raises wal.NoSpace or OSError.
     """
-    for name in disk.names():
-        if name.endswith(wal.TEMPORARY_SUFFIX):
-            disk.remove(name)
+    remove_temporaries(disk)
     set_aside_bad_snapshots(disk, recovered)
     if recovered.tail:
         wal.write_durably(disk, recovered.tail.segment.name, recovered.tail.whole).close()
+
+
+def remove_temporaries(disk: Disk) -> None:
+    """Remove what somebody was writing who is gone."""
+    for name in disk.names():
+        if name.endswith(wal.TEMPORARY_SUFFIX):
+            disk.remove(name)
 
 
 def set_aside_bad_snapshots(disk: Disk, recovered: Recovered) -> None:

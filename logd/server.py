@@ -90,18 +90,18 @@ class Server:
     def _receive(self) -> None:
         for _ in range(_DRAIN_MESSAGES_MAX):
             try:
-                peer, raw = self._socket.recv_multipart(zmq.NOBLOCK)
+                peer, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if raw:
-                self._handle(peer, raw)
-            else:  # sent by ZMQ_PROBE_ROUTER when a connection is made
+            if parts == [b""]:  # sent by ZMQ_PROBE_ROUTER when a connection is made
                 self._send(peer, Hello(os.getpid()))
+            else:
+                self._handle(peer, b"".join(parts))
 
     def _handle(self, peer: bytes, raw: bytes) -> None:
         try:
             request = protocol.decode_request(raw)
-        except protocol.DecodeError as error:
+        except protocol.DECODE_ERRORS as error:
             log.error("a message of %d bytes cannot be decoded: %s", len(raw), error)
             return
         if isinstance(request, WriteBatch):
@@ -121,7 +121,7 @@ class Server:
             if size >= protocol.BATCH_BYTES_SOFT_MAX:
                 self._send(peer, Values(request.number, first, values))
                 first, size, values = first + len(values), 0, []
-        if values:
+        if values or not request.keys:
             self._send(peer, Values(request.number, first, values))
 
     def _collect(self) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from logd import frame
 from logd.disk import Disk
+from logd.protocol import DECODE_ERRORS
 from logd.store import Store
 from logd.wal import TEMPORARY_SUFFIX
 
@@ -149,7 +150,7 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
             raise BadSnapshot(f"chunk {number} at offset {offset} is damaged or cut short")
         try:
             chunk = _decode(payload)
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             raise BadSnapshot(f"chunk {number} at offset {offset} cannot be decoded: {error}") from error
         if isinstance(chunk, Footer):
             return chunk

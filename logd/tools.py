@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from logd import frame, recovery, snapshot, wal
 from logd.disk import Disk, DiskFile
-from logd.protocol import KEY_PATTERN, DecodeError, WriteBatch, decode_write_batches
+from logd.protocol import DECODE_ERRORS, KEY_PATTERN, WriteBatch, decode_write_batches
 from logd.store import Store
 
 
@@ -104,7 +104,7 @@ def _inspect_segment(disk: Disk, segment: wal.Segment, *, is_last: bool) -> File
     except frame.BadHeader as error:
         report.trouble = str(error)
         return report
-    except DecodeError as error:
+    except DECODE_ERRORS as error:
         report.trouble = f"frame {report.last} holds what this program does not write: {error}"
         return report
     report.end = frames.end.value
@@ -175,7 +175,7 @@ def import_(disk: Disk, lines: IO[str], *, progress: bool = False) -> int:
     for number, line in enumerate(tqdm(lines, unit=" keys", disable=not progress), start=1):
         try:
             entry = decode(line)
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             raise CannotImport(f"line {number}: {error}") from error
         store.data[entry.key] = entry.value.encode()
     snapshot.write(disk, store, 0)

@@ -145,13 +145,16 @@ def write_durably(disk: Disk, name: str, data: bytes) -> DiskFile:
     temporary = name + TEMPORARY_SUFFIX
     try:
         file = disk.create(temporary)
-        file.append(data)
-    except OSError as error:
-        if not is_no_space(error):
-            raise
-        if temporary in disk.names():
+        try:
+            file.append(data)
+        except OSError:
+            file.close()
             disk.remove(temporary)
-        raise NoSpace from error
+            raise
+    except OSError as error:
+        if is_no_space(error):
+            raise NoSpace from error
+        raise
     file.sync()
     disk.rename(temporary, name)
     disk.sync_directory()

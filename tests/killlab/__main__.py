@@ -1,0 +1,49 @@
+"""`python -m tests.killlab`: the only place that knows the process it runs in."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_VENV = _ROOT / ".venv-tests"
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out an experiment and report; the exit status."""
+    from tests.killlab import lab, measure, options, report
+    from tests.killlab.progress import Bar
+
+    asked = options.parse(arguments)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
+    try:
+        with Bar(asked.seconds) as bar:
+            bar.say(f"seed {asked.seed}")
+            result = lab.run(asked, bar)
+    except KeyboardInterrupt:
+        print("interrupted; everything that was started has ended", file=sys.stderr)
+        return 128 + signal.SIGINT
+    figures = measure.measure(result)
+    print(report.summary(result, figures))
+    if asked.report:
+        asked.report.write_text(report.page(result, figures, arguments), encoding="utf-8")
+        print(f"report: {asked.report}")
+    return 1 if measure.problems(result, figures) else 0
+
+
+def _become_python_of_the_tests(arguments: list[str]) -> None:
+    """Set up the environment of the tests, as tests/run.sh does, and start again in it."""
+    subprocess.run([_ROOT / "run.sh", "--help"], stdout=subprocess.DEVNULL, check=True)
+    setup = [_ROOT / ".venv/bin/python", _ROOT / "kv/setup_venv.py", _VENV, _ROOT / "tests/requirements.txt"]
+    subprocess.run(setup, check=True)
+    os.chdir(_ROOT)
+    python = str(_VENV / "bin/python")
+    os.execv(python, [python, "-m", "tests.killlab", *arguments])
+
+
+if __name__ == "__main__":
+    if not importlib.util.find_spec("psutil") and Path(sys.prefix) != _VENV:
+        _become_python_of_the_tests(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

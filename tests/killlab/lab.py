@@ -1,0 +1,168 @@
+"""One experiment, from the start of a server to the verdict.
+
+Owns the order of things, and the directory; what it starts has ended when it returns or raises. Knows neither figures
+nor reports.
+
+When the load is over, every key is read, then all processes are killed once more, the server is started from what is on
+the disk, and every key is read again. These reads are part of the history that is judged.
+"""
+
+import contextlib
+import random
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from tests.harness import Server
+from tests.history import Kind, Outcome, Verdict, check, missing_writes
+from tests.killlab.kills import Kill, Killer, Order
+from tests.killlab.load import Load, Mix, Record, make_all
+from tests.killlab.options import Options
+
+_TURN_SECONDS: Final = 0.05
+_READ_ATTEMPTS: Final = 3
+
+
+class Progress(Protocol):
+    """Who is told how it goes."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line has happened."""
+
+    def turn(self, elapsed_s: float, requests: int, failed: int) -> None:
+        """The load goes on."""
+
+
+@dataclass
+class Result:
+    """What happened. Times are in nanoseconds, of the clock of the clients."""
+
+    options: Options
+    record: Record
+    kills: list[Kill] = field(default_factory=list)
+    not_carried_out: list[Order] = field(default_factory=list)
+    began: int = 0
+    ended: int = 0
+    quiet_since: int = 0
+    """When the last write had ended."""
+    reads_at_rest: int = 0
+    unread: int = 0
+    missing: list[str] = field(default_factory=list)
+    verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
+    judged_s: float = 0.0
+    troubles: list[str] = field(default_factory=list)
+    """Why the experiment could not be carried out to its end."""
+    evidence: Path | None = None
+    """Data and log of the server, when somebody may want to see them."""
+
+
+def run(options: Options, progress: Progress) -> Result:
+    """Carry out an experiment."""
+    mark = secrets.token_hex(4)  # so that nothing from an earlier experiment on the same directory is met
+    keys = [f"lab-{mark}-{n}" for n in range(options.keys + options.preload)]
+    result = Result(options, Record(keys, options.value_bytes))
+    with _directory(result) as directory:
+        with Server(directory, *options.server_flags) as server:
+            _preload(server, result, progress)
+            _put_under_load(server, result, progress)
+            if not result.troubles:
+                _read_back(server, result, progress)
+        progress.say(f"judging {len(result.record.history):,} operations")
+        began = time.monotonic()
+        result.verdict = check(result.record.history)
+        result.missing = missing_writes(result.record.history, result.quiet_since)
+        result.judged_s = time.monotonic() - began
+    return result
+
+
+@contextlib.contextmanager
+def _directory(result: Result) -> Iterator[Path]:
+    """Where the server keeps its data: a temporary one is removed when nothing is wrong with it."""
+    if result.options.directory:
+        result.evidence = result.options.directory
+        yield result.options.directory.absolute()
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="killlab-"))
+    try:
+        yield temporary / "data"
+    finally:
+        if result.troubles or result.missing or not result.verdict.is_linearizable:
+            result.evidence = temporary
+        else:
+            shutil.rmtree(temporary)
+
+
+def _preload(server: Server, result: Result, progress: Progress) -> None:
+    options = result.options
+    if options.preload:
+        progress.say(f"writing {options.preload:,} keys")
+        writes = [(Kind.PUT, options.keys + n) for n in range(options.preload)]
+        make_all(server.port, options.clients, result.record, writes)
+
+
+def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
+    """The experiment proper."""
+    options, record = result.options, result.record
+    mix = Mix(options.read_share, options.delete_share, options.clear_share)
+    scripts = [mix.script(options.keys, random.Random(f"{options.seed}/{n}")) for n in range(options.clients)]
+    killer = Killer(server, options.orders, random.Random(options.seed))
+    before = len(record.history)
+    with Load(server.port, record, scripts), contextlib.closing(killer):
+        result.began = time.monotonic_ns()
+        elapsed_s = 0.0
+        while elapsed_s < options.seconds and not result.troubles:
+            for kill in killer.turn(elapsed_s):
+                result.kills.append(kill)
+                progress.say(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
+            if status := _ended_by_itself(server):
+                result.troubles.append(f"the server ended by itself, with status {status}")
+            progress.turn(elapsed_s, len(record.history) - before, len(record.failures))
+            time.sleep(_until_next(killer, elapsed_s))
+            elapsed_s = (time.monotonic_ns() - result.began) / 1e9
+    result.ended = time.monotonic_ns()
+    result.not_carried_out = killer.waiting
+
+
+def _until_next(killer: Killer, elapsed_s: float) -> float:
+    """Seconds to sleep: a turn, or less when an order is due before."""
+    due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
+    return min([_TURN_SECONDS, *due])
+
+
+def _ended_by_itself(server: Server) -> str:
+    """Its status in words, or nothing. Whoever is killed here has a successor already."""
+    assert server.process is not None
+    status = server.process.poll()
+    return "" if status is None else str(status)
+
+
+def _read_back(server: Server, result: Result, progress: Progress) -> None:
+    """Read every key; and again, from what is on the disk."""
+    result.quiet_since = time.monotonic_ns()
+    try:
+        progress.say("reading every key")
+        server.await_ready()
+        _read_all(server, result)
+        progress.say("killing all, starting again, and reading every key once more")
+        server.crash()
+        server.start()
+        _read_all(server, result)
+    except AssertionError as error:  # of the harness: it did not come up
+        result.troubles.append(f"after the load: {error}")
+
+
+def _read_all(server: Server, result: Result) -> None:
+    history = result.record.history
+    unread = set(range(len(history.keys)))
+    for _ in range(_READ_ATTEMPTS):
+        if unread:
+            before = len(history)
+            make_all(server.port, result.options.clients, result.record, [(Kind.GET, key) for key in sorted(unread)])
+            unread -= {history.key[i] for i in range(before, len(history)) if history.outcome[i] == Outcome.OK}
+    result.unread += len(unread)
+    result.reads_at_rest += 1

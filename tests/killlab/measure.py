@@ -1,0 +1,192 @@
+"""Figures: what a result says in numbers, and whether all is well.
+
+Knows neither how the result came about nor how figures are shown. Latency is from sending a request to its answer; that
+a client had to wait before it could send shows in the silences.
+"""
+
+import bisect
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tests.history import Fault, Kind, Outcome
+from tests.killlab.kills import Kill
+from tests.killlab.lab import Result
+from tests.killlab.load import KNOWN_FAILURES
+
+_BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
+_BUCKETS_MAX: Final = 1_200
+_SILENCE_MIN: Final = 1_000_000  # shorter ones, in nanoseconds, are none
+
+
+@dataclass(frozen=True)
+class Latency:
+    """In milliseconds."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What clients felt of one kill."""
+
+    kill: Kill
+    at_s: float
+    failed: Counter[str]
+    silence_s: float
+    """The longest time around it in which no client got an answer."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What ended in one stretch of time: requests that succeeded, their latency, and those that failed."""
+
+    reads: int
+    writes: int
+    latency: Latency | None
+    failed: Counter[str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What happened under load."""
+
+    seconds: float
+    requests: int
+    """That succeeded."""
+    acknowledged_writes: int
+    latency: Latency | None
+    failed: Counter[str]
+    effects: list[Effect]
+    bucket_ms: int
+    buckets: list[Bucket]
+
+    @property
+    def throughput(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+    def by_role(self) -> dict[str, list[Effect]]:
+        """The effects of kills of one kind, those first that silenced the longest."""
+        roles: dict[str, list[Effect]] = defaultdict(list)
+        for effect in sorted(self.effects, key=lambda effect: -effect.silence_s):
+            roles[effect.kill.what].append(effect)
+        return dict(roles)
+
+
+def measure(result: Result) -> Figures:
+    """Work out the figures of a result."""
+    history = result.record.history
+    succeeded = [
+        i
+        for i, (end, outcome) in enumerate(zip(history.end, history.outcome, strict=True))
+        if result.began <= end <= result.ended and outcome == Outcome.OK
+    ]
+    bucket_ms = _bucket_ms(result.ended - result.began)
+    buckets = _buckets(result, succeeded, bucket_ms)
+    return Figures(
+        seconds=(result.ended - result.began) / 1e9,
+        requests=len(succeeded),
+        acknowledged_writes=sum(bucket.writes for bucket in buckets),
+        latency=_latency([history.end[i] - history.start[i] for i in succeeded]),
+        failed=sum((bucket.failed for bucket in buckets), Counter()),
+        effects=_effects(result, [history.end[i] for i in succeeded]),
+        bucket_ms=bucket_ms,
+        buckets=buckets,
+    )
+
+
+def lost_and_doubled(result: Result) -> tuple[int, int]:
+    """Keys with an acknowledged write that is missing, and keys with a value that came back."""
+    violations = result.verdict.violations
+    lost = {violation.key for violation in violations if violation.fault == Fault.LOST}
+    return len(lost.union(result.missing)), result.verdict.count(Fault.CAME_BACK)
+
+
+def problems(result: Result, figures: Figures) -> list[str]:
+    """Why not all is well, in words."""
+    found = list(result.troubles)
+    if not figures.requests:
+        found.append("not one request succeeded")
+    if result.missing:
+        found.append(f"an acknowledged write is missing at the end from {len(result.missing)} keys")
+    if not result.verdict.is_linearizable:
+        count = len(result.verdict.violations) + result.verdict.unexplained
+        found.append(f"the history of {count} keys is not linearizable")
+    if result.unread:
+        found.append(f"{result.unread} keys could not be read at the end")
+    if unexpected := {kind: count for kind, count in figures.failed.items() if kind not in KNOWN_FAILURES}:
+        found.append(f"answers that no request should get: {_in_words(unexpected)}")
+    if result.options.strict:
+        of_logd = sum((each.failed for each in figures.effects if each.kill.what == "logd"), Counter[str]())
+        if of_logd:
+            found.append(f"requests failed when logd was killed: {_in_words(of_logd)}")
+    return found
+
+
+def _in_words(failed: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {kind}" for kind, count in failed.items())
+
+
+def _bucket_ms(duration: int) -> int:
+    return next((ms for ms in _BUCKETS_MS if duration / 1e6 / ms <= _BUCKETS_MAX), _BUCKETS_MS[-1])
+
+
+def _buckets(result: Result, succeeded: Sequence[int], bucket_ms: int) -> list[Bucket]:
+    history, began, width = result.record.history, result.began, bucket_ms * 1_000_000
+    count = max(1, math.ceil((result.ended - began) / width))
+    of_bucket: list[list[int]] = [[] for _ in range(count)]
+    for i in succeeded:
+        of_bucket[min((history.end[i] - began) // width, count - 1)].append(i)
+    failed: list[Counter[str]] = [Counter() for _ in range(count)]
+    for failure in result.record.failures:
+        if began <= failure.end <= result.ended:
+            failed[min((failure.end - began) // width, count - 1)][failure.kind] += 1
+    return [
+        Bucket(
+            reads=(reads := sum(history.kind[i] == Kind.GET for i in members)),
+            writes=len(members) - reads,
+            latency=_latency([history.end[i] - history.start[i] for i in members]),
+            failed=failed[n],
+        )
+        for n, members in enumerate(of_bucket)
+    ]
+
+
+def _latency(nanoseconds: list[int]) -> Latency | None:
+    """Percentiles, by the nearest rank."""
+    if not nanoseconds:
+        return None
+    nanoseconds.sort()
+    p50, p99 = (nanoseconds[math.ceil(len(nanoseconds) * share) - 1] for share in (0.5, 0.99))
+    return Latency(p50 / 1e6, p99 / 1e6, nanoseconds[-1] / 1e6)
+
+
+def _effects(result: Result, answered: Sequence[int]) -> list[Effect]:
+    """For each kill, the failures and the silences of which it is the cause."""
+    times = [kill.at for kill in result.kills]
+    failed: list[Counter[str]] = [Counter() for _ in times]
+    silences = [0] * len(times)
+    for failure in result.record.failures:
+        if failure.end <= result.ended and (n := _cause(times, failure.start, failure.end)) is not None:
+            failed[n][failure.kind] += 1
+    for start, end in itertools.pairwise([result.began, *answered, result.ended]):
+        if end - start >= _SILENCE_MIN and (n := _cause(times, start, end)) is not None:
+            silences[n] = max(silences[n], end - start)
+    return [
+        Effect(kill, (kill.at - result.began) / 1e9, failed[n], silences[n] / 1e9)
+        for n, kill in enumerate(result.kills)
+    ]
+
+
+def _cause(kills: Sequence[int], start: int, end: int) -> int | None:
+    """The first kill in a stretch of time, or else the last one before it."""
+    first = bisect.bisect_left(kills, start)
+    if first < len(kills) and kills[first] <= end:
+        return first
+    return first - 1 if first else None

@@ -1,0 +1,192 @@
+"""The command line of the kill lab: what is asked for, checked.
+
+Knows neither servers nor clients.
+"""
+
+import argparse
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tests.killlab.kills import ROLES, Order, at_intervals, at_random, one_of_each, parse_orders, parse_seconds
+
+_Parsed = TypeVar("_Parsed")
+_SERVER_FLAGS = ("--segment-bytes=1048576", "--checkpoint-log-bytes=2097152")
+_EPILOG = f"""
+roles: {", ".join(ROLES)} (all processes at once). Without --kill, --random and --every, each of --roles is
+killed once. After the death of the supervisor or the group the server is started again, as a person would.
+
+flags for the server go after `--`; it gets {" ".join(_SERVER_FLAGS)} before them,
+so that a short run has checkpoints too.
+
+examples:
+  python -m tests.killlab --kill logd@3s,worker@6s,gunicorn@9s,supervisor@12s,group@15s --report report.html
+  python -m tests.killlab --minutes 10 --every 2s
+  python -m tests.killlab --kill stop:logd@5s+2s --clients 200 -- --workers=4
+
+exit status: 0 when all is well, 1 when it is not, 2 for an error on the command line.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One experiment."""
+
+    orders: tuple[Order, ...]
+    seconds: float
+    seed: int
+    clients: int
+    keys: int
+    preload: int
+    read_share: float
+    delete_share: float
+    clear_share: float
+    value_bytes: int
+    strict: bool
+    directory: Path | None
+    report: Path | None
+    server_flags: tuple[str, ...]
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """What is asked for. Ends the process with a line on stderr when it makes no sense."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    seconds = given.minutes * 60 if given.minutes else given.seconds
+    rng = random.Random(given.seed)
+    orders = [order for part in given.kill for order in part]
+    if given.random is not None:
+        orders += at_random(given.random, given.roles, seconds, rng)
+    if given.every:
+        orders += at_intervals(given.every, given.roles, seconds, rng)
+    if not given.kill and given.random is None and not given.every:
+        orders = one_of_each(given.roles, seconds)
+    if late := [order for order in orders if order.at_s >= seconds]:
+        parser.error(f"{late[0]} comes after the end; --seconds is {seconds:g}")
+    if given.read_share + given.delete_share + given.clear_share > 1:
+        parser.error("--read-share, --delete-share and --clear-share are more than 1 together")
+    return Options(
+        orders=tuple(sorted(orders)),
+        seconds=seconds,
+        seed=given.seed,
+        clients=given.clients,
+        keys=given.keys,
+        preload=given.preload,
+        read_share=given.read_share,
+        delete_share=given.delete_share,
+        clear_share=given.clear_share,
+        value_bytes=given.value_bytes,
+        strict=given.strict,
+        directory=given.directory,
+        report=given.report,
+        server_flags=(*_SERVER_FLAGS, *given.server_flags),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.killlab",
+        description="Kills processes of a server under load, and judges what its clients saw.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kills = parser.add_argument_group("what is killed, and when")
+    kills.add_argument(
+        "--kill",
+        type=_checked(parse_orders),
+        action="append",
+        default=[],
+        metavar="ROLE@TIME,…",
+        help="kill a process of that role at that time; stop:ROLE@TIME+TIME freezes it for a while instead",
+    )
+    kills.add_argument("--random", type=_checked(_count), metavar="N", help="that many kills at random times")
+    kills.add_argument(
+        "--every", type=_checked(_positive_seconds), metavar="TIME", help="a random kill after each such time"
+    )
+    kills.add_argument(
+        "--roles", type=_checked(_roles), default=ROLES, metavar="ROLE,…", help="whom the random kills may meet (all)"
+    )
+    length = parser.add_argument_group("how long").add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=_checked(_positive_seconds), default=30.0, help="(30)")
+    length.add_argument("--minutes", type=_checked(_positive), help="instead of --seconds")
+    load = parser.add_argument_group("load")
+    load.add_argument("--clients", type=_checked(_positive_count), default=64, metavar="N", help="(64)")
+    load.add_argument("--keys", type=_checked(_positive_count), default=500, metavar="N", help="that they share (500)")
+    load.add_argument(
+        "--preload",
+        type=_checked(_count),
+        default=0,
+        metavar="N",
+        help="keys written before the load and verified after it (0)",
+    )
+    load.add_argument("--read-share", type=_checked(_share), default=0.5, metavar="X", help="of the requests (0.5)")
+    load.add_argument("--delete-share", type=_checked(_share), default=0.05, metavar="X", help="of the requests (0.05)")
+    load.add_argument("--clear-share", type=_checked(_share), default=0.0, metavar="X", help="of the requests (0)")
+    load.add_argument(
+        "--value-bytes", type=_checked(_positive_count), default=100, metavar="N", help="at least 16 (100)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=int.from_bytes(os.urandom(4)), help="of everything random; shown in the report"
+    )
+    parser.add_argument("--strict", action="store_true", help="a request that fails when logd is killed is an error")
+    parser.add_argument(
+        "--directory", type=Path, help="where the server keeps its data, and it stays (a temporary one)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page with the timeline and all figures"
+    )
+    parser.add_argument("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
+    return parser
+
+
+def _checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
+    """Have argparse show what a ValueError says."""
+
+    def parse_or_explain(text: str) -> _Parsed:
+        try:
+            return parse_value(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_or_explain
+
+
+def _positive(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise ValueError(f"{text} is not more than 0")
+    return number
+
+
+def _positive_seconds(text: str) -> float:
+    if not (seconds := parse_seconds(text)) > 0:
+        raise ValueError(f"{text} is not more than 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError(f"{text} is less than 0")
+    return number
+
+
+def _positive_count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(f"{text} is less than 1")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise ValueError(f"{text} is not between 0 and 1")
+    return share
+
+
+def _roles(text: str) -> tuple[str, ...]:
+    roles = tuple(role.strip() for role in text.split(","))
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise ValueError(f"{unknown[0]!r} is no role; there are {', '.join(ROLES)}")
+    return roles

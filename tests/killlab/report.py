@@ -1,0 +1,217 @@
+"""What people get to see: a summary for the terminal, and one page that needs nothing but itself.
+
+Owns words and layout; knows only results and their figures. The page is drawn by `page.html` from the data that is put
+into it here.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from tests.killlab.lab import Result
+from tests.killlab.measure import Bucket, Figures, Latency, lost_and_doubled, problems
+
+_TEMPLATE: Final = Path(__file__).with_name("page.html")
+_PACKAGES: Final = ("falcon", "gunicorn", "uvicorn", "uvloop", "httptools", "pyzmq", "msgspec")
+_SHOWN_KILLS_MAX: Final = 40
+
+
+# For the terminal ----------------------------------------------------------------------------------------
+
+
+def summary(result: Result, figures: Figures) -> str:
+    """What happened, in lines."""
+    sections = [
+        _load_lines(result, figures),
+        _kill_lines(result, figures),
+        _role_lines(figures),
+        _verdict_lines(result, figures),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _load_lines(result: Result, figures: Figures) -> list[str]:
+    options = result.options
+    lines = [
+        f"{figures.requests:,} requests of {options.clients} clients in {figures.seconds:.1f} s"
+        f" ({figures.throughput:,.0f}/s), {figures.acknowledged_writes:,} of them writes",
+        f"failed: {_counts(figures.failed)}",
+    ]
+    if figures.latency:
+        lines.insert(1, "latency: p50 {:.1f} ms, p99 {:.1f} ms, max {:.1f} ms".format(*_values(figures.latency)))
+    return lines
+
+
+def _kill_lines(result: Result, figures: Figures) -> list[str]:
+    rows = [
+        (f"{each.at_s:.2f} s", each.kill.what, str(each.kill.pid), _silence(each.silence_s), _counts(each.failed))
+        for each in figures.effects
+    ]
+    shown = rows[:_SHOWN_KILLS_MAX]
+    lines = _table(("at", "killed", "pid", "silence", "requests failed"), shown) if rows else []
+    if len(rows) > len(shown):
+        lines.append(f"… and {len(rows) - len(shown)} more")
+    if result.not_carried_out:
+        orders = ", ".join(str(order) for order in result.not_carried_out)
+        lines.append(f"not carried out, because there was no such process: {orders}")
+    return lines
+
+
+def _role_lines(figures: Figures) -> list[str]:
+    rows = [
+        (
+            role,
+            str(len(effects)),
+            _silence(effects[0].silence_s),
+            _silence(effects[len(effects) // 2].silence_s),
+            str(sum(each.failed.total() for each in effects)),
+        )
+        for role, effects in figures.by_role().items()
+    ]
+    return _table(("role", "kills", "longest silence", "median", "requests failed"), rows) if rows else []
+
+
+def _verdict_lines(result: Result, figures: Figures) -> list[str]:
+    lines = [f"{'ok ' if good else '-- ' if good is None else 'BAD'} {text}" for good, text in checks(result, figures)]
+    lines += (
+        ["", *("\n" + str(violation) for violation in result.verdict.violations)] if result.verdict.violations else []
+    )
+    found = problems(result, figures)
+    lines += ["", *(f"NOT WELL: {problem}" for problem in found)] if found else ["", "all is well"]
+    if result.evidence:
+        lines.append(f"data and log of the server: {result.evidence}")
+    lines.append(f"to repeat this: --seed {result.options.seed}")
+    return lines
+
+
+def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
+    """What was verified, and whether it holds; None where there is nothing to say."""
+    verdict = result.verdict
+    lost, doubled = lost_and_doubled(result)
+    is_read = bool(result.reads_at_rest) and not result.unread
+    often = {0: "never", 1: "once", 2: "twice, the second time after a SIGKILL of all and a start"}[
+        result.reads_at_rest
+    ]
+    of_logd = [effect for effect in figures.effects if effect.kill.what == "logd"]
+    failed = sum(effect.failed.total() for effect in of_logd)
+    return [
+        (not lost, f"lost writes: {lost}"),
+        (not doubled, f"writes applied twice, or undone: {doubled}"),
+        (
+            verdict.is_linearizable,
+            f"linearizable: {'yes' if verdict.is_linearizable else 'no'} ({verdict.operations:,} operations on"
+            f" {verdict.keys:,} keys, judged in {result.judged_s:.1f} s)",
+        ),
+        (is_read, f"every key read at the end: {often}"),
+        (
+            failed == 0 if of_logd else None,
+            f"requests failed when logd was killed: {failed if of_logd else 'it was not'}",
+        ),
+    ]
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (titles, *rows)
+    ]
+
+
+def _counts(failed: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in failed.items()) or "none"
+
+
+def _silence(seconds: float) -> str:
+    if seconds == 0:
+        return "none"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
+
+
+# The page ------------------------------------------------------------------------------------------------
+
+
+def page(result: Result, figures: Figures, arguments: Iterable[str]) -> str:
+    """The page, as HTML."""
+    data = json.dumps(_page_data(result, figures, arguments), separators=(",", ":"))
+    return _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", data.replace("<", "\\u003c"))
+
+
+def _page_data(result: Result, figures: Figures, arguments: Iterable[str]) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now().strftime("%-d %B %Y, %H:%M"),
+        "problems": problems(result, figures),
+        "checks": checks(result, figures),
+        "explained": [str(violation) for violation in result.verdict.violations],
+        "seconds": figures.seconds,
+        "clients": result.options.clients,
+        "requests": figures.requests,
+        "acknowledged": figures.acknowledged_writes,
+        "latency": figures.latency and vars(figures.latency),
+        "failed": figures.failed,
+        "bucket_ms": figures.bucket_ms,
+        "buckets": [_bucket_data(bucket) for bucket in figures.buckets],
+        "kills": [
+            {
+                "at": round(effect.at_s, 4),
+                "what": effect.kill.what,
+                "pid": effect.kill.pid,
+                "failed": effect.failed,
+                "silence": effect.silence_s,
+            }
+            for effect in figures.effects
+        ],
+        "circumstances": _circumstances(result, arguments),
+    }
+
+
+def _bucket_data(bucket: Bucket) -> dict[str, Any]:
+    latency = bucket.latency and [round(value, 3) for value in _values(bucket.latency)]
+    return {"reads": bucket.reads, "writes": bucket.writes, "latency": latency, "failed": bucket.failed}
+
+
+def _values(latency: Latency) -> tuple[float, float, float]:
+    return latency.p50, latency.p99, latency.max
+
+
+def _circumstances(result: Result, arguments: Iterable[str]) -> list[tuple[str, str]]:
+    options = result.options
+    orders = ", ".join(str(order) for order in result.not_carried_out)
+    load = (
+        f"{options.clients} clients on {options.keys:,} keys, each waiting for its answer;"
+        f" {options.read_share:.0%} reads, {options.delete_share:.0%} deletes, values of {options.value_bytes} bytes"
+    )
+    return [
+        ("command", shlex.join(["python", "-m", "tests.killlab", *arguments])),
+        ("seed", str(options.seed)),
+        ("load", load + (f"; {options.preload:,} further keys" if options.preload else "")),
+        ("server flags", " ".join(options.server_flags)),
+        *([("not carried out", f"{orders}: there was no such process")] if orders else []),
+        ("machine", f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"),
+        ("system", f"{platform.system()} {platform.release()}"),
+        ("versions", f"Python {platform.python_version()}, " + ", ".join(_versions())),
+    ]
+
+
+def _versions() -> list[str]:
+    return [f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES]
+
+
+def _processor() -> str:
+    """Its name, where there is a way to know it."""
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,246 @@
+"""What several test files build: batches, segments, whole directories; and a disk that is watched and made to fail.
+
+The history is the same everywhere: frame 1 opens session A, and frame n holds its batch n - 1. `group(n)` is that
+frame, `state(n)` the store after it, and `lay_out` writes parts of this history into a directory.
+"""
+
+import errno
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from logd import frame, protocol, snapshot, wal
+from logd.disk import DiskFile, LocalDisk
+from logd.protocol import WriteBatch
+from logd.store import Store
+
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+MARKER, OTHER_MARKER = b"\xa1\xb2\xc3\xd4", b"\x11\x22\x33\x44"
+
+
+def batch(session=A, number=0, *, base=0, clear=False, puts=None, deletes=()):
+    return WriteBatch(session, number, base, clear, puts or {}, list(deletes))
+
+
+def payload_of(*batches: WriteBatch) -> bytes:
+    return wal.encode_payload([protocol.encode(each) for each in batches])
+
+
+def group(sequence: int) -> WriteBatch:
+    """What frame `sequence` of the history holds: it puts, replaces and deletes; the fourth clears."""
+    puts = {f"k{sequence}": b"v%d" % sequence, "last": b"%d" % sequence}
+    return batch(A, sequence - 1, base=sequence - 1, clear=sequence == 4, puts=puts, deletes=[f"k{sequence - 2}"])
+
+
+def state(sequence: int) -> Store:
+    """The store after frame `sequence` of the history."""
+    store = Store()
+    for each in range(1, sequence + 1):
+        assert store.apply(group(each))
+    return store
+
+
+def same(one: Store, other: Store) -> bool:
+    """Equal in all that counts: keys, values, sessions and their order."""
+    return one.data == other.data and list(one.sessions.items()) == list(other.sessions.items())
+
+
+# Files ---------------------------------------------------------------------------------------------------
+
+
+def framed(payload: bytes, sequence: int, marker: bytes = MARKER) -> bytes:
+    """One frame."""
+    return frame.encode_frame_header(marker, sequence, payload) + payload
+
+
+def segment(payloads: Iterable[bytes], first: int = 1, marker: bytes = MARKER) -> bytes:
+    """A whole segment file."""
+    frames = (framed(payload, sequence, marker) for sequence, payload in enumerate(payloads, first))
+    return b"".join([wal.encode_segment_header(frame.Header(marker, first)), *frames])
+
+
+def lay_out(directory: Path, layout: str) -> LocalDisk:
+    """Write files of the history. "1-5" is a segment of frames 1 to 5, "6-5" an empty one, "@5" a snapshot."""
+    directory.mkdir(exist_ok=True)
+    disk = LocalDisk(directory)
+    for token in layout.split():
+        if token.startswith("@"):
+            snapshot.write(disk, state(int(token[1:])), int(token[1:]))
+        else:
+            first, last = map(int, token.split("-"))
+            payloads = (payload_of(group(sequence)) for sequence in range(first, last + 1))
+            (directory / file_name(token)).write_bytes(segment(payloads, first))
+    return disk
+
+
+def file_name(token: str) -> str:
+    """The file that a token of a layout stands for."""
+    if token.startswith("@"):
+        return snapshot.snapshot_name(int(token[1:]))
+    return wal.segment_name(int(token.partition("-")[0]))
+
+
+def file_names(layout: str) -> set[str]:
+    """The files that a layout stands for."""
+    return set(map(file_name, layout.split()))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file of a directory and its bytes."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def read_segment(data: bytes) -> tuple[list[frame.Frame], frame.FrameReader]:
+    """All whole frames of a segment, and how they ended. Raises frame.BadHeader."""
+    header = wal.decode_segment_header(data)
+    reader = frame.FrameReader(data, header, header.sequence)
+    return list(reader), reader
+
+
+def read_log(directory: Path) -> dict[int, list[WriteBatch]]:
+    """The batches of every frame in the segments of a directory; the last segment may be torn."""
+    found = {}
+    for name, _ in wal.list_segments(os.listdir(directory)):
+        for each in read_segment((directory / name).read_bytes())[0]:
+            found[each.sequence] = protocol.decode_write_batches(each.payload)
+    return found
+
+
+def offsets(data: bytes) -> list[int]:
+    """Where the frames of a file begin, and where the last one ends."""
+    found, at = [frame.HEADER_BYTES], frame.HEADER_BYTES
+    while at < len(data):
+        at += frame.FRAME_HEADER_BYTES + int.from_bytes(data[at + 4 : at + 8], "little")
+        found.append(at)
+    return found
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """The data with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+# A disk --------------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A call that changes the disk."""
+
+    operation: str
+    name: str = ""
+
+
+class WatchedDisk(LocalDisk):
+    """A real directory that writes down every call which changes it, has only so much room, and fails on demand.
+
+    `before` is asked about each call before it is made: it may raise, or wait. An append that does not fit writes what
+    fits, as a full device does, and raises `full`.
+    """
+
+    def __init__(self, directory: Path, before: Callable[[Call], None] = lambda _: None, *, syncs: bool = True) -> None:
+        super().__init__(directory)
+        self.before = before
+        self.calls: list[Call] = []
+        self.open_files: list[str] = []
+        self.room = math.inf
+        self.full = errno.ENOSPC
+        self.syncs = syncs  # False: for speed, where no crash is looked at
+
+    def note(self, operation: str, name: str = "") -> None:
+        self.before(Call(operation, name))
+        self.calls.append(Call(operation, name))
+
+    def free_bytes(self) -> int:
+        return int(min(self.room, super().free_bytes()))
+
+    def create(self, name: str) -> "WatchedFile":
+        self.note("create", name)
+        return WatchedFile(self, name, super().create(name))
+
+    def rename(self, old: str, new: str) -> None:
+        self.note("rename", f"{old} {new}")
+        super().rename(old, new)
+
+    def remove(self, name: str) -> None:
+        self.note("remove", name)
+        super().remove(name)
+
+    def sync_directory(self) -> None:
+        self.note("sync_directory")
+        if self.syncs:
+            super().sync_directory()
+
+
+class WatchedFile:
+    """A file of a WatchedDisk, under the name that it was made with."""
+
+    def __init__(self, disk: WatchedDisk, name: str, file: DiskFile) -> None:
+        self._disk = disk
+        self._name = name
+        self._file = file
+        disk.open_files.append(name)
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def append(self, data: bytes) -> None:
+        self._disk.note("append", self._name)
+        fits = int(min(len(data), self._disk.room))
+        self._file.append(data[:fits])
+        self._disk.room -= fits
+        if fits < len(data):
+            raise OSError(self._disk.full, os.strerror(self._disk.full))
+
+    def truncate(self, size: int) -> None:
+        self._disk.note("truncate", self._name)
+        self._disk.room += self._file.size - size
+        self._file.truncate(size)
+
+    def allocate(self, size: int) -> None:
+        self._disk.note("allocate", self._name)
+        self._file.allocate(size)
+
+    def sync(self) -> None:
+        self._disk.note("sync", self._name)
+        if self._disk.syncs:
+            self._file.sync()
+
+    def close(self) -> None:
+        self._disk.open_files.remove(self._name)
+        self._file.close()
+
+
+def failing(at: Call | str, error: int | BaseException = errno.EIO) -> Callable[[Call], None]:
+    """A `before` that raises at one call, or at one kind of call."""
+
+    def before(call: Call) -> None:
+        if at in (call, call.operation):
+            raise error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
+
+    return before
+
+
+class Crash(BaseException):
+    """The process ends here: nothing may catch it and tidy up."""
+
+
+def crash_at(count: int) -> Callable[[Call], None]:
+    """A `before` that ends everything at the call with this index, and at all that follow."""
+    left = [count]
+
+    def before(_: Call) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+
+    return before
+
+
+def operations(calls: Sequence[Call]) -> list[str]:
+    """Calls in words, to compare with."""
+    return [f"{call.operation} {call.name}".strip() for call in calls]

@@ -1,0 +1,694 @@
+"""Group commit on real files: what becomes one group, what is seen and answered when, sessions, and a failing disk."""
+
+import errno
+import os
+import queue
+import select
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from logd import protocol, recovery
+from logd.commit import DiskFailed, GroupCommit
+from logd.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
+from logd.store import SESSIONS_MAX, Store
+from logd.wal import Wal
+from tests.logs import A, B, C, WatchedDisk, batch, failing, read_log
+
+PATIENCE_SECONDS = 30
+
+
+def refused(session, *numbers):
+    return (session, Refused(session, list(numbers), Reason.NO_SPACE))
+
+
+def committed(session, *numbers):
+    return (session, Committed(session, list(numbers)))
+
+
+class Engine:
+    """One life of a GroupCommit on a directory, with a disk that can be held, filled and broken."""
+
+    def __init__(self, directory, *, make_wal=Wal, segment_bytes=1 << 20, syncs=True, **options):
+        self.directory = directory
+        self.disk = WatchedDisk(directory, syncs=syncs)
+        recovered = recovery.load(self.disk)
+        recovery.make_durable(self.disk, recovered)
+        self.wal = make_wal(self.disk, recovered.sequence + 1, segment_bytes)
+        self.groups_seen = 0
+        self.commit = GroupCommit(self.disk, self.wal, recovered.store, on_group=self._on_group, **options)
+        self._go = threading.Event()
+
+    def _on_group(self):
+        self.groups_seen += 1
+
+    def send(self, session, number, *, base=None, **writes):
+        """Submit a batch; what is answered at once."""
+        made = batch(session, number, base=number if base is None else base, **writes)
+        return self.commit.submit(protocol.encode(made), made)
+
+    def open(self, *sessions):
+        """Open sessions, each in a group of its own."""
+        for session in sessions:
+            assert self.send(session, 0) is None
+            assert self.settle() == [committed(session, 0)]
+
+    def is_ready(self, seconds=0.0):
+        """True when there is something to collect."""
+        poll = select.poll()
+        poll.register(self.commit, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def collect(self):
+        """The replies of the next group to be done."""
+        assert self.is_ready(PATIENCE_SECONDS)
+        return self.commit.collect()
+
+    def settle(self):
+        """All replies, until nothing waits for one."""
+        replies = []
+        while not self.commit.idle():
+            replies += self.collect()
+        return replies
+
+    def look_up(self, *keys):
+        return self.commit.lookup(keys)
+
+    def hold(self, operation="sync"):
+        """Stop the sync thread before its next call of this kind; returns a function that waits until it is there."""
+        there = threading.Event()
+
+        def before(call):
+            if call.operation == operation:
+                there.set()
+                assert self._go.wait(PATIENCE_SECONDS)
+                self.disk.before(call)
+
+        def await_there():
+            assert there.wait(PATIENCE_SECONDS)
+
+        self.disk.before = before
+        return await_there
+
+    def let_go(self, before=lambda _: None):
+        """Go on; `before` is asked about the call that was held, and about all that follow."""
+        self.disk.before = before
+        self._go.set()
+
+    def stop(self):
+        if not self._go.is_set():
+            self.let_go()
+        self.commit.stop()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts an engine on the directory of the test; what still runs is stopped."""
+    running = []
+
+    def start(**options):
+        for old in running:
+            old.stop()
+        running[:] = [Engine(tmp_path, **options)]
+        return running[0]
+
+    yield start
+    for last in running:
+        last.stop()
+
+
+@pytest.fixture
+def engine(start):
+    """An engine with sessions A, B and C open."""
+    engine = start()
+    engine.open(A, B, C)
+    return engine
+
+
+def groups(engine):
+    """What the frames of the log hold: the session and the number of each batch."""
+    return [[(each.session, each.number) for each in batches] for batches in read_log(engine.directory).values()]
+
+
+OPENED = [[(A, 0)], [(B, 0)], [(C, 0)]]
+
+# Groups --------------------------------------------------------------------------------------------------
+
+
+def test_writes_that_arrive_while_a_sync_runs_become_one_group(engine):
+    await_held = engine.hold()
+    assert engine.send(A, 1) is None
+    await_held()
+    for session, number in ((B, 1), (A, 2), (C, 1), (A, 3)):
+        assert engine.send(session, number) is None
+    engine.let_go()
+    assert engine.collect() == [committed(A, 1)]
+    assert engine.collect() == [committed(B, 1), committed(A, 2, 3), committed(C, 1)]
+    assert engine.commit.idle()
+    assert groups(engine) == [*OPENED, [(A, 1)], [(B, 1), (A, 2), (C, 1), (A, 3)]]
+
+
+def test_a_group_is_one_append_and_one_sync_and_is_reported_once(engine):
+    engine.disk.calls.clear()
+    before = engine.groups_seen
+    engine.send(A, 1)
+    engine.settle()
+    assert [call.operation for call in engine.disk.calls] == ["append", "sync"]
+    assert engine.groups_seen == before + 1
+
+
+@pytest.mark.parametrize("operation", ["append", "sync"])
+def test_nothing_is_seen_or_answered_before_the_sync_returned(engine, operation):
+    engine.send(A, 1, puts={"k": b"old"})
+    engine.settle()
+    await_held = engine.hold(operation)
+    engine.send(A, 2, puts={"k": b"new", "other": b"x"})
+    await_held()
+    assert not engine.is_ready()
+    assert engine.commit.collect() == []
+    assert not engine.commit.idle()
+    assert engine.look_up("k", "other") == [b"old", None]
+    engine.let_go()
+    assert engine.is_ready(PATIENCE_SECONDS)
+    assert engine.look_up("k", "other") == [b"old", None]  # applied when it is collected, and answered with it
+    assert engine.collect() == [committed(A, 2)]
+    assert engine.look_up("k", "other") == [b"new", b"x"]
+    assert not engine.is_ready()
+
+
+def test_batches_are_applied_in_the_order_in_which_they_came(engine):
+    await_held = engine.hold()
+    engine.send(C, 1)
+    await_held()
+    engine.send(A, 1, puts={"k": b"a", "a": b"1"})
+    engine.send(B, 1, clear=True, puts={"k": b"b"})
+    engine.send(A, 2, puts={"last": b"a"}, deletes=["nothing"])
+    engine.let_go()
+    engine.settle()
+    assert engine.look_up("k", "a", "last") == [b"b", None, b"a"]
+
+
+def test_a_group_takes_no_more_than_its_bytes(start):
+    engine = start(group_bytes_max=2500)
+    engine.open(A)
+    await_held = engine.hold()
+    engine.send(A, 1)
+    await_held()
+    for number in range(2, 7):
+        engine.send(A, number, puts={"k": bytes(1000)})
+    engine.let_go()
+    assert engine.settle() == [committed(A, 1), committed(A, 2, 3), committed(A, 4, 5), committed(A, 6)]
+    assert groups(engine)[1:] == [[(A, 1)], [(A, 2), (A, 3)], [(A, 4), (A, 5)], [(A, 6)]]
+
+
+def test_the_record_is_the_message_as_it_was_sent(engine):
+    made = batch(A, 1, base=1, puts={"k": b"v"})
+    raw = protocol.encode(made).replace(b"\xa1k", b"\xd9\x01k")  # another way to say the same
+    assert protocol.decode_request(raw) == made
+    engine.commit.submit(raw, made)
+    engine.settle()
+    assert any(raw in path.read_bytes() for path in engine.directory.iterdir())
+
+
+def test_a_group_in_flight_when_it_stops_is_on_the_disk_and_what_waits_is_not(start, engine):
+    await_held = engine.hold()
+    engine.send(A, 1, puts={"k": b"in flight"})
+    await_held()
+    engine.send(A, 2, puts={"k": b"waits"})
+    after = start()
+    assert after.look_up("k") == [b"in flight"]
+    assert after.send(A, 1) == Committed(A, [1])
+    assert after.send(A, 2) is None
+
+
+def test_stopping_gives_the_descriptors_back(tmp_path):
+    engine = Engine(tmp_path)
+    descriptor = engine.commit.fileno()
+    engine.stop()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert engine.disk.open_files == []
+
+
+# Sessions ------------------------------------------------------------------------------------------------
+
+
+def test_only_the_next_number_is_taken(engine):
+    assert engine.send(A, 2, base=1, puts={"k": b"2"}) == Gap(A, 2, 1)
+    assert engine.send(A, 1, base=1, puts={"k": b"1"}) is None
+    assert engine.send(A, 3, base=1, puts={"k": b"3"}) == Gap(A, 3, 2)  # also while the first is on its way
+    assert engine.send(A, 2, base=1, puts={"k": b"2"}) is None
+    assert [number for _, reply in engine.settle() for number in reply.numbers] == [1, 2]
+    assert engine.look_up("k") == [b"2"]
+    assert engine.send(B, 2, base=1) == Gap(B, 2, 1)
+
+
+def test_a_batch_may_skip_numbers_that_its_base_says_were_answered(engine):
+    assert engine.send(A, 5, base=5) is None
+    assert engine.settle() == [committed(A, 5)]
+    assert engine.send(A, 7, base=6) == Gap(A, 7, 6)
+
+
+def test_a_repeat_is_answered_as_the_first_was_and_applied_once(start, engine):
+    engine.send(A, 1, puts={"k": b"1"})
+    engine.send(A, 2, base=1, puts={"k": b"2"})
+    engine.settle()
+    frames = len(groups(engine))
+    for number in (1, 2, 0, 1):
+        assert engine.send(A, number, base=1, puts={"k": b"repeated"}) == Committed(A, [number])
+    assert engine.commit.idle()
+    assert engine.look_up("k") == [b"2"]
+    assert len(groups(engine)) == frames
+    engine = start()
+    assert engine.send(A, 1, base=1, puts={"k": b"repeated"}) == Committed(A, [1])
+    assert engine.look_up("k") == [b"2"]
+
+
+def test_a_repeat_of_a_batch_that_waits_is_answered_once_with_its_group(engine):
+    await_held = engine.hold()
+    engine.send(A, 1)
+    await_held()
+    engine.send(A, 2, base=1)
+    for number in (1, 2, 1, 2):
+        assert engine.send(A, number, base=1) is None
+    engine.let_go()
+    assert engine.settle() == [committed(A, 1), committed(A, 2)]
+    assert groups(engine) == [*OPENED, [(A, 1)], [(A, 2)]]
+
+
+def test_an_unknown_session_is_dropped_and_only_batch_0_opens_one(start):
+    engine = start()
+    assert engine.send(A, 1, puts={"k": b"v"}) == Dropped(A, 1)
+    assert engine.send(A, 7, base=7) == Dropped(A, 7)
+    assert engine.send(A, 0) is None
+    assert engine.settle() == [committed(A, 0)]
+    assert engine.send(A, 1, puts={"k": b"v"}) is None
+    assert engine.settle() == [committed(A, 1)]
+
+
+def test_a_session_whose_opening_is_on_its_way_is_opened_once(engine):
+    session = b"d" * 16
+    await_held = engine.hold()
+    assert engine.send(session, 0) is None
+    await_held()
+    assert engine.send(session, 0) is None
+    engine.let_go()
+    assert engine.settle() == [committed(session, 0)]
+
+
+def other_sessions(count):
+    return [b"other" + number.to_bytes(11, "big") for number in range(count)]
+
+
+def test_a_session_that_made_room_for_others_is_told_so_after_a_restart_too(start):
+    engine = start()
+    engine.open(A)
+    for session in other_sessions(SESSIONS_MAX):
+        assert engine.send(session, 0) is None
+    engine.settle()
+    assert engine.send(A, 1, puts={"k": b"v"}) == Dropped(A, 1)
+    assert start().send(A, 1, puts={"k": b"v"}) == Dropped(A, 1)
+
+
+def test_a_session_that_is_dropped_while_its_batch_waits_is_told_so_and_replay_agrees(start):
+    engine = start()
+    engine.open(A, B)
+    engine.send(B, 1)
+    engine.settle()
+    await_held = engine.hold()
+    engine.send(B, 2)
+    await_held()
+    for session in other_sessions(SESSIONS_MAX - 1):
+        assert engine.send(session, 0) is None
+    assert engine.send(A, 1, puts={"k": b"v"}) is None
+    engine.let_go()
+    assert (A, Dropped(A, 1)) in engine.settle()
+    assert engine.look_up("k") == [None]
+    engine = start()
+    assert engine.look_up("k") == [None]
+    assert engine.send(A, 1) == Dropped(A, 1)
+    assert engine.send(B, 3) is None
+
+
+def test_sessions_that_come_and_go_in_great_number_do_not_disturb_those_that_stay(start):
+    engine = start(syncs=False)
+    engine.open(A)
+    for number, session in enumerate(other_sessions(3 * SESSIONS_MAX)):
+        assert engine.send(session, 0) is None
+        if number % 500 == 0:
+            assert engine.send(A, 1 + number // 500) is None
+    engine.settle()
+    last = 1 + (3 * SESSIONS_MAX - 1) // 500
+    assert engine.send(A, last) == Committed(A, [last])
+    assert engine.send(A, last + 1) is None
+
+
+# A full disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(engine):
+    """A1 is committed; then the disk is full: A2 was in flight, A3 and B1 waited, and all were refused."""
+    engine.send(A, 1, puts={"k": b"before"})
+    engine.settle()
+    await_held = engine.hold("append")
+    engine.send(A, 2, puts={"k": b"refused"})
+    await_held()
+    engine.send(A, 3, base=2, puts={"k": b"refused"})
+    engine.send(B, 1, puts={"k": b"refused"})
+    assert engine.commit.trouble() == ""
+    engine.disk.room = 10
+    engine.let_go()
+    assert engine.collect() == [refused(A, 2, 3), refused(B, 1)]
+    return engine
+
+
+def test_without_room_the_group_and_all_that_waits_is_refused_and_reads_go_on(start, full):
+    assert full.commit.idle()
+    assert full.look_up("k") == [b"before"]
+    engine = start()
+    assert engine.look_up("k") == [b"before"]
+    assert groups(engine) == [*OPENED, [(A, 1)]]
+
+
+def test_a_batch_sent_before_the_refusal_was_known_is_refused_too(full):
+    full.disk.room = 10_000
+    assert full.send(A, 4, base=2, puts={"k": b"4"}) == Refused(A, [4], Reason.NO_SPACE)
+    assert full.send(A, 4, base=3, puts={"k": b"4"}) == Refused(A, [4], Reason.NO_SPACE)
+    assert full.send(A, 2, base=2, puts={"k": b"2"}) == Refused(A, [2], Reason.NO_SPACE)
+    assert full.look_up("k") == [b"before"]
+
+
+def test_a_batch_sent_with_the_refusal_known_is_taken(start, full):
+    full.disk.room = 10_000
+    assert full.send(A, 4, base=4, puts={"k": b"4"}) is None
+    assert full.send(B, 2, base=2) is None
+    assert full.send(C, 1) is None
+    assert {reply for _, reply in full.settle() for reply in reply.numbers} == {4, 2, 1}
+    assert full.look_up("k") == [b"4"]
+    assert start().look_up("k") == [b"4"]
+
+
+def test_a_batch_whose_base_is_not_there_yet_is_a_gap(full):
+    full.disk.room = 10_000
+    assert full.send(A, 4, base=2) == Refused(A, [4], Reason.NO_SPACE)
+    assert full.send(A, 5, base=4) == Gap(A, 5, 4)  # sent without knowing what became of batch 4
+    assert full.send(A, 6, base=6) is None
+
+
+def test_a_restart_forgets_a_refusal_but_never_takes_a_later_batch_first(start, full):
+    engine = start()
+    assert engine.send(A, 4, base=2) == Gap(A, 4, 2)
+    assert engine.send(A, 4, base=4) is None  # its worker was told of the refusals
+    assert engine.send(B, 1, base=1) is None  # its worker was not
+
+
+def test_an_opening_that_is_refused_is_told_so_and_another_session_can_be_opened(engine):
+    first, second = b"1" * 16, b"2" * 16
+    engine.disk.room = 10
+    assert engine.send(first, 0) is None
+    assert engine.settle() == [refused(first, 0)]
+    assert engine.send(first, 1, base=1) == Dropped(first, 1)
+    engine.disk.room = 10_000
+    engine.open(second)
+
+
+def test_trouble_is_told_until_there_is_room_for_what_was_refused(full):
+    assert full.commit.trouble() == "no space left on device"
+    full.disk.room = 30
+    assert full.commit.trouble() == "no space left on device"
+    full.disk.room = 10_000
+    assert full.commit.trouble() == ""
+    full.send(C, 1)
+    full.settle()
+    full.disk.room = 0
+    assert full.commit.trouble() == ""  # nothing was refused since
+
+
+def test_a_disk_that_stays_full_refuses_again_and_again_and_then_goes_on(start, full):
+    for number in range(4, 8):
+        assert full.send(A, number) is None
+        assert full.settle() == [refused(A, number)]
+    full.disk.room = 10_000
+    full.send(A, 8, puts={"k": b"8"})
+    assert full.settle() == [committed(A, 8)]
+    assert start().look_up("k") == [b"8"]
+
+
+def test_without_room_for_the_next_segment_writes_are_refused_and_then_go_on(start):
+    engine = start(segment_bytes=100)
+    engine.open(A)
+    engine.send(A, 1, puts={"k": bytes(100)})
+    engine.settle()
+    engine.disk.room = 20
+    for number in (2, 3):
+        engine.send(A, number)
+        assert engine.settle() == [refused(A, number)]
+    engine.disk.room = 10_000
+    engine.send(A, 4, puts={"k": b"4"})
+    assert engine.settle() == [committed(A, 4)]
+    assert start().look_up("k") == [b"4"]
+
+
+# A disk that fails ---------------------------------------------------------------------------------------
+
+FAILURES = {
+    "a failed sync": failing("sync"),
+    "a sync without space": failing("sync", errno.ENOSPC),
+    "a failed write": failing("append"),
+    "an unexpected exception": failing("sync", RuntimeError("a mistake")),
+    "an unexpected exception in a write": failing("append", ZeroDivisionError("a mistake")),
+}
+
+
+@pytest.mark.parametrize("failure", [pytest.param(failure, id=name) for name, failure in FAILURES.items()])
+def test_after_a_failure_nothing_of_the_group_is_seen_or_answered(engine, failure):
+    await_held = engine.hold("append")
+    engine.send(A, 1, puts={"k": b"lost"})
+    await_held()
+    engine.send(B, 1, puts={"k": b"waits"})
+    engine.let_go(failure)
+    with pytest.raises(DiskFailed) as caught:
+        engine.collect()
+    assert str(caught.value) == str(caught.value.__cause__)
+    assert engine.look_up("k") == [None]
+    assert not engine.is_ready()  # what waited was not begun
+    assert groups(engine)[3:] in ([], [[(A, 1)]])
+
+
+def test_when_a_torn_write_cannot_be_taken_back_it_is_a_failure(engine):
+    engine.disk.before = failing("truncate")
+    engine.disk.room = 10
+    engine.send(A, 1)
+    with pytest.raises(DiskFailed, match="Input/output error"):
+        engine.collect()
+
+
+def test_after_a_failure_the_next_life_answers_a_repeat_by_what_it_finds(start, engine):
+    engine.disk.before = failing("sync")
+    engine.send(A, 1, puts={"k": b"v"})
+    with pytest.raises(DiskFailed):
+        engine.collect()
+    engine = start()
+    known = engine.look_up("k") == [b"v"]
+    assert engine.send(A, 1, puts={"k": b"v"}) == (Committed(A, [1]) if known else None)
+    engine.settle()
+    assert engine.look_up("k") == [b"v"]
+
+
+# Anything, in any order ----------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """How an append ends: with all written; refused for lack of space; or cut short, and the process with it."""
+
+    room: float
+    error: int = 0
+
+
+WRITTEN, FULL, TORN = Outcome(float("inf")), Outcome(10, errno.ENOSPC), Outcome(10, errno.EIO)
+
+
+class Worker:
+    """What a worker knows of its session. Encodes a batch once, and remembers it until it is answered."""
+
+    def __init__(self, number):
+        self.name = number
+        self.lives = 0
+        self.begin()
+
+    def begin(self):
+        self.lives += 1
+        self.session = b"%d/%06d" % (self.name, self.lives) + bytes(8)
+        self.next = 0
+        self.is_open = False
+        self.unanswered: dict[int, WriteBatch] = {}
+
+    def make(self, **writes):
+        base = min(self.unanswered, default=self.next)
+        made = batch(self.session, self.next, base=base, **(writes if self.next else {}))
+        self.unanswered[self.next] = made
+        self.next += 1
+        return made
+
+
+KEYS = ["x", "y", "z"]
+
+
+class Sessions(RuleBasedStateMachine):
+    """Workers that send, repeat, lose messages and answers; a disk that fills; a process that dies at any moment.
+
+    The model: a list of batches that are applied, once each and in order. Acknowledged batches are in it, refused ones
+    are not, and what is looked up is what one gets by applying it from the beginning.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.workers = [Worker(number) for number in range(3)]
+        self.token = 0
+        self.applied = []
+        self.in_flight = []
+        self.waiting = []
+        self.acknowledged = set()
+        self.refused = set()
+        self.start()
+
+    def start(self):
+        self.outcomes = queue.SimpleQueue()
+        machine = self
+
+        class HeldWal(Wal):
+            def append(self, batches):
+                self._disk.room, self._disk.full = machine.outcomes.get(timeout=PATIENCE_SECONDS)
+                super().append(batches)
+
+        self.engine = Engine(Path(self.directory.name), make_wal=HeldWal, segment_bytes=300, syncs=False)
+
+    def stop(self, outcome=WRITTEN):
+        self.outcomes.put(outcome)
+        self.engine.stop()
+
+    def teardown(self):
+        self.stop()
+        self.directory.cleanup()
+
+    # What workers do
+
+    @rule(at=st.integers(0, 2), key=st.sampled_from(KEYS), clear=st.booleans(), arrives=st.booleans())
+    def send(self, at, key, clear, arrives):
+        worker = self.workers[at]
+        if not worker.is_open and worker.unanswered:
+            return
+        self.token += 1
+        made = worker.make(clear=clear, puts={key: b"%d" % self.token}, deletes=[KEYS[self.token % 3] + "'"])
+        if arrives:
+            self.deliver(worker, made, True)
+
+    @rule(at=st.integers(0, 2), which=st.integers(0, 5), hears=st.booleans())
+    def repeat(self, at, which, hears):
+        worker = self.workers[at]
+        if made := list(worker.unanswered.values())[which : which + 1]:
+            self.deliver(worker, made[0], hears)
+
+    @rule(at=st.integers(0, 2))
+    def repeat_all(self, at):
+        for made in list(self.workers[at].unanswered.values()):
+            if made.number in self.workers[at].unanswered:
+                self.deliver(self.workers[at], made, True)
+
+    def deliver(self, worker, made, hears):
+        reply = self.engine.commit.submit(protocol.encode(made), made)
+        known = made in self.in_flight or made in self.waiting
+        if reply is None:
+            assert made not in self.applied
+            if not known:
+                (self.waiting if self.in_flight else self.in_flight).append(made)
+            return
+        assert not known
+        assert isinstance(reply, Committed) == (made in self.applied)
+        if hears:
+            self.hear(worker, reply)
+
+    def hear(self, worker, reply):
+        if isinstance(reply, Committed):
+            for number in reply.numbers:
+                if made := worker.unanswered.pop(number, None):
+                    self.acknowledged.add((made.session, number))
+            worker.is_open = True
+        elif isinstance(reply, Refused):
+            for number in reply.numbers:
+                self.give_up(worker, number)
+            if 0 in reply.numbers:
+                worker.begin()
+        else:
+            assert isinstance(reply, Gap)
+            assert reply.number in worker.unanswered
+            if reply.expected not in worker.unanswered:
+                self.give_up(worker, reply.number)
+
+    def give_up(self, worker, number):
+        if worker.unanswered.pop(number, None):
+            self.refused.add((worker.session, number))
+
+    # What becomes of groups
+
+    @precondition(lambda self: self.in_flight)
+    @rule(hears=st.booleans(), is_full=st.sampled_from([False, False, True]))
+    def finish(self, hears, is_full):
+        assert not self.engine.commit.idle()
+        self.outcomes.put(FULL if is_full else WRITTEN)
+        replies = self.engine.collect()
+        done, self.in_flight, self.waiting = self.in_flight, self.waiting, []
+        if is_full:
+            done, self.in_flight = done + self.in_flight, []
+        else:
+            self.applied += done
+        kind = Refused if is_full else Committed
+        assert all(isinstance(reply, kind) and reply.session == session for session, reply in replies)
+        answered = [(session, number) for session, reply in replies for number in reply.numbers]
+        assert len(answered) == len(set(answered))
+        assert set(answered) == {(made.session, made.number) for made in done}
+        if hears:
+            for session, reply in replies:
+                self.hear(next(worker for worker in self.workers if worker.session == session), reply)
+
+    @rule(outcome=st.sampled_from([WRITTEN, FULL, TORN]))
+    def restart(self, outcome):
+        self.stop(outcome)
+        if outcome is WRITTEN:
+            self.applied += self.in_flight
+        self.in_flight, self.waiting = [], []
+        self.start()
+
+    # What holds at all times
+
+    @invariant()
+    def what_is_seen_is_what_was_applied(self):
+        model = Store()
+        for made in self.applied:
+            assert model.apply(made)
+        keys = [*KEYS, *(key + "'" for key in KEYS)]
+        assert self.engine.look_up(*keys) == [model.data.get(key) for key in keys]
+
+    @invariant()
+    def each_is_applied_once_and_in_order_and_as_it_was_answered(self):
+        applied = [(made.session, made.number) for made in self.applied]
+        assert len(applied) == len(set(applied))
+        assert self.acknowledged <= set(applied)
+        assert not self.refused & set(applied)
+        for worker in self.workers:
+            numbers = [number for session, number in applied if session == worker.session]
+            assert numbers == sorted(numbers)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

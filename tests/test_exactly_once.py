@@ -1,0 +1,254 @@
+"""Clients against the real group commit, over a network and a disk that do their worst, simulated from a seed.
+
+The network keeps the order of one connection and nothing else: it may be cut at any point, each direction loses a
+suffix, and a client goes on sending into the void until it notices. The disk may be full, and logd and workers may be
+killed, at any point.
+"""
+
+import asyncio
+import os
+import queue
+import random
+import select
+from collections import deque
+
+import pytest
+import zmq
+
+from kv.client import Client, NoSpace, OutcomeUnknown, RequestFailed
+from logd import commit, protocol, server, store, wal
+
+
+class Connection:
+    def __init__(self):
+        self.up, self.down, self.arrived, self.is_whole = deque([b""]), deque(), deque(), True
+
+    def arrive(self, count):
+        while self.down and count > 0:
+            self.arrived.append(self.down.popleft())
+            count -= 1
+
+
+class Worker(Client):
+    """A client that is its own socket; `connection` is what it believes to have."""
+
+    def __init__(self, loop):
+        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000, message_bytes_max=0)
+        self._loop, self._socket, self.connection = loop, self, None
+        self._sweeper = loop.create_task(self._sweep_forever())
+
+    def send(self, raw, _):
+        if not self.connection:
+            raise zmq.Again
+        self.connection.up.append(raw)
+
+    def recv(self, _):
+        if not self.connection or not self.connection.arrived:
+            raise zmq.Again
+        return self.connection.arrived.popleft()
+
+
+def replay(log):
+    """The state that a log gives, and the keys in the order in which it puts them."""
+    state, keys = store.Store(), []
+    state._write = lambda batch: keys.extend(batch.puts)
+    for payload in log:
+        for batch in protocol.decode_write_batches(payload):
+            state.apply(batch)
+    return state, keys
+
+
+class World:
+    """Everything there is, and what may happen next. To logd it is the socket, the disk and the log."""
+
+    def __init__(self, seed, workers=3):
+        self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
+        self.loop.time = lambda: self.now
+        self.log, self.verdicts, self.writes, self.connections = [], queue.SimpleQueue(), [], {}
+        self.storage = self.server = None
+        self.workers = [Worker(self.loop) for _ in range(workers)]
+        good = [self.logd_starts, self.logd_receives, self.disk_syncs, self.logd_collects]
+        good += [self.worker_connects, self.worker_notices, self.worker_reads]
+        self.good = [each for each in good for _ in range(self.random.choice([1, 2, 5]))]  # some are slow
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.logd_dies()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.turn()
+        self.loop.close()
+
+    def turn(self):
+        self.now += self.random.random() / 50
+        for _ in range(3):
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+
+    def step(self, *happenings):
+        self.random.choice(happenings)(self.random.choice(self.workers))
+        self.turn()
+
+    def settle(self):
+        """Without faults and new requests, everything is answered in the end."""
+        for _ in range(5000):
+            self.step(*self.good)
+            if not any(worker._queue_bytes for worker in self.workers):
+                break
+
+    def free_bytes(self):
+        return 0
+
+    def append(self, raws):
+        if failure := self.verdicts.get():
+            raise failure
+        self.log.append(wal.encode_payload(raws))
+
+    sync = close = lambda self: None
+
+    def recv_multipart(self, _):
+        waiting = [peer for peer, connection in self.connections.items() if connection.up]
+        if not waiting or self.random.random() < 0.5:
+            raise zmq.Again
+        peer = self.random.choice(waiting)
+        return peer, self.connections[peer].up.popleft()
+
+    def send_multipart(self, message, _):
+        if message[0] not in self.connections:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        self.connections[message[0]].down.append(message[1])
+
+    # What may happen
+
+    def write(self, worker):
+        self.writes.append(self.loop.create_task(self._write(worker, str(len(self.writes)))))
+
+    async def _write(self, worker, key):
+        deadline, outcome = self.now + worker._timeout_s + 0.3, None
+        try:
+            await worker.put(key, b"v" * self.random.choice([1, 500]))
+            assert key in replay(self.log)[1], "acknowledged and not durable"
+        except RequestFailed as failure:
+            outcome = type(failure)
+        assert self.now <= deadline, "it hung"
+        return worker, key, outcome
+
+    def worker_connects(self, worker):
+        if self.storage and not worker.connection:
+            worker.connection = self.connections[self.random.randbytes(5)] = Connection()
+
+    def worker_notices(self, worker):
+        if worker.connection and not worker.connection.is_whole:
+            worker.connection = None  # with ZMQ_IMMEDIATE what had arrived on it and was not read is gone
+
+    def worker_reads(self, worker):
+        if worker.connection:
+            worker.connection.arrive(self.random.randint(0, 5))
+            worker._drain()
+
+    def worker_dies(self, worker):
+        self.connection_breaks(worker)
+        worker._fail_expired(float("inf"))
+        worker._sweeper.cancel()
+        self.workers[self.workers.index(worker)] = Worker(self.loop)
+
+    def connection_breaks(self, worker):
+        if worker.connection and worker.connection.is_whole:
+            worker.connection.arrive(self.random.randint(0, 5))
+            worker.connection.down.clear()
+            worker.connection.is_whole = False
+            self.connections = {peer: each for peer, each in self.connections.items() if each.is_whole}
+
+    def logd_starts(self, _):
+        if not self.storage:
+            self.storage, self.synced = commit.GroupCommit(self, self, replay(self.log)[0]), False
+            self.server = server.Server(self, self.storage, -1)
+
+    def logd_dies(self, _=None):
+        if self.storage:
+            if not self.storage.idle() and not self.synced:
+                self.verdicts.put(self.random.choice([None, OSError("killed")]))
+            self.storage.stop()
+            os.close(self.storage.fileno())
+            os.close(self.storage._wake_write)
+            self.storage = None
+            for worker in self.workers:
+                self.connection_breaks(worker)
+
+    def logd_receives(self, _=None):
+        if self.storage:
+            self.server._receive()
+
+    def disk_syncs(self, _=None, failure=None):
+        if self.storage and not self.storage.idle() and not self.synced:
+            self.verdicts.put(failure)
+            select.select([self.storage.fileno()], [], [])
+            self.synced = True
+
+    def disk_is_full(self, _=None):
+        self.disk_syncs(failure=wal.NoSpace())
+
+    def logd_collects(self, _=None):
+        if self.storage and self.synced:
+            self.synced = False
+            self.server._collect()
+
+
+@pytest.fixture(autouse=True)
+def few_sessions(monkeypatch):
+    for module in (store, commit):
+        monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_never(seed):
+    with World(seed) as world:
+        faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
+        faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2, 0.8])
+        for _ in range(1000):
+            rare = faults if world.random.random() < rate else []
+            world.step(*world.good, world.write, world.write, *rare)
+        for _ in range(4):  # sessions that were dropped meanwhile are opened anew
+            world.settle()
+            for worker in world.workers:
+                worker._timeout_s = 1000.0
+                world.write(worker)
+        world.settle()
+        order = {key: position for position, key in enumerate(replay(world.log)[1])}
+        assert len(order) == len(replay(world.log)[1])
+        latest = {}
+        for worker, key, outcome in (write.result() for write in world.writes):
+            assert outcome is OutcomeUnknown or (key in order) == (outcome is None)
+            assert latest.get(worker, -1) < order.get(key, 1 << 60)
+            latest[worker] = order.get(key, latest.get(worker, -1))
+        assert [write.result()[2] for write in world.writes[-3:]] == [None] * 3
+
+
+def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():
+    with World(1, workers=1) as world:
+        (worker,) = world.workers
+        for number in range(200):
+            world.write(worker)
+            world.turn()  # sent before the answer to the one before is read
+            if number == 0:
+                world.logd_starts(worker)
+                world.worker_connects(worker)
+            worker.connection.arrive(99)
+            worker._drain()
+            while any(connection.up for connection in world.connections.values()):
+                world.logd_receives()
+            (world.disk_is_full if number == 100 else world.disk_syncs)()
+            world.logd_collects()
+        outcomes = [write.result()[2] for write in world.writes[:-5]]
+        assert outcomes[:90] == [None] * 90
+        assert {None, NoSpace}.issuperset(outcomes)
+        assert outcomes[-50:] == [None] * 50
+
+
+def test_logd_remembers_no_more_sessions_than_it_has_while_none_can_be_opened():
+    with World(1) as world:
+        while len(world.writes) < 300:
+            world.step(*(each for each in world.good if each != world.disk_syncs), world.write, world.disk_is_full)
+        assert len(world.server._peers) <= 3 * store.SESSIONS_MAX

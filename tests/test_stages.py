@@ -1,0 +1,301 @@
+"""The three stages of the public challenge, as its harness tests them: HTTP API, persistence, crash recovery."""
+
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.harness import Server, await_true, exchange, need_descriptors, read_all, send_all
+
+DEADLINE_SECONDS = 15.0  # what the contract gives a stop, and a burst of 10,000 writes
+METHODS_OF_A_KEY = "DELETE, GET, HEAD, PUT"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("stages") / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def figure(record_property):
+    """Reports a measured time, in the output and in the results file. Nothing is asserted about it here."""
+
+    def report(name, seconds):
+        record_property(name, round(seconds, 3))
+        print(f"{name}: {seconds:.3f} s")
+
+    return report
+
+
+def is_text(answer, status, body):
+    """True for an answer of this status and body, with the headers that every answer has."""
+    assert (answer.status, answer.body) == (status, body)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-length"] == str(len(body))
+    return True
+
+
+def puts(values):
+    return [("PUT", f"/kv/{key}", value) for key, value in values.items()]
+
+
+def store_all(server, values, connections=32):
+    answers = send_all(server.port, puts(values), connections)
+    assert [answers[n].status for n in range(len(values))] == [200] * len(values)
+
+
+# Stage 1: HTTP API ---------------------------------------------------------------------------------------
+
+
+def test_a_key_can_be_stored_read_replaced_and_deleted(server):
+    assert is_text(server.call("PUT", "/kv/country:capital", b"Paris"), 200, b"")
+    assert is_text(server.call("GET", "/kv/country:capital"), 200, b"Paris")
+    assert is_text(server.call("PUT", "/kv/country:capital", b"Bern"), 200, b"")
+    assert is_text(server.call("GET", "/kv/country:capital"), 200, b"Bern")
+    assert is_text(server.call("DELETE", "/kv/country:capital"), 200, b"")
+    assert is_text(server.call("GET", "/kv/country:capital"), 404, b"key not found\n")
+    assert is_text(server.call("DELETE", "/kv/country:capital"), 200, b"")
+
+
+def test_clear_removes_every_key_and_the_store_goes_on(server):
+    store_all(server, {f"cleared{n}": b"x" for n in range(100)})
+    assert is_text(server.call("DELETE", "/clear"), 200, b"")
+    assert set(read_all(server.port, [f"cleared{n}" for n in range(100)]).values()) == {None}
+    server.put("cleared1", b"again")
+    assert server.get("cleared1") == b"again"
+
+
+def test_head_is_get_without_the_body(server):
+    server.put("headed", b"12345")
+    answer = server.call("HEAD", "/kv/headed")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "5")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    missing = server.call("HEAD", "/kv/missing")
+    assert (missing.status, missing.body, missing.headers["content-length"]) == (404, b"", str(len("key not found\n")))
+
+
+def test_health_says_ok(server):
+    assert is_text(server.call("GET", "/health"), 200, b"ok")
+    assert server.call("HEAD", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "text"),
+    [
+        ("GET", "/kv/missing", None, 404, "key not found"),
+        ("PUT", "/kv/", b"x", 400, "key cannot be empty"),
+        ("GET", "/kv/", None, 400, "key cannot be empty"),
+        ("DELETE", "/kv/", None, 400, "key cannot be empty"),
+        ("PUT", "/kv/k", b"", 400, "value cannot be empty"),
+        ("PUT", "/kv/k", b"\xff\xfe", 400, "value must be valid UTF-8"),
+        ("PUT", "/kv/k", b"\xed\xa0\x80", 400, "value must be valid UTF-8"),
+        ("PUT", "/kv/a%20b", b"x", 400, "key contains invalid characters"),
+        ("GET", "/kv/a/b", None, 400, "key contains invalid characters"),
+        ("GET", "/kv/a%2Fb", None, 400, "key contains invalid characters"),
+        ("PUT", "/kv/%F0%9F%98%80", b"x", 400, "key contains invalid characters"),
+        ("DELETE", "/kv/%FF", None, 400, "key contains invalid characters"),
+        ("GET", "/kv/a%00", None, 400, "key contains invalid characters"),
+        ("GET", "/kv/a%0A", None, 400, "key contains invalid characters"),
+        ("GET", "/kv/a+b", None, 400, "key contains invalid characters"),
+        ("POST", "/kv/k", b"x", 405, "method not allowed"),
+        ("PATCH", "/kv/k", b"x", 405, "method not allowed"),
+        ("OPTIONS", "/kv/k", None, 405, "method not allowed"),
+        ("GET", "/clear", None, 405, "method not allowed"),
+        ("PUT", "/clear", b"x", 405, "method not allowed"),
+        ("DELETE", "/health", None, 405, "method not allowed"),
+        ("GET", "/", None, 404, "not found"),
+        ("GET", "/kv", None, 404, "not found"),
+        ("PUT", "/other/k", b"x", 404, "not found"),
+        ("DELETE", "/clear/", None, 404, "not found"),
+    ],
+)
+def test_a_wrong_request_gets_its_status_and_line(server, method, path, body, status, text):  # noqa: PLR0917
+    answer = server.call(method, path, body)
+    assert is_text(answer, status, text.encode() + b"\n")
+    if status == 405:
+        allowed = {"/clear": "DELETE", "/health": "GET, HEAD"}
+        assert answer.headers["allow"] == allowed.get(path, METHODS_OF_A_KEY)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Zürich", "日本語", "🎉👩‍👩‍👧 🇨🇭", "line\r\n\tline\n", "\0", "a\0b", " ", "x" * 1_000_000, "\u0000\U0010ffff"],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_value_comes_back_byte_for_byte(server, value):
+    server.put("value", value.encode())
+    assert is_text(server.call("GET", "/kv/value"), 200, value.encode())
+
+
+@pytest.mark.parametrize("length", [1, 255, 4_096, 50_000])
+def test_a_key_may_be_long(server, length):
+    key = "k" * (length - 1)
+    store_all(server, {key + "a": b"a", key + "b": b"b"})
+    assert read_all(server.port, [key + "a", key + "b", key + "c"]) == {
+        key + "a": b"a",
+        key + "b": b"b",
+        key + "c": None,
+    }
+
+
+def test_keys_are_case_sensitive_and_percent_encoding_does_not_matter(server):
+    store_all(server, {"Az09:_.-": b"1", "aZ09:_.-": b"2"})
+    assert server.get("%41z09%3A_%2e-") == b"1"
+    assert server.get("%61Z09:_.-") == b"2"
+
+
+def test_a_value_over_the_limit_is_refused_when_it_has_only_begun(server):
+    head = b"PUT /kv/large HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (16 * 1024 * 1024 + 1)
+    answer = exchange(server.port, head + b"x" * 1_000)  # returns, so the connection was closed
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.endswith(b"\r\n\r\nvalue too large\n")
+    assert server.get("large") is None
+
+
+def test_a_body_that_ends_early_is_not_stored(tmp_path):
+    with Server(tmp_path / "data", "--workers=1") as server:
+        exchange(server.port, b"PUT /kv/length HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345", half_close=True)
+        exchange(
+            server.port, b"PUT /kv/chunks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", half_close=True
+        )
+        server.put("later", b"x")  # the worker has one order: had it stored anything of the others, then before this
+        assert read_all(server.port, ["length", "chunks", "later"]) == {"length": None, "chunks": None, "later": b"x"}
+
+
+def test_concurrent_clients_do_not_disturb_each_other(server):
+    values = {f"many{n}": str(n).encode() for n in range(2_000)}
+    store_all(server, values, connections=100)
+    assert read_all(server.port, list(values)) == values
+    deleted = [key for n, key in enumerate(values) if n % 2]
+    answers = send_all(server.port, [("DELETE", f"/kv/{key}", None) for key in deleted], 100)
+    assert [answer.status for answer in answers.values()] == [200] * len(deleted)
+    assert read_all(server.port, list(values)) == values | dict.fromkeys(deleted)
+
+
+def test_a_reader_never_sees_a_mixture_of_two_values(server):
+    server.put("contested", b"0" * 50_000)
+    writes = [("PUT", "/kv/contested", str(n % 10).encode() * 50_000) for n in range(400)]
+    reads = [("GET", "/kv/contested", None)] * 400
+    answers = send_all(server.port, [request for pair in zip(writes, reads, strict=True) for request in pair], 16)
+    assert [answer.status for answer in answers.values()] == [200] * 800
+    found = [answers[n].body for n in range(1, 800, 2)]
+    assert [body[:10] for body in found if body != body[:1] * 50_000] == []
+
+
+# Stage 2: persistence ------------------------------------------------------------------------------------
+
+
+def test_data_outlives_a_stop_and_a_start(tmp_path, figure):
+    values = {f"kept{n}": f"🎉\n\0{n}".encode() for n in range(500)} | {"k" * 5_000: b"long"}
+    with Server(tmp_path / "data") as server:
+        store_all(server, {"before": b"cleared"})
+        server.call("DELETE", "/clear")
+        store_all(server, dict.fromkeys(values, b"replaced") | {"gone": b"deleted"})
+        store_all(server, values)
+        server.call("DELETE", "/kv/gone")
+        expected = values | {"gone": None, "before": None}
+        for _ in range(3):
+            began = time.monotonic()
+            assert server.stop(signal.SIGTERM) == 0
+            figure("stop when idle", time.monotonic() - began)
+            assert time.monotonic() - began < DEADLINE_SECONDS
+            began = time.monotonic()
+            server.start()
+            figure("start after a stop", time.monotonic() - began)
+            assert read_all(server.port, list(expected)) == expected
+
+
+def test_a_clear_outlives_a_stop_and_a_start(tmp_path):
+    with Server(tmp_path / "data") as server:
+        store_all(server, {f"key{n}": b"x" for n in range(100)})
+        server.call("DELETE", "/clear")
+        server.put("after", b"1")
+        assert server.stop() == 0
+        server.start()
+        assert read_all(server.port, ["key0", "key99", "after"]) == {"key0": None, "key99": None, "after": b"1"}
+
+
+# Stage 3: crash recovery ---------------------------------------------------------------------------------
+
+
+def test_an_acknowledged_write_survives_sigkill(tmp_path, figure):
+    with Server(tmp_path / "data") as server:
+        server.put("key", b"value")
+        server.put("other", "Zürich".encode())
+        server.crash()
+        began = time.monotonic()
+        server.start()  # without the pause of one second that the public harness makes
+        figure("start after SIGKILL", time.monotonic() - began)
+        assert read_all(server.port, ["key", "other"]) == {"key": b"value", "other": "Zürich".encode()}
+
+
+def test_crash_after_crash_keeps_what_was_written_replaced_deleted_and_cleared_between(tmp_path):
+    expected = {}
+    with Server(tmp_path / "data") as server:
+        for cycle in range(6):
+            fresh = {f"cycle{cycle}-{n}": str(cycle).encode() for n in range(50)} | {"counter": str(cycle).encode()}
+            store_all(server, fresh)
+            expected |= fresh
+            if cycle == 3:
+                assert server.call("DELETE", "/clear").status == 200
+                expected = dict.fromkeys(expected)
+            for n in range(0, 50, 5):
+                assert server.call("DELETE", f"/kv/cycle{cycle}-{n}").status == 200
+                expected[f"cycle{cycle}-{n}"] = None
+            server.crash()
+            server.start()
+            assert read_all(server.port, list(expected)) == expected
+
+
+def test_a_crash_in_a_burst_of_writes_loses_none_that_was_acknowledged(tmp_path):
+    expected = {}
+    with Server(tmp_path / "data") as server, ThreadPoolExecutor(1) as pool:
+        for cycle in range(3):
+            values = {f"burst{cycle}-{n}": str(n).encode() * 50 for n in range(10_000)}
+            keys = list(values)
+            answers = {}
+            sending = pool.submit(send_all, server.port, puts(values), 64, answers)
+            enough = random.randint(200, 3_000)
+            await_true(lambda answers=answers, enough=enough: len(answers) >= enough, 30, "a part of the burst")
+            server.crash()
+            sending.result()
+            assert len(answers) < len(values), "the crash came too late to interrupt anything"
+            assert {answer.status for answer in answers.values()} == {200}
+            server.start()
+            expected |= {keys[n]: values[keys[n]] for n in answers}
+            found = read_all(server.port, keys)
+            for key in keys:  # what was not acknowledged is there as a whole or not at all
+                if key not in expected:
+                    assert found[key] in (None, values[key])
+                    expected[key] = found[key]
+        assert read_all(server.port, list(expected)) == expected
+
+
+def test_a_large_dataset_written_concurrently_survives_sigkill(tmp_path, figure):
+    values = {f"large{n}": (f"{n}:" + "ü" * random.randint(10, 1_000)).encode() for n in range(10_000)}
+    with Server(tmp_path / "data") as server:
+        began = time.monotonic()
+        store_all(server, values, connections=100)
+        figure("10,000 writes by 100 clients", time.monotonic() - began)
+        server.crash()
+        began = time.monotonic()
+        server.start()
+        figure("start after SIGKILL with 10,000 keys", time.monotonic() - began)
+        assert read_all(server.port, list(values)) == values
+
+
+def test_ten_thousand_writes_at_once_are_answered_in_time_and_survive_sigkill(tmp_path, figure):
+    need_descriptors(10_500)
+    values = {f"at-once{n}": str(n).encode() for n in range(10_000)}
+    with Server(tmp_path / "data") as server:
+        began = time.monotonic()
+        store_all(server, values, connections=len(values))
+        seconds = time.monotonic() - began
+        figure("10,000 writes at once", seconds)
+        assert seconds < DEADLINE_SECONDS
+        server.crash()
+        server.start()
+        assert read_all(server.port, list(values)) == values

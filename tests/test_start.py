@@ -1,0 +1,290 @@
+"""Starting: the command line, the directory, what must not disturb, and what the server says while it starts."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from kv.config import Config
+from tests.harness import ROOT, Server, await_true, exchange, free_port, idle_connection, run_to_end
+
+HOSTILE_MODULE = "raise SystemExit('a file of the current directory was run')\n"
+LINE = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (?P<role>[a-z.]+)\[(?P<pid>\d+)\] (?P<level>[A-Z]+) (?P<text>.+)"
+)
+
+WORKER_STARTED = re.compile(r"kv\.worker\[\d+\] INFO started")
+
+
+def modes(directory):
+    return {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+
+
+@contextlib.contextmanager
+def crashed_server(tmp_path):
+    """A server that was killed after three writes, each of which is a frame of its only segment.
+
+    Also that segment, and how many bytes it had before the last write.
+    """
+    with Server(tmp_path / "data", "--workers=1") as server:
+        server.put("first", b"1")
+        server.put("second", b"2")
+        (segment,) = server.segments()
+        before_bytes = segment.stat().st_size
+        server.put("third", b"3" * 100)
+        server.crash()
+        yield server, segment, before_bytes
+
+
+def await_workers(server, count):
+    """Wait until as many workers serve."""
+    await_true(lambda: len(WORKER_STARTED.findall(server.log)) == count, 30, f"the start of {count} workers")
+
+
+def assert_refused(said, *reasons):
+    """Just one line says why, it says all of that, and nothing looks like a defect of the program."""
+    assert len([line for line in said if all(reason in line for reason in reasons)]) == 1, said
+    assert [line for line in said if "Traceback" in line or line.startswith("  ")] == []
+
+
+# The directory -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_directory_is_made_for_this_user_alone(tmp_path):
+    directory = tmp_path / "parent" / "data"
+    with Server(directory) as server:
+        server.put("key", b"value")
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(directory.parent.stat().st_mode) == 0o700
+        assert modes(directory) == {0o600}
+        assert stat.S_IMODE(server.socket_directory().stat().st_mode) == 0o700
+        assert server.stop() == 0
+        assert modes(directory) == {0o600}
+
+
+def test_a_relative_directory_is_one_of_the_current_directory(tmp_path):
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    with Server(elsewhere / "some" / "data", cwd=elsewhere, spelled="some/data") as server:
+        server.put("key", b"value")
+        assert server.segments()
+        server.crash()
+        server.start()
+        assert server.get("key") == b"value"
+
+
+def test_a_directory_may_have_a_very_long_path(tmp_path):
+    directory = tmp_path.joinpath("ü" * 100, *(["long" * 60] * 3))
+    with Server(directory) as server:
+        assert len(str(directory)) > 800
+        server.put("key", b"value")
+        server.crash()
+        server.start()
+        assert server.get("key") == b"value"
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_directory_that_is_a_file_is_refused(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / below
+    status, said = run_to_end(f"--port={free_port()}", f"--working-dir={path}")
+    assert status > 0
+    assert_refused(said, str(path), "cannot be used")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        if sys.platform != "linux":
+            pytest.skip("root may write everywhere here")
+        path = "/proc/data"
+    else:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        path = str(tmp_path / "closed")
+    status, said = run_to_end(f"--port={free_port()}", f"--working-dir={path}")
+    assert status > 0
+    assert_refused(said, path, "cannot be used")
+
+
+def test_a_directory_in_use_is_refused_and_its_server_goes_on(tmp_path):
+    with Server(tmp_path / "data") as server, idle_connection(server.port) as connection:
+        server.put("key", b"value")
+        status, said = run_to_end(f"--port={free_port()}", f"--working-dir={server.directory}")
+        assert status > 0
+        assert_refused(said, str(server.directory), "in use by a living server")
+        assert server.get("key") == b"value"
+        server.put("key", b"after")
+        connection.sendall(b"GET /kv/key HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert connection.makefile("rb").read().endswith(b"\r\n\r\nafter")
+        assert server.stop() == 0
+        assert server.left_behind() == []
+
+
+# The command line ----------------------------------------------------------------------------------------
+
+
+def test_both_forms_of_a_flag_are_understood(tmp_path):
+    class Spaced(Server):
+        def command(self):
+            return [part for argument in super().command() for part in argument.split("=", 1)]
+
+    with Spaced(tmp_path / "data", "--workers=1") as server:
+        assert not [part for part in server.command() if "=" in part]
+        server.put("key", b"value")
+        assert server.segments()
+        assert len(server.role("worker")) == 1
+
+
+def test_an_option_comes_from_the_environment_unless_a_flag_says_otherwise(tmp_path):
+    with Server(
+        tmp_path / "data", "--workers=1", environment={"KV_WORKERS": "3", "KV_VALUE_BYTES_MAX": "10"}
+    ) as server:
+        assert len(server.role("worker")) == 1
+        assert server.call("PUT", "/kv/key", b"x" * 10).status == 200
+        assert server.call("PUT", "/kv/key", b"x" * 11).status == 413
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["--work=1"], "--work"),
+        (["argument"], "argument"),
+        (["--port=http"], "--port"),
+        (["--port=65536"], "--port"),
+        (["--workers=0"], "--workers"),
+        (["--log-level=loud"], "--log-level"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(tmp_path, arguments, named):
+    status, said = run_to_end(f"--working-dir={tmp_path / 'data'}", *arguments)
+    assert status > 0
+    assert_refused(said, named)
+    assert len(said) == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_help_names_every_option_with_its_variable_and_default():
+    said = subprocess.run([ROOT / "run.sh", "--help"], capture_output=True, check=True, text=True, timeout=30).stdout
+    for field in dataclasses.fields(Config):
+        flag = "--" + field.name.replace("_", "-")
+        assert re.search(rf"{flag} .*KV_{field.name.upper()};\s+default\s+{field.default}\b", said, re.DOTALL), flag
+
+
+def test_a_port_in_use_is_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        status, said = run_to_end(f"--port={port}", f"--working-dir={tmp_path / 'data'}")
+    assert status > 0
+    assert_refused(said, str(port), "in use")
+
+
+# What must not disturb -----------------------------------------------------------------------------------
+
+
+def test_neither_files_of_the_current_directory_nor_variables_of_others_disturb(tmp_path):
+    for name in ("gunicorn.conf.py", "kv.py", "logd.py", "falcon.py", "zmq.py", "sitecustomize.py"):
+        (tmp_path / name).write_text(HOSTILE_MODULE)
+    hostile = {
+        "GUNICORN_CMD_ARGS": "--workers=5 --bind=127.0.0.1:1 --reload",
+        "WEB_CONCURRENCY": "5",
+        "PORT": "1",
+        "FORWARDED_ALLOW_IPS": "*",
+        "PYTHONPATH": str(tmp_path),
+        "UVICORN_PORT": "1",
+    }
+    with Server(tmp_path / "data", "--workers=2", cwd=tmp_path, environment=hostile) as server:
+        server.put("key", b"value")
+        assert server.get("key") == b"value"
+        await_workers(server, 2)
+        assert server.stop() == 0
+        assert len(WORKER_STARTED.findall(server.log)) == 2
+        assert HOSTILE_MODULE.split("'")[1] not in server.log
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_start(tmp_path):
+    with Server(tmp_path / "data") as server:
+        server.put("key", b"value")
+        left = server.socket_directory()
+        server.crash()
+        assert left.is_dir()
+        temporary = server.directory / "wal-00000000000000009999.log.tmp"
+        temporary.write_bytes(b"what was being written")
+        server.start()
+        assert not left.exists()
+        assert not temporary.exists()
+        assert server.socket_directory().is_dir()
+        assert server.get("key") == b"value"
+        assert server.stop() == 0
+        assert server.left_behind() == []
+
+
+# Logs that were cut or damaged ---------------------------------------------------------------------------
+
+
+def test_a_torn_tail_is_dropped_and_one_line_says_how_many_bytes(tmp_path):
+    with crashed_server(tmp_path) as (server, segment, before_bytes):
+        os.truncate(segment, segment.stat().st_size - 5)
+        torn_bytes = segment.stat().st_size - before_bytes
+        server.start()
+        assert (server.get("first"), server.get("second"), server.get("third")) == (b"1", b"2", None)
+        lines = [line for line in server.log.splitlines() if re.search(r"\bdropped \d+ bytes\b", line)]
+        assert len(lines) == 1
+        assert "[TORN_TAIL]" in lines[0]
+        assert segment.name in lines[0]
+        assert f"dropped {torn_bytes} bytes" in lines[0]
+
+
+def test_a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is(tmp_path):
+    with crashed_server(tmp_path) as (server, segment, _):
+        data = bytearray(segment.read_bytes())
+        data[60] ^= 1  # in the first frame; the header of the file has 32 bytes
+        segment.write_bytes(data)
+        before = {path.name: path.read_bytes() for path in server.directory.glob("*-*")}
+        status, said = run_to_end(f"--port={server.port}", f"--working-dir={server.directory}")
+        assert status > 0
+        assert_refused(said, "[DAMAGED_FRAME]", segment.name, "offset 32")
+        assert {path.name: path.read_bytes() for path in server.directory.glob("*-*")} == before
+
+
+# What it says --------------------------------------------------------------------------------------------
+
+
+def test_one_line_each_for_start_recovery_and_stop_with_role_and_pid_and_none_for_requests(tmp_path):
+    with Server(tmp_path / "data", "--workers=2") as server:
+        await_workers(server, 2)
+        pids = {"kv.supervisor": {server.process.pid}, "logd": {server.only("logd").pid}}
+        pids["kv.worker"] = {process.pid for process in server.role("worker")}
+        said_before = server.log
+        for n in range(50):
+            server.put(f"key{n}", b"value")
+            assert server.get(f"key{n}") == b"value"
+        for method, path in [("GET", "/kv/none"), ("PUT", "/kv/"), ("POST", "/kv/k"), ("GET", "/%00"), ("PUT", "/x")]:
+            assert server.call(method, path, b"x").status >= 400
+        assert exchange(server.port, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        exchange(server.port, b"PUT /kv/cut HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", half_close=True)
+        assert server.log == said_before
+        assert server.stop() == 0
+        lines = [LINE.fullmatch(line) for line in server.log.splitlines()]
+        assert None not in lines, server.log
+        assert {line["level"] for line in lines} == {"INFO"}
+        for role, expected in pids.items():
+            assert {int(line["pid"]) for line in lines if line["role"] == role} == expected
+
+        def count(role, beginning):
+            return len([line for line in lines if line["role"] == role and line["text"].startswith(beginning)])
+
+        assert count("kv.supervisor", "starting") == 1
+        assert count("kv.supervisor", f"listening on http://127.0.0.1:{server.port}") == 1
+        assert count("kv.supervisor", "stopping on SIGTERM") == 1
+        assert count("kv.supervisor", "stopped") == 1
+        assert count("logd", "recovered") == 1
+        assert count("logd", "stopped") == 1
+        assert count("kv.worker", "started") == count("kv.worker", "stopped") == 2
