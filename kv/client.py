@@ -119,6 +119,8 @@ class _Session:
     unanswered: dict[int, _SentWrites] = field(default_factory=dict)
     """By number, in order. Kept until answered, also past the deadline of its requests."""
     is_open: bool = False
+    is_draining: bool = False
+    """A batch was refused, and so will be those sent behind it, which say that it is not settled: await them first."""
     resent_from: int = -1
 
 
@@ -254,7 +256,8 @@ class Client:
         session = self._session
         if not session.is_open and not session.unanswered:
             self._send_batch([], False, {}, set(), 0)
-        return session.is_open
+        session.is_draining = session.is_draining and bool(session.unanswered)
+        return session.is_open and not session.is_draining
 
     def _send_writes(self) -> None:
         """Encode one batch.
@@ -351,11 +354,9 @@ class Client:
         if reply.session != self._session.id:
             return
         for number in reply.numbers:
-            if sent := self._session.unanswered.pop(number, None):
-                self._queue_bytes -= sent.size
-                for write in sent.writes:
-                    if not write.future.done():
-                        write.future.set_result(None)
+            for write in self._settle(number):
+                if not write.future.done():
+                    write.future.set_result(None)
         if not self._session.is_open:  # batch 0 was the only one
             self._session.is_open = True
             self._schedule_flush()
@@ -364,6 +365,7 @@ class Client:
         if reply.session != self._session.id:
             return
         failure = _REFUSALS[reply.reason]
+        self._session.is_draining = True
         for number in reply.numbers:
             self._fail_batch(number, failure)
         if (
@@ -376,10 +378,18 @@ class Client:
             self._writes.clear()
 
     def _fail_batch(self, number: int, failure: RequestFailed) -> None:
-        if sent := self._session.unanswered.pop(number, None):
-            self._queue_bytes -= sent.size
-            for write in sent.writes:
-                _fail(write.future, failure)
+        for write in self._settle(number):
+            _fail(write.future, failure)
+
+    def _settle(self, number: int) -> list[_Write]:
+        """A batch is answered: the writes that were in it."""
+        sent = self._session.unanswered.pop(number, None)
+        if sent is None:
+            return []
+        self._queue_bytes -= sent.size
+        if self._session.is_draining and not self._session.unanswered:
+            self._schedule_flush()
+        return sent.writes
 
     def _on_gap(self, reply: Gap) -> None:
         session = self._session

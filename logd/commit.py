@@ -101,6 +101,7 @@ class GroupCommit:
         if batch.number <= intake.taken:
             return self._answer_repeat(batch)
         if batch.base <= intake.refused:
+            intake.refused = max(intake.refused, batch.number)
             return Refused(batch.session, [batch.number], Reason.NO_SPACE)
         expected = max(intake.taken + 1, batch.base)
         if batch.number != expected:
@@ -127,7 +128,9 @@ class GroupCommit:
         group, self._in_flight = self._in_flight, []
         if failure:
             return self._refuse(group)
-        self._needed_bytes = 0
+        if self._needed_bytes:
+            log.info("there is space again: writes are taken")
+            self._needed_bytes = 0
         self._start_group()  # the next sync runs while this group is applied and answered
         replies = self._apply(group)
         self._on_group()
@@ -191,6 +194,8 @@ class GroupCommit:
 
     def _refuse(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
         """Answer a group that found no space, and all that waits behind it: taking those would leave a gap."""
+        if not self._needed_bytes:
+            log.error("no space left on the device: writes are refused until there is")
         self._needed_bytes = 0
         refused: dict[bytes, list[int]] = {}
         for raw, batch in (*group, *self._waiting):
@@ -201,5 +206,4 @@ class GroupCommit:
             intake = self._intakes[session]
             intake.taken = self._store.sessions.get(session, -1)
             intake.refused = numbers[-1]
-        log.error("no space left on the device: %d batches refused", sum(map(len, refused.values())))
         return [(session, Refused(session, numbers, Reason.NO_SPACE)) for session, numbers in refused.items()]

@@ -15,7 +15,7 @@ from typing import Protocol
 import zmq
 
 from logd import protocol
-from logd.protocol import Hello, ReadBatch, Reply, Status, StatusRequest, Values, WriteBatch
+from logd.protocol import Committed, Hello, ReadBatch, Reply, Status, StatusRequest, Values, WriteBatch
 
 log = logging.getLogger("logd.server")
 
@@ -105,9 +105,10 @@ class Server:
             log.error("a message of %d bytes cannot be decoded: %s", len(raw), error)
             return
         if isinstance(request, WriteBatch):
-            self._peers[request.session] = peer
             if reply := self._storage.submit(raw, request):
                 self._send(peer, reply)
+            else:
+                self._peers[request.session] = peer
         elif isinstance(request, ReadBatch):
             self._answer_reads(peer, request)
         elif isinstance(request, StatusRequest):
@@ -126,7 +127,10 @@ class Server:
 
     def _collect(self) -> None:
         for session, reply in self._storage.collect():
-            self._send(self._peers[session], reply)
+            if peer := self._peers.get(session):
+                self._send(peer, reply)
+            if not isinstance(reply, Committed):  # nothing of this session waits any more, and it may never come back
+                self._peers.pop(session, None)
 
     def _send(self, peer: bytes, reply: Reply) -> None:
         try:

@@ -4,6 +4,7 @@ The history is the same everywhere: frame 1 opens session A, and frame n holds i
 frame, `state(n)` the store after it, and `lay_out` writes parts of this history into a directory.
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -15,6 +16,7 @@ from logd import frame, protocol, snapshot, wal
 from logd.disk import DiskFile, LocalDisk
 from logd.protocol import WriteBatch
 from logd.store import Store
+from tests.harness import await_true
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 MARKER, OTHER_MARKER = b"\xa1\xb2\xc3\xd4", b"\x11\x22\x33\x44"
@@ -46,6 +48,23 @@ def same(one: Store, other: Store) -> bool:
     """Equal in all that counts: keys, values, sessions and their order."""
     return one.data == other.data and list(one.sessions.items()) == list(other.sessions.items())
 
+
+GARBAGE = {
+    "nothing": b"",
+    "text": b"GET / HTTP/1.1\r\n\r\n",
+    "no array": bytes.fromhex("01"),
+    "no tag": bytes.fromhex("90"),
+    "tag of nobody": bytes.fromhex("92 63 01"),
+    "a bool for a number": bytes.fromhex("92 03 c3"),
+    "a length beyond the end": bytes.fromhex("93 02 01 dd ffffffff"),
+    "text for bytes": bytes.fromhex("97 01 a161 00 00 c2 80 90"),
+    "bytes for text": bytes.fromhex("93 02 01 91 c40161"),
+    "a key to get that is not UTF-8": bytes.fromhex("93 02 01 91 a1ff"),
+    "a key to put that is not UTF-8": bytes.fromhex(f"97 01 c410{A.hex()} 00 00 c2 81 a1ff c400 90"),
+    "a reason that is not UTF-8": bytes.fromhex("93 10 01 a1ff"),
+    "a nest without end": bytes.fromhex("94 02 01 90") + b"\x91" * 100_000 + b"\x01",
+}
+"""What is no message, by what is wrong with it."""
 
 # Files ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +141,52 @@ def flipped(data: bytes, bit: int) -> bytes:
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
+
+
+class Held:
+    """A directory of which one segment is a named pipe, so that whoever reads it waits there."""
+
+    def __init__(self, directory, layout, token):
+        lay_out(directory, layout)
+        self.directory = directory
+        self.path = directory / file_name(token)
+        self.data = self.path.read_bytes()
+        self.path.unlink()
+        os.mkfifo(self.path)
+        self._writer: int | None = None
+
+    def await_reader(self):
+        """Wait until somebody has opened the segment, and now waits for what it holds."""
+        await_true(self._open, 30, "a reader of the segment")
+
+    @contextlib.contextmanager
+    def a_reader(self):
+        """Somebody has opened the segment, and waits as long as this lasts."""
+        self.await_reader()
+        try:
+            yield
+        finally:
+            self.close()
+
+    def _open(self):
+        try:
+            self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads yet
+                raise
+        return self._writer is not None
+
+    def let_go(self):
+        """Give the reader what the segment held, and make it a file again for those that come later."""
+        os.write(self._writer, self.data)
+        self.path.unlink()
+        self.path.write_bytes(self.data)
+        self.close()
+
+    def close(self):
+        if self._writer is not None:
+            os.close(self._writer)
+            self._writer = None
 
 
 # A disk --------------------------------------------------------------------------------------------------

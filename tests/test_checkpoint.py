@@ -26,6 +26,7 @@ from logd.wal import Sealed
 from tests.harness import ROOT, await_true
 from tests.logs import (
     Crash,
+    Held,
     WatchedDisk,
     contents,
     crash_at,
@@ -260,42 +261,6 @@ def settled():
     """Waits until the threads that look after children are done, so that all they note is noted."""
     before = set(threading.enumerate())
     return lambda: await_true(lambda: set(threading.enumerate()) <= before, 30, "the end of the checkpoint")
-
-
-class Held:
-    """A directory of which one segment is a named pipe."""
-
-    def __init__(self, directory, layout, token):
-        lay_out(directory, layout)
-        self.directory = directory
-        self.path = directory / file_name(token)
-        self.data = self.path.read_bytes()
-        self.path.unlink()
-        os.mkfifo(self.path)
-        self._writer = None
-
-    def await_reader(self):
-        await_true(self._open, 30, "a reader of the segment")
-
-    def _open(self):
-        try:
-            self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nobody reads yet
-                raise
-        return self._writer is not None
-
-    def let_go(self):
-        """Gives the reader what the segment held, and makes it a file again, for those that come later."""
-        os.write(self._writer, self.data)
-        self.path.unlink()
-        self.path.write_bytes(self.data)
-        self.close()
-
-    def close(self):
-        if self._writer is not None:
-            os.close(self._writer)
-            self._writer = None
 
 
 @pytest.fixture

@@ -655,14 +655,15 @@ async def test_replies_to_an_old_session_mean_nothing(client, logd):
 
 
 @scenario(session=False)
-async def test_clients_that_a_fork_made_of_one_have_sessions_of_their_own(_, logd):
+async def test_clients_that_a_fork_made_of_one_have_sessions_of_their_own(client, logd):
+    client.close()
     template = Client(ADDRESS, **OPTIONS)
     sessions = []
-    for client in (copy.deepcopy(template), copy.deepcopy(template)):  # as fork copies it before it is open
-        client.open()
-        (write,) = await turn(client.put("a", b"1"))
+    for twin in (copy.deepcopy(template), copy.deepcopy(template)):  # as fork copies it before it is open
+        twin.open()
+        (write,) = await turn(twin.put("a", b"1"))
         sessions.append((await logd.receive(WriteBatch)).session)
-        client.close()
+        twin.close()
         await outcome(write)
     assert sessions[0] != sessions[1]
 

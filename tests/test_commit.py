@@ -381,6 +381,7 @@ def test_a_batch_sent_before_the_refusal_was_known_is_refused_too(full):
     full.disk.room = 10_000
     assert full.send(A, 4, base=2, puts={"k": b"4"}) == Refused(A, [4], Reason.NO_SPACE)
     assert full.send(A, 4, base=3, puts={"k": b"4"}) == Refused(A, [4], Reason.NO_SPACE)
+    assert full.send(A, 5, base=4, puts={"k": b"5"}) == Refused(A, [5], Reason.NO_SPACE)
     assert full.send(A, 2, base=2, puts={"k": b"2"}) == Refused(A, [2], Reason.NO_SPACE)
     assert full.look_up("k") == [b"before"]
 
@@ -397,7 +398,6 @@ def test_a_batch_sent_with_the_refusal_known_is_taken(start, full):
 
 def test_a_batch_whose_base_is_not_there_yet_is_a_gap(full):
     full.disk.room = 10_000
-    assert full.send(A, 4, base=2) == Refused(A, [4], Reason.NO_SPACE)
     assert full.send(A, 5, base=4) == Gap(A, 5, 4)  # sent without knowing what became of batch 4
     assert full.send(A, 6, base=6) is None
 
@@ -690,5 +690,9 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=80,
+    stateful_step_count=40,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
 )

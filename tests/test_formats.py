@@ -29,7 +29,7 @@ from logd.protocol import (
     WriteBatch,
 )
 from logd.store import Store
-from tests.logs import MARKER, OTHER_MARKER, A, B, batch, flipped, framed, payload_of, read_segment, segment
+from tests.logs import GARBAGE, MARKER, OTHER_MARKER, A, B, batch, flipped, framed, payload_of, read_segment, segment
 
 MIB = 1 << 20
 SIZES = pytest.mark.parametrize("size", [MIB // 10, MIB, 16 * MIB], ids=["0.1 MiB", "1 MiB", "16 MiB"])
@@ -70,23 +70,6 @@ def test_a_message_is_these_bytes_and_only_when_it_is_whole(message, golden, dec
             decode(golden[:size])
     with pytest.raises(DECODE_ERRORS):
         decode(golden + b"\0")
-
-
-GARBAGE = {
-    "nothing": b"",
-    "text": b"GET / HTTP/1.1\r\n\r\n",
-    "no array": bytes.fromhex("01"),
-    "no tag": bytes.fromhex("90"),
-    "tag of nobody": bytes.fromhex("92 63 01"),
-    "a bool for a number": bytes.fromhex("92 03 c3"),
-    "a length beyond the end": bytes.fromhex("93 02 01 dd ffffffff"),
-    "text for bytes": bytes.fromhex("97 01 a161 00 00 c2 80 90"),
-    "bytes for text": bytes.fromhex("93 02 01 91 c40161"),
-    "a key to get that is not UTF-8": bytes.fromhex("93 02 01 91 a1ff"),
-    "a key to put that is not UTF-8": bytes.fromhex(f"97 01 {_A} 00 00 c2 81 a1ff c400 90"),
-    "a reason that is not UTF-8": bytes.fromhex("93 10 01 a1ff"),
-    "a nest without end": bytes.fromhex("94 02 01 90") + b"\x91" * 100_000 + b"\x01",
-}
 
 
 @pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GARBAGE.items()])

@@ -28,8 +28,21 @@ from logd.protocol import (
     Values,
 )
 from tests.harness import ROOT, await_true
-from tests.logs import A, B, batch, contents, file_name, flipped, framed, lay_out, offsets, read_log
-from tests.test_formats import GARBAGE
+from tests.logs import (
+    GARBAGE,
+    A,
+    B,
+    Held,
+    batch,
+    contents,
+    file_name,
+    file_names,
+    flipped,
+    framed,
+    lay_out,
+    offsets,
+    read_log,
+)
 
 PATIENCE_SECONDS = 30
 MIB = 1 << 20
@@ -382,6 +395,17 @@ def test_signals_for_the_group_are_not_for_it(logd, peer, number):
         assert peer.is_healthy()
     assert logd.process.poll() is None
     assert logd.stop() == Exit.STOPPED
+
+
+def test_told_to_stop_while_it_reads_its_files_it_ends_at_once(make, tmp_path):
+    held = Held(tmp_path, "1-3 4-5 6-8", "4-5")
+    logd = make(tmp_path)
+    logd.spawn()
+    with held.a_reader():
+        assert logd.stop() == Exit.STOPPED
+    assert not logd.await_ready_or_end()
+    assert logd.log == ""
+    assert set(os.listdir(tmp_path)) == {"LOCK", *file_names("1-3 4-5 6-8")}
 
 
 def test_a_torn_tail_is_dropped_with_one_line(make, tmp_path, connect):

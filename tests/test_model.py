@@ -90,7 +90,7 @@ class ServerIsADict(RuleBasedStateMachine):
 
 TestServerIsADict = ServerIsADict.TestCase
 TestServerIsADict.settings = settings(
-    max_examples=4,
+    max_examples=3,
     stateful_step_count=20,
     deadline=None,
     database=None,

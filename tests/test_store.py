@@ -1,13 +1,7 @@
 """The state machine: what each batch does, and that it does it once."""
 
-from logd.protocol import WriteBatch
 from logd.store import SESSIONS_MAX, Store
-
-A, B = b"a" * 16, b"b" * 16
-
-
-def batch(session=A, number=0, *, clear=False, puts=None, deletes=()):
-    return WriteBatch(session, number, 0, clear, puts or {}, list(deletes))
+from tests.logs import A, B, batch
 
 
 def opened(*sessions):

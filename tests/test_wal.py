@@ -100,13 +100,12 @@ def test_a_segment_that_reached_its_size_is_sealed_before_the_next_group(disk, l
     assert log.sealed.bytes == sum(disk.size(wal.segment_name(first)) for first in (1, 3))
 
 
-def test_a_segment_just_below_its_size_is_not_sealed(disk, log):
-    commit(log, bytes(SEGMENT_BYTES - 1 - HEADER - FRAME))
-    assert disk.size(wal.segment_name(1)) == SEGMENT_BYTES - 1
+@pytest.mark.parametrize(("size", "is_sealed"), [(SEGMENT_BYTES - 1, False), (SEGMENT_BYTES, True)])
+def test_a_segment_is_sealed_at_its_size_and_not_below(disk, log, size, is_sealed):
+    commit(log, bytes(size - HEADER - FRAME))
+    assert disk.size(wal.segment_name(1)) == size
     commit(log, b"x")
-    assert segments(disk) == [1]
-    commit(log, b"y")
-    assert segments(disk) == [1, 3]
+    assert segments(disk) == ([1, 2] if is_sealed else [1])
 
 
 def test_every_segment_has_its_own_marker(tmp_path, log):

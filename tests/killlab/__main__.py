@@ -17,19 +17,17 @@ def main(arguments: list[str]) -> int:
     from tests.killlab.progress import Bar
 
     asked = options.parse(arguments)
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
-    try:
-        with Bar(asked.seconds) as bar:
-            bar.say(f"seed {asked.seed}")
-            result = lab.run(asked, bar)
-    except KeyboardInterrupt:
-        print("interrupted; everything that was started has ended", file=sys.stderr)
-        return 128 + signal.SIGINT
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Bar(asked.seconds) as bar:
+        bar.say(f"seed {asked.seed}")
+        result = lab.run(asked, bar)
     figures = measure.measure(result)
     print(report.summary(result, figures))
     if asked.report:
         asked.report.write_text(report.page(result, figures, arguments), encoding="utf-8")
         print(f"report: {asked.report}")
+    if result.is_interrupted:
+        return 128 + signal.SIGINT
     return 1 if measure.problems(result, figures) else 0
 
 
@@ -46,4 +44,7 @@ def _become_python_of_the_tests(arguments: list[str]) -> None:
 if __name__ == "__main__":
     if not importlib.util.find_spec("psutil") and Path(sys.prefix) != _VENV:
         _become_python_of_the_tests(sys.argv[1:])
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the load, or for the second time
+        sys.exit(128 + signal.SIGINT)

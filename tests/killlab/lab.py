@@ -55,6 +55,7 @@ class Result:
     missing: list[str] = field(default_factory=list)
     verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
     judged_s: float = 0.0
+    is_interrupted: bool = False
     troubles: list[str] = field(default_factory=list)
     """Why the experiment could not be carried out to its end."""
     evidence: Path | None = None
@@ -69,14 +70,13 @@ def run(options: Options, progress: Progress) -> Result:
     with _directory(result) as directory:
         with Server(directory, *options.server_flags) as server:
             _preload(server, result, progress)
-            _put_under_load(server, result, progress)
-            if not result.troubles:
-                _read_back(server, result, progress)
-        progress.say(f"judging {len(result.record.history):,} operations")
-        began = time.monotonic()
-        result.verdict = check(result.record.history)
-        result.missing = missing_writes(result.record.history, result.quiet_since)
-        result.judged_s = time.monotonic() - began
+            try:
+                _put_under_load(server, result, progress)
+                if not result.troubles:
+                    _read_back(server, result, progress)
+            except KeyboardInterrupt:  # what was seen so far is judged all the same
+                result.is_interrupted = True
+        _judge(result, progress)
     return result
 
 
@@ -91,7 +91,7 @@ def _directory(result: Result) -> Iterator[Path]:
     try:
         yield temporary / "data"
     finally:
-        if result.troubles or result.missing or not result.verdict.is_linearizable:
+        if result.troubles or result.unread or result.missing or not result.verdict.is_linearizable:
             result.evidence = temporary
         else:
             shutil.rmtree(temporary)
@@ -111,34 +111,36 @@ def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
     mix = Mix(options.read_share, options.delete_share, options.clear_share)
     scripts = [mix.script(options.keys, random.Random(f"{options.seed}/{n}")) for n in range(options.clients)]
     killer = Killer(server, options.orders, random.Random(options.seed))
-    before = len(record.history)
-    with Load(server.port, record, scripts), contextlib.closing(killer):
-        result.began = time.monotonic_ns()
-        elapsed_s = 0.0
-        while elapsed_s < options.seconds and not result.troubles:
-            for kill in killer.turn(elapsed_s):
-                result.kills.append(kill)
-                progress.say(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
-            if status := _ended_by_itself(server):
-                result.troubles.append(f"the server ended by itself, with status {status}")
-            progress.turn(elapsed_s, len(record.history) - before, len(record.failures))
-            time.sleep(_until_next(killer, elapsed_s))
-            elapsed_s = (time.monotonic_ns() - result.began) / 1e9
-    result.ended = time.monotonic_ns()
-    result.not_carried_out = killer.waiting
+    result.began = time.monotonic_ns()
+    try:
+        with Load(server.port, record, scripts), contextlib.closing(killer):
+            _rain(killer, server, result, progress)
+    finally:
+        result.ended = time.monotonic_ns()
+        result.not_carried_out = killer.waiting
+
+
+def _rain(killer: Killer, server: Server, result: Result, progress: Progress) -> None:
+    """Kill what is due, for as long as the load lasts."""
+    history, failures = result.record.history, result.record.failures
+    before = len(history)
+    elapsed_s = 0.0
+    while elapsed_s < result.options.seconds and not result.troubles:
+        for kill in killer.turn(elapsed_s):
+            result.kills.append(kill)
+            progress.say(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
+        assert server.process is not None
+        if (status := server.process.poll()) is not None:  # whoever was killed here has a successor already
+            result.troubles.append(f"the server ended by itself, with status {status}")
+        progress.turn(elapsed_s, len(history) - before, len(failures))
+        time.sleep(_until_next(killer, elapsed_s))
+        elapsed_s = (time.monotonic_ns() - result.began) / 1e9
 
 
 def _until_next(killer: Killer, elapsed_s: float) -> float:
     """Seconds to sleep: a turn, or less when an order is due before."""
     due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
     return min([_TURN_SECONDS, *due])
-
-
-def _ended_by_itself(server: Server) -> str:
-    """Its status in words, or nothing. Whoever is killed here has a successor already."""
-    assert server.process is not None
-    status = server.process.poll()
-    return "" if status is None else str(status)
 
 
 def _read_back(server: Server, result: Result, progress: Progress) -> None:
@@ -166,3 +168,13 @@ def _read_all(server: Server, result: Result) -> None:
             unread -= {history.key[i] for i in range(before, len(history)) if history.outcome[i] == Outcome.OK}
     result.unread += len(unread)
     result.reads_at_rest += 1
+
+
+def _judge(result: Result, progress: Progress) -> None:
+    history = result.record.history
+    progress.say(f"judging {len(history):,} operations")
+    began = time.monotonic()
+    result.verdict = check(history)
+    if result.reads_at_rest:
+        result.missing = missing_writes(history, result.quiet_since)
+    result.judged_s = time.monotonic() - began

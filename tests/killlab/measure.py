@@ -19,7 +19,8 @@ from tests.killlab.load import KNOWN_FAILURES
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 _BUCKETS_MAX: Final = 1_200
-_SILENCE_MIN: Final = 1_000_000  # shorter ones, in nanoseconds, are none
+_SILENCE_MIN: Final = 1_000_000  # nanoseconds; a shorter one is none
+_LAST_ANSWERS: Final = 20_000_000  # nanoseconds between the last answer and the kill that silences, at most
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def lost_and_doubled(result: Result) -> tuple[int, int]:
 
 def problems(result: Result, figures: Figures) -> list[str]:
     """Why not all is well, in words."""
-    found = list(result.troubles)
+    found = ["interrupted"] if result.is_interrupted else []
+    found += result.troubles
     if not figures.requests:
         found.append("not one request succeeded")
     if result.missing:
@@ -176,7 +178,8 @@ def _effects(result: Result, answered: Sequence[int]) -> list[Effect]:
         if failure.end <= result.ended and (n := _cause(times, failure.start, failure.end)) is not None:
             failed[n][failure.kind] += 1
     for start, end in itertools.pairwise([result.began, *answered, result.ended]):
-        if end - start >= _SILENCE_MIN and (n := _cause(times, start, end)) is not None:
+        began = min(end, start + _LAST_ANSWERS)  # whoever was killed later than that has not caused it
+        if end - start >= _SILENCE_MIN and (n := _cause(times, start, began)) is not None:
             silences[n] = max(silences[n], end - start)
     return [
         Effect(kill, (kill.at - result.began) / 1e9, failed[n], silences[n] / 1e9)

@@ -111,7 +111,7 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
             f"linearizable: {'yes' if verdict.is_linearizable else 'no'} ({verdict.operations:,} operations on"
             f" {verdict.keys:,} keys, judged in {result.judged_s:.1f} s)",
         ),
-        (is_read, f"every key read at the end: {often}"),
+        (is_read, f"every key was read at the end: {often}"),
         (
             failed == 0 if of_logd else None,
             f"requests failed when logd was killed: {failed if of_logd else 'it was not'}",
