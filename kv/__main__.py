@@ -23,7 +23,8 @@ def main() -> int:
     try:
         return Supervisor(dataclasses.replace(config, working_dir=config.working_dir.absolute())).run()
     except CannotStart as error:
-        logging.getLogger("kv.supervisor").critical("%s", error)
+        if error.args:
+            logging.getLogger("kv.supervisor").critical("%s", error)
         return 1
 
 

@@ -35,7 +35,7 @@ _PORT_PATIENCE_SECONDS: Final = 2.0  # a predecessor whose supervisor was killed
 _LOGD_STOP_SECONDS: Final = 5.0
 _FAULTS_MAX: Final = 5
 _FAULTS_WINDOW_SECONDS: Final = 30.0
-_BACKOFF_SECONDS: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault in that time
 _DESCRIPTORS_MAX: Final = 1 << 20
 _GIVE_UP: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
 _HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT")
@@ -44,7 +44,7 @@ log = logging.getLogger("kv.supervisor")
 
 
 class CannotStart(Exception):
-    """The server cannot run here as it was told to; the message is for the user."""
+    """The server cannot run here as it was told to; the message, if any, is for the user."""
 
 
 class Child:
@@ -56,9 +56,7 @@ class Child:
         self.restart_at: float | None = None
         self.kill_at: float | None = None
         self._lifeline: int | None = None
-        self._started = 0.0
         self._faults: deque[float] = deque(maxlen=_FAULTS_MAX)
-        self._deaths_in_a_row = 0
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], inherit: Sequence[int], held: int) -> None:
         """Start the process. `held` is the write end of its lifeline, which this object closes."""
@@ -70,7 +68,6 @@ class Child:
             preexec_fn=lifeline.die_with_parent,  # noqa: PLW1509 - this process has one thread
         )
         self._lifeline = held
-        self._started = time.monotonic()
         self.restart_at = None
         self.kill_at = None
 
@@ -89,14 +86,13 @@ class Child:
         self.process = None
         self.kill_at = None
         self.cut_lifeline()
+        delay = 0.0
         if status not in (-signal.SIGKILL, -signal.SIGTERM):  # those come from outside: somebody's experiment
             self._faults.append(now)
-        if len(self._faults) == _FAULTS_MAX and now - self._faults[0] < _FAULTS_WINDOW_SECONDS:
-            raise CannotStart(f"{self.name} failed {_FAULTS_MAX} times within {now - self._faults[0]:.0f} s; giving up")
-        if now - self._started >= _FAULTS_WINDOW_SECONDS:
-            self._deaths_in_a_row = 0
-        delay = _BACKOFF_SECONDS[min(self._deaths_in_a_row, len(_BACKOFF_SECONDS) - 1)]
-        self._deaths_in_a_row += 1
+            recent = [at for at in self._faults if now - at < _FAULTS_WINDOW_SECONDS]
+            if len(recent) == _FAULTS_MAX:
+                raise CannotStart(f"{self.name} failed {_FAULTS_MAX} times within {now - recent[0]:.0f} s; giving up")
+            delay = _BACKOFF_SECONDS[len(recent) - 1]
         self.restart_at = now + delay
         log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay)
 
@@ -188,6 +184,7 @@ class Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
                 log.info("stopping on %s", signal.Signals(number).name)
                 self._stopping = True
+                self._listener.close()  # once the workers have closed theirs too, nobody can connect any more
             elif number == signal.SIGHUP and self._gunicorn.process and not self._stopping:
                 log.info("restarting the workers on SIGHUP")
                 self._gunicorn.process.send_signal(signal.SIGHUP)
@@ -215,7 +212,8 @@ class Supervisor:
             return
         if child is self._logd and status in _GIVE_UP:
             child.process = None
-            raise CannotStart(f"logd cannot serve ({Exit(status).name.lower()}); it says why above")
+            why = f"logd cannot serve ({Exit(status).name.lower()}); it says why above"
+            raise CannotStart(why) if self._serving else CannotStart  # at a start, what logd said is enough
         child.died(status)
 
     # Stopping --------------------------------------------------------------------------------------------

@@ -103,10 +103,13 @@ class Connection(HttpToolsProtocol):
         self.url += url.replace(b"#", b"%23")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Refuse a coding that the parser would leave in the body, undecoded."""
+        """Refuse a coding that the parser would leave in the body, undecoded, and a body announced too large."""
         name = name.lower()
         if name == b"transfer-encoding" and (value.lower() != b"chunked" or self.parser.get_http_version() == "1.0"):
             self._refusal = (400, "transfer-encoding not supported")
+            raise _BadRequest
+        if name == b"content-length" and int(value) > self.limits.value_bytes_max:  # before a 100 Continue invites it
+            self._refusal = (413, "value too large")
             raise _BadRequest
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True

@@ -42,7 +42,7 @@ class Policy(NamedTuple):
 def fold(disk: Disk, upto: int) -> None:
     """Write the snapshot as of a sequence that ends a sealed segment, then remove what nothing needs any more.
 
-    Raises recovery.Damaged or OSError; then the files are as before but for a temporary one.
+    Raises recovery.Damaged or OSError; then nothing is lost, and at most a bad snapshot is set aside.
     """
     began = time.monotonic()
     state = recovery.load(disk, upto)
@@ -120,6 +120,8 @@ class Checkpointer:
             elif not self._stopping:
                 self._failed(sealed, f"status {status}")
         finally:
+            if child.stdin:
+                child.stdin.close()
             self._child = None
 
     def _failed(self, sealed: wal.Sealed, why: str) -> None:

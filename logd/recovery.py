@@ -108,7 +108,7 @@ def load(disk: Disk, upto: int | None = None) -> Recovered:
     segments = [segment for segment in wal.list_segments(names) if upto is None or segment.first <= upto]
     base, bad = _load_base(disk, names, segments)
     needed = _continue(segments, base.sequence)
-    if not needed and base.sequence != upto and (segments or base.name):
+    if not needed and base.sequence != upto and (segments or base.name or upto is not None):
         detail = f"frame {base.sequence + 1} and what came after it are in no segment"
         raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
     replay = _Replay(disk, base.store, base.sequence)

@@ -335,6 +335,7 @@ def minimal(operations: Register) -> list[Operation]:
     kept = sorted(operations, key=lambda operation: operation.start)
     size = len(kept) // 2
     while size:
+        before = len(kept)
         begin = 0
         while begin < len(kept):
             rest = _without(kept, begin, begin + size)
@@ -342,7 +343,8 @@ def minimal(operations: Register) -> list[Operation]:
                 kept = rest
             else:
                 begin += size
-        size //= 2
+        if size > 1 or len(kept) == before:
+            size //= 2
     return kept
 
 

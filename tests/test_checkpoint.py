@@ -164,24 +164,27 @@ def test_a_fold_removes_only_after_the_snapshot_is_durable_and_the_oldest_first(
     assert calls[-1] == "sync_directory"
 
 
-def test_a_fold_may_be_cut_short_at_any_call(tmp_path):
+@pytest.mark.parametrize("broken", [[], ["@5"]], ids=["all whole", "the newest snapshot bad"])
+def test_a_fold_may_be_cut_short_at_any_call(tmp_path, broken):
     for count in itertools.count():
         directory = tmp_path / str(count)
         lay_out(directory, "1-3 4-5 6-7 8-8 @3 @5")
+        for token in broken:
+            break_file(directory, token)
         disk = WatchedDisk(directory, crash_at(count))
         finished = True
         try:
             checkpoint.fold(disk, 7)
         except Crash:
             finished = False
-        recovered = recovery.load(LocalDisk(directory))
-        assert recovered.finding is Finding.CLEAN
+        recovered = recovery.load(disk := LocalDisk(directory))
         assert same(recovered.store, state(8))
-        recovery.make_durable(disk := LocalDisk(directory), recovered)
+        recovery.make_durable(disk, recovered)
         assert not [name for name in disk.names() if name.endswith(".tmp")]
+        assert recovery.load(disk).finding is Finding.CLEAN
         if finished:
             assert count > 10
-            return
+            break
 
 
 # What is removed -----------------------------------------------------------------------------------------

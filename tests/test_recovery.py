@@ -426,6 +426,13 @@ def test_a_part_of_the_log_has_to_be_whole(tmp_path, damage, finding):
     assert caught.value.finding is finding
 
 
+def test_a_part_of_a_log_that_is_gone_is_missing(tmp_path):
+    """All files were taken away between the decision to fold and the fold."""
+    with pytest.raises(Damaged) as caught:
+        recovery.load(LocalDisk(tmp_path), 5)
+    assert caught.value.finding is Finding.MISSING_SEGMENT
+
+
 # Made durable --------------------------------------------------------------------------------------------
 
 MESS = ("4-5 6-8 @3 @5", [cut("6-8", -1), flip("@5", 40), litter(file_name("@8") + ".tmp")])

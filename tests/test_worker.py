@@ -16,13 +16,14 @@ import psutil
 import pytest
 
 from kv import lifeline
-from kv.config import Inherited
+from kv.config import Config, Inherited
 from tests.harness import ROOT, Answer, await_true, call
 
 OURS = "kv.worker.Worker"
 THEIRS = "uvicorn_worker.UvicornWorker"
 TEXT = "text/plain; charset=utf-8"
 HEADER_LIMIT = 8192
+VALUE_LIMIT = Config().value_bytes_max
 
 QUICK = {
     "KV_HEADER_TIMEOUT_S": "0.3",
@@ -688,3 +689,9 @@ def test_the_body_of_a_request_that_offers_http_2_is_never_taken_for_a_request(o
     assert client.answer().status == 200
     assert ours.call("/kv/h2c").body == body
     assert not ours.happened("/echo/smuggled begins")
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_asked_for(ours, connect):
+    head = b"PUT /kv/large HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert connect(ours, head % VALUE_LIMIT).answer().status == 100
+    assert refusal(connect(ours, head % (VALUE_LIMIT + 1))) == (413, "value too large")

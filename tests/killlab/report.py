@@ -98,9 +98,7 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
     verdict = result.verdict
     lost, doubled = lost_and_doubled(result)
     is_read = bool(result.reads_at_rest) and not result.unread
-    often = {0: "never", 1: "once", 2: "twice, the second time after a SIGKILL of all and a start"}[
-        result.reads_at_rest
-    ]
+    often = ("never", "once", "twice, the second time after a SIGKILL of all and a start")[result.reads_at_rest]
     of_logd = [effect for effect in figures.effects if effect.kill.what == "logd"]
     failed = sum(effect.failed.total() for effect in of_logd)
     return [

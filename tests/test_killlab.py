@@ -1,0 +1,478 @@
+"""The kill lab: a short run of the real thing, and each part of it on its own, with servers that lie."""
+
+import contextlib
+import http.server
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.harness import ROOT, await_true, free_port
+from tests.history import (
+    ABSENT,
+    FOREIGN,
+    Fault,
+    History,
+    Kind,
+    Operation,
+    Outcome,
+    Verdict,
+    Violation,
+    check,
+    missing_writes,
+)
+from tests.killlab import kills, lab, measure, options, report
+from tests.killlab.kills import Kill, Order
+from tests.killlab.load import BROKEN, REFUSED, TIMED_OUT, Failure, Load, Mix, Record, make_all
+
+OK, REFUSED_OUTCOME, UNKNOWN = Outcome
+
+
+# The command ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running_lab(*arguments):
+    """The command, as a user gives it. Nothing of it may be left: no process, no temporary file."""
+    with tempfile.TemporaryDirectory(prefix="kl-") as temporary:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.killlab", *arguments],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin:/usr/local/bin", "TMPDIR": temporary},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+        assert of_environment("TMPDIR", temporary) == []
+        assert list(Path(temporary).iterdir()) == []
+
+
+def of_environment(name, prefix):
+    """Every process that was given that variable."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name, "").startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_a_short_run_with_kills_of_every_role(tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    orders = "logd@1s,worker@1.8s,gunicorn@2.6s,supervisor@4s,group@5.5s,stop:logd@7s+300ms"
+    load = ("--clients=16", "--keys=40", "--preload=100", "--clear-share=0.001", f"--seed={seed}", "--strict")
+    page = tmp_path / "page.html"
+    with running_lab("--seconds=8", "--kill", orders, *load, "--report", str(page), "--", "--workers=2") as process:
+        said, logged = process.communicate()
+        print(said, logged)
+        assert process.returncode == 0
+    assert "all is well" in said
+    assert f"seed {seed}" in logged
+    assert [line.split()[2] for line in logged.splitlines() if ", pid " in line] == [
+        "logd,",
+        "worker,",
+        "gunicorn,",
+        "supervisor,",
+        "group,",
+        "stop:logd,",
+    ]
+    data = data_of(page.read_text())
+    assert data["problems"] == []
+    assert len(data["kills"]) == 6
+    assert data["requests"] > 1_000
+    assert sum(data["failed"].values()) > 0
+
+
+def test_ctrl_c_ends_everything_and_still_judges():
+    with running_lab("--seconds=60", "--kill=logd@1s", "--clients=4") as process:
+        assert process.stderr
+        await_true(lambda: "logd, pid" in process.stderr.readline(), 30, "a kill")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGINT
+        assert "linearizable: yes" in said
+        assert "NOT WELL: interrupted" in said
+
+
+# The command line ----------------------------------------------------------------------------------------
+
+
+def test_orders_are_parsed():
+    assert kills.parse_orders("logd@3s, worker@500ms,group@2m,stop:logd@1+2.5s") == [
+        Order(3.0, "logd"),
+        Order(0.5, "worker"),
+        Order(120.0, "group"),
+        Order(1.0, "logd", 2.5),
+    ]
+    assert [str(order) for order in kills.parse_orders("logd@3s,stop:worker@1.5s+2s")] == [
+        "logd@3s",
+        "stop:worker@1.5s+2s",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "logd", "logd@", "logd@3x", "nobody@3s", "stop:logd@3s", "logd@3s+2s", "logd@3s,,"]
+)
+def test_orders_that_make_no_sense_are_refused(text):
+    with pytest.raises(ValueError, match="neither ROLE@3s nor stop:ROLE"):
+        kills.parse_orders(text)
+
+
+def test_without_orders_each_role_is_killed_once():
+    parsed = options.parse(["--seconds", "14"])
+    assert [str(order) for order in parsed.orders] == [f"{role}@{2 * n}s" for n, role in enumerate(kills.ROLES, 1)]
+    assert [order.role for order in options.parse(["--roles=logd,worker"]).orders] == ["logd", "worker"]
+
+
+def test_random_orders_follow_from_the_seed():
+    first, same, other = (options.parse(["--random=20", f"--seed={seed}", "--roles=logd,group"]) for seed in (1, 1, 2))
+    assert first.orders == same.orders != other.orders
+    assert len(first.orders) == 20
+    assert {order.role for order in first.orders} == {"logd", "group"}
+    assert all(1 <= order.at_s <= 29 for order in first.orders)
+    assert list(first.orders) == sorted(first.orders)
+
+
+def test_an_order_after_each_interval():
+    assert [order.at_s for order in options.parse(["--every=2s", "--seconds=10"]).orders] == [2, 4, 6, 8]
+    assert len(options.parse(["--every=2s", "--minutes=10"]).orders) == 299
+    assert options.parse(["--random=0"]).orders == ()
+
+
+def test_flags_of_the_server_come_last():
+    parsed = options.parse(["--clients=3", "--", "--workers=4", "--log-level", "debug"])
+    assert parsed.clients == 3
+    assert parsed.server_flags[-3:] == ("--workers=4", "--log-level", "debug")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--kill=nobody@3s"], "neither ROLE@3s"),
+        (["--kill=logd@31s"], "comes after the end"),
+        (["--roles=nobody"], "is no role"),
+        (["--read-share=1.5"], "not between 0 and 1"),
+        (["--read-share=0.9", "--delete-share=0.2"], "more than 1 together"),
+        (["--clients=0"], "less than 1"),
+        (["--seconds=0"], "not more than 0"),
+        (["--every=soon"], "not a time"),
+        (["--seconds=1", "--minutes=1"], "not allowed with"),
+        (["--unknown"], "unrecognized"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        options.parse(arguments)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# The clients, with servers that lie ----------------------------------------------------------------------
+
+
+class Liar(http.server.ThreadingHTTPServer):
+    """An HTTP server that answers as it is told: a status and a body, or None to break the connection."""
+
+    daemon_threads = False
+
+    def __init__(self, answer, port=0):
+        super().__init__(("127.0.0.1", port), LiarsHandler)
+        self.data = {}
+        self.requests = 0
+        self.answer = answer
+        self.atomic = threading.Lock()
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self._thread.join()
+        super().__exit__(*error)
+
+
+class LiarsHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # so that an answer in pieces is quick
+
+    def handle_one_request(self):
+        with contextlib.suppress(ConnectionError):
+            super().handle_one_request()
+
+    def do(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.atomic:
+            self.server.requests += 1
+            answer = self.server.answer(self.server, self.command, self.path.removeprefix("/kv/"), body)
+        if answer is None:
+            self.close_connection = True
+            return
+        status, found, *headers = answer
+        self.send_response(status)
+        for name, value in [("Content-Length", str(len(found))), *headers]:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(found[:3])
+        self.wfile.write(found[3:])
+
+    do_GET = do_PUT = do_DELETE = do
+
+    def log_message(self, *_):
+        pass
+
+
+def honest(server, method, key, body):
+    if method == "PUT":
+        server.data[key] = body
+    elif method == "DELETE":
+        server.data.pop(key, None)
+    elif key in server.data:
+        return 200, server.data[key]
+    else:
+        return 404, b"key not found\n"
+    return 200, b""
+
+
+def forgetful(server, method, key, body):
+    """Acknowledges a write now and then that it does not keep."""
+    if method == "PUT" and server.requests % 50 == 0:
+        return 200, b""
+    return honest(server, method, key, body)
+
+
+def made(answer, *requests, clients=1, value_bytes=20):
+    """What clients record of these requests."""
+    record = Record(["a", "b"], value_bytes)
+    with Liar(answer) as server:
+        make_all(server.server_port, clients, record, requests)
+    return record
+
+
+def last(record):
+    history = record.history
+    return Outcome(history.outcome[-1]), history.value[-1], [failure.kind for failure in record.failures]
+
+
+def test_clients_record_what_they_wrote_and_found():
+    record = made(honest, (Kind.PUT, 0), (Kind.GET, 0), (Kind.PUT, 0), (Kind.GET, 0), (Kind.DELETE, 0), (Kind.GET, 0))
+    history = record.history
+    assert list(history.value) == [1, 1, 2, 2, ABSENT, ABSENT]
+    assert set(history.outcome) == {OK}
+    assert list(history.start) == sorted(history.start)
+    assert all(start < end for start, end in zip(history.start, history.end, strict=True))
+    assert record.failures == []
+    assert check(history).is_linearizable
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "failures"),
+    [
+        ((503, b"not now\n"), REFUSED_OUTCOME, ["503"]),
+        ((507, b"full\n"), REFUSED_OUTCOME, ["507"]),
+        ((504, b"who knows\n"), UNKNOWN, ["504"]),
+        ((500, b"oh\n"), UNKNOWN, ["500"]),
+        ((404, b"oh\n"), UNKNOWN, ["404"]),
+        (None, UNKNOWN, [BROKEN]),
+    ],
+)
+def test_an_answer_says_what_became_of_a_write(answer, outcome, failures):
+    assert last(made(lambda *_: answer, (Kind.PUT, 0))) == (outcome, 1, failures)
+
+
+@pytest.mark.parametrize("body", [b"7", b"", b"0000000000000001....!", b"0000000000000001...", b"000000000000000x...."])
+def test_a_value_that_is_not_whole_is_foreign(body):
+    assert last(made(lambda *_: (200, body), (Kind.GET, 0))) == (OK, FOREIGN, [])
+
+
+def test_a_connection_that_the_server_closes_after_an_answer_is_no_failure():
+    def closing(*arguments):
+        return (*honest(*arguments), ("Connection", "close"))
+
+    record = made(closing, (Kind.PUT, 0), (Kind.GET, 0))
+    assert last(record) == (OK, 1, [])
+
+
+def test_a_client_gives_up_on_a_server_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("tests.killlab.load._TIMEOUT_SECONDS", 0.1)
+    record = Record(["a"], 20)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        make_all(mute.getsockname()[1], 1, record, [(Kind.PUT, 0)])
+    assert last(record) == (UNKNOWN, 1, [TIMED_OUT])
+
+
+def test_a_refused_connection_is_tried_again_and_counted_once():
+    record = Record(["a"], 20)
+    port = free_port()
+    with Load(port, record, [iter([(Kind.PUT, 0)])]):
+        await_true(lambda: record.failures, what="a refused connection")
+        with Liar(honest, port):
+            await_true(lambda: len(record.history) == 1, what="the request")
+    assert last(record) == (OK, 1, [REFUSED])
+
+
+@pytest.mark.parametrize(("behaviour", "is_good"), [(honest, True), (forgetful, False)])
+def test_a_load_on_a_server_that_forgets_is_found_out(behaviour, is_good):
+    record = Record([f"key{n}" for n in range(5)], 20)
+    mix = Mix(reads=0.5, deletes=0.05, clears=0.0)
+    with Liar(behaviour) as server:
+        with Load(server.server_port, record, [mix.script(5, random.Random(n)) for n in range(4)]):
+            await_true(lambda: len(record.history) > 2_000, 30, "some requests")
+        quiet_since = max(record.history.end)
+        make_all(server.server_port, 4, record, [(Kind.GET, key) for key in range(5)])
+    verdict = check(record.history)
+    assert verdict.is_linearizable == is_good
+    if is_good:
+        assert missing_writes(record.history, quiet_since) == []
+    else:
+        assert {violation.fault for violation in verdict.violations} <= {Fault.LOST, Fault.CAME_BACK}
+
+
+def test_a_mix_has_the_shares_that_were_asked_for():
+    script = Mix(reads=0.5, deletes=0.1, clears=0.1).script(10, random.Random(1))
+    made_of = Counter(kind for kind, _ in (next(script) for _ in range(10_000)))
+    assert made_of[Kind.GET] == pytest.approx(5_000, abs=300)
+    assert made_of[Kind.PUT] == pytest.approx(3_000, abs=300)
+    assert made_of[Kind.DELETE] == pytest.approx(1_000, abs=200)
+    assert made_of[Kind.CLEAR] == pytest.approx(1_000, abs=200)
+
+
+# Figures -------------------------------------------------------------------------------------------------
+
+MS = 1_000_000
+
+
+def a_result(*flags, killed=(), failures=(), silences=()):
+    """Ten seconds in which a read and a write are answered every 5 ms, but for the silences, given in ms."""
+    result = lab.Result(options.parse(["--seconds=10", "--seed=7", *flags]), Record(["a", "b"], 20))
+    result.began, result.ended, result.reads_at_rest = 0, 10_000 * MS, 2
+    history: History = result.record.history
+    for at in range(5, 10_000, 5):
+        if not any(start < at < end for start, end in silences):
+            history.add(0, Operation(0, Kind.GET, ABSENT, (at - 2) * MS, at * MS, OK))
+            history.add(1, Operation(1, Kind.PUT, at, (at - 4) * MS, at * MS, OK))
+    result.record.failures += [Failure(kind, start * MS, end * MS) for kind, start, end in failures]
+    result.kills += [Kill(Order(at / 1000, role), at * MS, 100 + n) for n, (role, at) in enumerate(killed)]
+    return result
+
+
+def test_figures_of_an_undisturbed_load():
+    figures = measure.measure(a_result())
+    assert figures.requests == 2 * 1_999
+    assert figures.acknowledged_writes == 1_999
+    assert figures.throughput == pytest.approx(399.8)
+    assert figures.latency == measure.Latency(2.0, 4.0, 4.0)
+    assert figures.bucket_ms == 100
+    assert len(figures.buckets) == 100
+    assert figures.buckets[50] == measure.Bucket(20, 20, measure.Latency(2.0, 4.0, 4.0), Counter())
+    assert figures.effects == []
+
+
+def test_a_silence_belongs_to_the_kill_that_caused_it():
+    killed = [("logd", 1_003), ("supervisor", 3_000), ("worker", 3_400), ("gunicorn", 6_003)]
+    figures = measure.measure(a_result(killed=killed, silences=[(1_000, 1_300), (3_000, 4_000), (6_007, 6_500)]))
+    assert [round(effect.silence_s, 3) for effect in figures.effects] == [0.3, 1.0, 0.005, 0.495]
+    assert figures.buckets[35].latency is None
+    assert {role: len(effects) for role, effects in figures.by_role().items()} == {
+        "supervisor": 1,
+        "gunicorn": 1,
+        "logd": 1,
+        "worker": 1,
+    }
+
+
+def test_a_failure_belongs_to_the_kill_during_it_or_before_it():
+    failures = [("503", 500, 501), (BROKEN, 998, 1_002), ("504", 1_500, 4_000), (REFUSED, 3_001, 3_002)]
+    figures = measure.measure(a_result(killed=[("worker", 1_000), ("group", 3_000)], failures=failures))
+    assert [effect.failed for effect in figures.effects] == [{BROKEN: 1}, {"504": 1, REFUSED: 1}]
+    assert figures.failed == {"503": 1, BROKEN: 1, "504": 1, REFUSED: 1}
+
+
+def test_a_long_experiment_has_wider_buckets():
+    result = a_result()
+    result.ended = 600_000 * MS
+    assert measure.measure(result).bucket_ms == 500
+
+
+A_VIOLATION = Violation("a", Fault.CAME_BACK, [Operation(0, Kind.GET, 3, 1, 2, OK)])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda result: None, None),
+        (lambda result: result.missing.append("a"), "missing at the end"),
+        (lambda result: setattr(result, "verdict", Verdict(1, 1, [A_VIOLATION], 2)), "3 keys is not linearizable"),
+        (lambda result: setattr(result, "unread", 4), "4 keys could not be read"),
+        (lambda result: result.troubles.append("it ended by itself"), "it ended by itself"),
+        (lambda result: result.record.failures.append(Failure("500", 5, 6)), "1 × 500"),
+        (lambda result: setattr(result, "is_interrupted", True), "interrupted"),
+        (lambda result: setattr(result, "record", Record(["a"], 20)), "not one request succeeded"),
+    ],
+)
+def test_what_is_not_well_is_said(change, said):
+    result = a_result(killed=[("logd", 1_000)], failures=[(BROKEN, 999, 1_001)])
+    change(result)
+    figures = measure.measure(result)
+    found = measure.problems(result, figures)
+    assert (said in found[0] and len(found) == 1) if said else found == []
+    assert ("all is well" in report.summary(result, figures)) == (not said)
+
+
+def test_only_when_asked_strictly_a_failure_after_a_kill_of_logd_is_an_error():
+    failures = [(BROKEN, 999, 1_001), ("503", 4_999, 5_001)]
+    result = a_result("--strict", killed=[("worker", 1_000), ("logd", 5_000)], failures=failures)
+    assert measure.problems(result, measure.measure(result)) == ["requests failed when logd was killed: 1 × 503"]
+
+
+# The report ----------------------------------------------------------------------------------------------
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_the_summary_has_a_line_for_each_kill_and_each_role():
+    result = a_result(killed=[("logd", 1_000), ("logd", 2_000), ("worker", 4_000)], silences=[(2_000, 2_750)])
+    result.not_carried_out = [Order(5.0, "checkpoint")]
+    lines = report.summary(result, measure.measure(result)).splitlines()
+    assert "2.00 s  logd    101  750 ms   none" in lines
+    assert "logd    2      750 ms           5 ms    0" in [re.sub(r" +$", "", line) for line in lines]
+    assert "not carried out, because there was no such process: checkpoint@5s" in lines
+    assert "to repeat this: --seed 7" in lines
+
+
+def test_a_violation_is_explained_in_the_summary_and_on_the_page():
+    result = a_result()
+    result.verdict = Verdict(1, 1, [A_VIOLATION], 0)
+    figures = measure.measure(result)
+    assert Fault.CAME_BACK.value in report.summary(result, figures)
+    assert Fault.CAME_BACK.value in data_of(report.page(result, figures, []))["explained"][0]
+
+
+def test_the_page_needs_nothing_but_itself_and_holds_the_figures():
+    result = a_result(killed=[("logd", 1_000)], failures=[("</script><b>", 999, 1_001)])
+    page = report.page(result, measure.measure(result), ["--report", "a b.html"])
+    assert not re.search(r"https?://|\bsrc=|\bhref=|url\(|@import|</script><b>", page)
+    data = data_of(page)
+    assert data["kills"][0]["what"] == "logd"
+    assert data["kills"][0]["failed"] == {"</script><b>": 1}
+    assert data["buckets"][50] == {"reads": 20, "writes": 20, "latency": [2.0, 4.0, 4.0], "failed": {}}
+    assert dict(data["circumstances"])["command"] == "python -m tests.killlab --report 'a b.html'"
