@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import copy
 import functools
+import select
 
 import pytest
 import uvloop
@@ -312,6 +313,31 @@ async def test_sequential_requests_do_not_stall(client, logd):
     assert asyncio.get_running_loop().time() - began < GUARD_SECONDS / 2  # each stall lasts until the next sweep
 
 
+@scenario(loops=BOTH_LOOPS)
+async def test_a_reply_that_comes_between_the_last_look_and_a_send_is_seen_at_once(client, logd):
+    """A send takes in what the descriptor of the socket was about to tell, and then it tells nothing more."""
+    loop = asyncio.get_running_loop()
+
+    def answer():
+        logd.reply(Values(question.number, 0, [None]))
+        assert select.select([client._socket.FD], [], [], GUARD_SECONDS)[0]
+
+    def ask_trouble():
+        answer()
+        loop.create_task(client.trouble()).add_done_callback(lambda task: task.exception())
+
+    for send in (lambda: loop.call_soon(answer), lambda: loop.call_soon(ask_trouble)):
+        (first,) = await turn(client.get("first"))
+        question = await logd.receive(ReadBatch)
+        loop.call_soon(send)  # so that the answer comes in the turn of the next send, just before it
+        second = start(client.get("second"))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert first.done()
+        logd.reply(Values(question.number + 1, 0, [None]))
+        await second
+
+
 # Replies -------------------------------------------------------------------------------------------------
 
 
@@ -582,6 +608,34 @@ async def test_when_no_session_can_be_opened_waiting_writes_fail_and_a_later_one
 
 
 @scenario()
+async def test_after_a_refusal_new_writes_wait_until_those_sent_before_it_are_answered(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4)
+    logd.refuse(2)
+    assert await outcome(writes[0]) is NoSpace
+    writes += await turn(client.put("new", b"1"))
+    await logd.sends_nothing_more(client)
+    logd.refuse(3)
+    await logd.sends_nothing_more(client)
+    logd.refuse(4)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {"new": b"1"}, [])
+    logd.commit(5)
+    assert await outcomes(writes[1:]) == [NoSpace, NoSpace, None]
+
+
+@scenario()
+async def test_writes_that_wait_when_their_session_is_dropped_go_into_the_next(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse(2)
+    assert await outcome(writes[0]) is NoSpace
+    writes += await turn(client.put("waits for batch 3", b"1"))
+    logd.reply(Dropped(logd.session, 3))
+    await logd.open_session()
+    assert (await logd.receive(WriteBatch)).puts == {"waits for batch 3": b"1"}
+    logd.commit(1)
+    assert await outcomes(writes[1:]) == [OutcomeUnknown, None]
+
+
+@scenario()
 async def test_a_gap_has_everything_from_the_expected_batch_sent_again_once_per_connection(client, logd):
     writes, raws = await sent(client, logd, 2, 3, 4)
     for _ in range(2):
@@ -707,6 +761,9 @@ async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
     request = await logd.receive(StatusRequest)
     assert await outcome(status) is Unavailable
     logd.reply(Status(request.number, "late"))
+    await logd.sends_nothing_more(client)
+    await logd.vanish(client)
+    logd.appear()
     await logd.sends_nothing_more(client)
     await logd.vanish(client)
     await outcome(client.get("finds out that there is no connection"))

@@ -250,3 +250,17 @@ def test_logd_remembers_no_more_sessions_than_it_has_while_none_can_be_opened():
             world.step(*(each for each in world.good if each != world.disk_syncs), world.write, world.disk_is_full)
         tables = [each for each in (vars(world.server) | vars(world.storage)).values() if isinstance(each, dict)]
         assert max(map(len, tables)) <= 3 * store.SESSIONS_MAX
+
+
+def test_a_session_that_made_room_for_others_before_its_worker_heard_that_it_was_open_is_not_left_without_an_answer():
+    def open_session(session):
+        batch = protocol.WriteBatch(session, 0, 0, False, {}, [])
+        if reply := world.storage.submit(protocol.encode(batch), batch):
+            return [reply]
+        world.disk_syncs()
+        return world.storage.collect()
+
+    with World(1) as world:
+        world.logd_starts(None)
+        sessions = [bytes([number]) * 16 for number in range(store.SESSIONS_MAX + 1)]
+        assert all(open_session(session) for session in [*sessions, sessions[0]])

@@ -36,7 +36,6 @@ def _become_python_of_the_tests(arguments: list[str]) -> None:
     subprocess.run([_ROOT / "run.sh", "--help"], stdout=subprocess.DEVNULL, check=True)
     setup = [_ROOT / ".venv/bin/python", _ROOT / "kv/setup_venv.py", _VENV, _ROOT / "tests/requirements.txt"]
     subprocess.run(setup, check=True)
-    os.chdir(_ROOT)
     python = str(_VENV / "bin/python")
     os.execv(python, [python, "-m", "tests.killlab", *arguments])
 

@@ -97,6 +97,7 @@ class Killer:
         self._server = server
         self._rng = rng
         self._frozen: list[tuple[float, list[psutil.Process]]] = []
+        self._killed: set[psutil.Process] = set()  # may still be there for a moment
 
     def turn(self, elapsed_s: float) -> Iterator[Kill]:
         """Do what is due."""
@@ -112,7 +113,8 @@ class Killer:
 
     def _carry_out(self, order: Order, elapsed_s: float) -> Kill | None:
         server = self._server
-        found = server.members() if order.role == GROUP else server.role(order.role)
+        there = server.members() if order.role == GROUP else server.role(order.role)
+        found = [process for process in there if process not in self._killed]
         if not found:
             return None
         assert server.process is not None
@@ -130,6 +132,8 @@ class Killer:
         elif pid == server.process.pid:
             server.wait()
             server.spawn()
+        if order.frozen_s is None:
+            self._killed.update(chosen)
         return kill
 
     def _thaw(self, elapsed_s: float) -> None:

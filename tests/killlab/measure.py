@@ -7,8 +7,9 @@ a client had to wait before it could send shows in the silences.
 import bisect
 import itertools
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ from tests.killlab.load import KNOWN_FAILURES
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 _BUCKETS_MAX: Final = 1_200
 _SILENCE_MIN: Final = 1_000_000  # nanoseconds; a shorter one is none
-_LAST_ANSWERS: Final = 20_000_000  # nanoseconds between the last answer and the kill that silences, at most
+_LAST_ANSWERS: Final = 50_000_000  # nanoseconds; so long after a kill answers may still arrive from before it
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,10 @@ class Figures:
 def measure(result: Result) -> Figures:
     """Work out the figures of a result."""
     history = result.record.history
-    succeeded = [
-        i
-        for i, (end, outcome) in enumerate(zip(history.end, history.outcome, strict=True))
-        if result.began <= end <= result.ended and outcome == Outcome.OK
-    ]
+    succeeded = array("Q")  # there may be many millions
+    for i, (end, outcome) in enumerate(zip(history.end, history.outcome, strict=True)):
+        if result.began <= end <= result.ended and outcome == Outcome.OK:
+            succeeded.append(i)
     bucket_ms = _bucket_ms(result.ended - result.began)
     buckets = _buckets(result, succeeded, bucket_ms)
     return Figures(
@@ -96,7 +96,7 @@ def measure(result: Result) -> Figures:
         acknowledged_writes=sum(bucket.writes for bucket in buckets),
         latency=_latency([history.end[i] - history.start[i] for i in succeeded]),
         failed=sum((bucket.failed for bucket in buckets), Counter()),
-        effects=_effects(result, [history.end[i] for i in succeeded]),
+        effects=_effects(result, (history.end[i] for i in succeeded)),
         bucket_ms=bucket_ms,
         buckets=buckets,
     )
@@ -142,7 +142,7 @@ def _bucket_ms(duration: int) -> int:
 def _buckets(result: Result, succeeded: Sequence[int], bucket_ms: int) -> list[Bucket]:
     history, began, width = result.record.history, result.began, bucket_ms * 1_000_000
     count = max(1, math.ceil((result.ended - began) / width))
-    of_bucket: list[list[int]] = [[] for _ in range(count)]
+    of_bucket = [array("Q") for _ in range(count)]
     for i in succeeded:
         of_bucket[min((history.end[i] - began) // width, count - 1)].append(i)
     failed: list[Counter[str]] = [Counter() for _ in range(count)]
@@ -169,7 +169,7 @@ def _latency(nanoseconds: list[int]) -> Latency | None:
     return Latency(p50 / 1e6, p99 / 1e6, nanoseconds[-1] / 1e6)
 
 
-def _effects(result: Result, answered: Sequence[int]) -> list[Effect]:
+def _effects(result: Result, answered: Iterable[int]) -> list[Effect]:
     """For each kill, the failures and the silences of which it is the cause."""
     times = [kill.at for kill in result.kills]
     failed: list[Counter[str]] = [Counter() for _ in times]
@@ -177,9 +177,8 @@ def _effects(result: Result, answered: Sequence[int]) -> list[Effect]:
     for failure in result.record.failures:
         if failure.end <= result.ended and (n := _cause(times, failure.start, failure.end)) is not None:
             failed[n][failure.kind] += 1
-    for start, end in itertools.pairwise([result.began, *answered, result.ended]):
-        began = min(end, start + _LAST_ANSWERS)  # whoever was killed later than that has not caused it
-        if end - start >= _SILENCE_MIN and (n := _cause(times, start, began)) is not None:
+    for start, end in itertools.pairwise(itertools.chain([result.began], answered, [result.ended])):
+        if end - start >= _SILENCE_MIN and (n := _cause(times, start - _LAST_ANSWERS, end)) is not None:
             silences[n] = max(silences[n], end - start)
     return [
         Effect(kill, (kill.at - result.began) / 1e9, failed[n], silences[n] / 1e9)

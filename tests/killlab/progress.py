@@ -41,7 +41,7 @@ class Bar:
             rate = (requests - self._requests) / (now - self._counted_at)
             self._counted_at, self._requests = now, requests
             self._bar.n = min(elapsed_s, self._seconds)
-            self._bar.set_postfix_str(f"  {rate:,.0f} requests/s, {failed:,} failed")
+            self._bar.set_postfix_str(f"{rate:,.0f} requests/s, {failed:,} failed")
         elif not self._is_terminal and elapsed_s >= self._line_at:
             self._line_at += _LINE_SECONDS
             self.say(f"{elapsed_s:7.0f} s  {requests:,} requests, {failed:,} failed")
