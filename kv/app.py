@@ -13,7 +13,6 @@ import falcon.asgi
 from kv import resources
 from kv.client import Client, RequestFailed
 from kv.config import Config, Inherited
-from logd.protocol import MESSAGE_OVERHEAD_BYTES
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _ALLOWED: Final = {"/kv/{key:path}": "DELETE, GET, HEAD, PUT", "/clear": "DELETE", "/health": "GET, HEAD"}
@@ -30,7 +29,6 @@ def main() -> App:
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
-        message_bytes_max=config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
     )
     return create_app(client, config.value_bytes_max, [_Lifespan(client)])
 

@@ -131,11 +131,10 @@ class Client:
     _socket: zmq.Socket[bytes]
     _sweeper: asyncio.Task[None]
 
-    def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int, message_bytes_max: int) -> None:
+    def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int) -> None:
         self._address = address
         self._timeout_s = request_timeout_s
         self._queue_bytes_max = queue_bytes_max
-        self._message_bytes_max = message_bytes_max
         self._queue_bytes = 0
         self._connected = False
         self._flush_is_due = False

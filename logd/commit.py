@@ -155,14 +155,19 @@ class GroupCommit:
         return intake
 
     def _forget_dropped_sessions(self) -> None:
-        waiting = {taken.batch.session for taken in (*self._waiting, *self._in_flight)}
-        keep = waiting.union(self._store.sessions)
+        keep = self._unanswered_sessions().union(self._store.sessions)
         self._intakes = {session: intake for session, intake in self._intakes.items() if session in keep}
 
     def _answer_repeat(self, batch: WriteBatch) -> Reply | None:
-        if batch.number <= self._store.sessions.get(batch.session, -1):
+        last = self._store.sessions.get(batch.session)
+        if last is not None and batch.number <= last:
             return Committed(batch.session, [batch.number])
+        if last is None and batch.session not in self._unanswered_sessions():  # opened, and dropped since
+            return Dropped(batch.session, batch.number)
         return None  # it waits, or its sync runs: it is answered with its group
+
+    def _unanswered_sessions(self) -> set[bytes]:
+        return {taken.batch.session for taken in (*self._waiting, *self._in_flight)}
 
     def _start_group(self) -> None:
         group_bytes = 0

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import copy
 import functools
-import select
 
 import pytest
 import uvloop
@@ -33,7 +32,8 @@ from logd.protocol import (
 GUARD_SECONDS = 20.0
 SHORT_SECONDS = 0.25
 ADDRESS = "ipc://logd"  # relative to a fresh directory, because a path may have about 100 bytes only
-OPTIONS = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20, "message_bytes_max": 20 << 20}
+OPTIONS = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20}
+MESSAGE_BYTES_MAX = 20 << 20  # what logd accepts by default
 BOTH_LOOPS = (asyncio.run, uvloop.run)
 
 
@@ -292,7 +292,7 @@ async def test_reads_of_one_turn_are_split_so_that_no_message_is_larger_than_log
     tasks = await turn(*map(client.get, keys))
     assert await outcomes(tasks) == [key[:5].encode() for key in keys]
     serving.cancel()
-    assert largest[0] < OPTIONS["message_bytes_max"]
+    assert largest[0] < MESSAGE_BYTES_MAX
 
 
 def _reply_noting_size(logd, reply, largest, *replies):
@@ -314,28 +314,29 @@ async def test_sequential_requests_do_not_stall(client, logd):
 
 
 @scenario(loops=BOTH_LOOPS)
-async def test_a_reply_that_comes_between_the_last_look_and_a_send_is_seen_at_once(client, logd):
-    """A send takes in what the descriptor of the socket was about to tell, and then it tells nothing more."""
+async def test_a_reply_that_comes_just_before_a_send_is_seen_at_once(client, logd):
+    """A send takes in what the descriptor of the socket was about to tell; after that it tells nothing more."""
     loop = asyncio.get_running_loop()
 
     def answer():
         logd.reply(Values(question.number, 0, [None]))
-        assert select.select([client._socket.FD], [], [], GUARD_SECONDS)[0]
+        assert client._socket.poll(GUARD_SECONDS * 1000, zmq.POLLIN)
 
-    def ask_trouble():
-        answer()
-        loop.create_task(client.trouble()).add_done_callback(lambda task: task.exception())
-
-    for send in (lambda: loop.call_soon(answer), lambda: loop.call_soon(ask_trouble)):
-        (first,) = await turn(client.get("first"))
-        question = await logd.receive(ReadBatch)
-        loop.call_soon(send)  # so that the answer comes in the turn of the next send, just before it
-        second = start(client.get("second"))
-        for _ in range(4):
-            await asyncio.sleep(0)
-        assert first.done()
-        logd.reply(Values(question.number + 1, 0, [None]))
-        await second
+    (first,) = await turn(client.get("first"))
+    question = await logd.receive(ReadBatch)
+    loop.call_soon(loop.call_soon, answer)  # in the turn in which the next question is sent, just before it
+    second = start(client.get("second"))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert first.done()
+    question = await logd.receive(ReadBatch)
+    loop.call_soon(answer)
+    third = start(client.trouble())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert second.done()
+    logd.reply(Status((await logd.receive(StatusRequest)).number, ""))
+    assert await outcomes([first, second, third]) == [None, None, ""]
 
 
 # Replies -------------------------------------------------------------------------------------------------
@@ -385,7 +386,7 @@ async def test_parts_of_values_from_before_and_after_a_restart_are_one_answer(cl
     assert await outcomes(tasks) == [b"1", b"2", b"3"]
 
 
-@scenario(message_bytes_max=1 << 16)
+@scenario()
 async def test_a_value_larger_than_may_be_stored_now_can_be_read(client, logd):
     """It was stored when the limit was higher. An answer over MAXMSGSIZE ends a connection for good."""
     value = b"v" * (1 << 18)
@@ -622,6 +623,17 @@ async def test_after_a_refusal_new_writes_wait_until_those_sent_before_it_are_an
     assert await outcomes(writes[1:]) == [NoSpace, NoSpace, None]
 
 
+@scenario(session=False)
+async def test_a_session_dropped_before_it_is_known_to_be_open_is_replaced_and_nothing_of_it_is_lost(client, logd):
+    (write,) = await turn(client.put("a", b"1"))
+    logd.session = (await logd.receive(WriteBatch)).session
+    logd.reply(Dropped(logd.session, 0))
+    await logd.open_session()
+    await logd.batch(1)
+    logd.commit(1)
+    assert await write is None
+
+
 @scenario()
 async def test_writes_that_wait_when_their_session_is_dropped_go_into_the_next(client, logd):
     writes, _ = await sent(client, logd, 2, 3)
@@ -760,10 +772,10 @@ async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
     (status,) = await turn(client.trouble())
     request = await logd.receive(StatusRequest)
     assert await outcome(status) is Unavailable
-    logd.reply(Status(request.number, "late"))
-    await logd.sends_nothing_more(client)
     await logd.vanish(client)
     logd.appear()
+    await logd.sends_nothing_more(client)
+    logd.reply(Status(request.number, "late"))
     await logd.sends_nothing_more(client)
     await logd.vanish(client)
     await outcome(client.get("finds out that there is no connection"))

@@ -32,7 +32,7 @@ class Worker(Client):
     """A client that is its own socket; `connection` is what it believes to have."""
 
     def __init__(self, loop):
-        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000, message_bytes_max=0)
+        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000)
         self._loop, self._socket, self.connection = loop, self, None
         self._sweeper = loop.create_task(self._sweep_forever())
 
@@ -258,6 +258,7 @@ def test_a_session_that_made_room_for_others_before_its_worker_heard_that_it_was
         if reply := world.storage.submit(protocol.encode(batch), batch):
             return [reply]
         world.disk_syncs()
+        world.synced = False
         return world.storage.collect()
 
     with World(1) as world:
