@@ -333,7 +333,7 @@ def _report(recovered: recovery.Recovered) -> None:
 def _fold(arguments: argparse.Namespace) -> int:
     _ignore_signals()
     setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
-    os.nice(10)
+    os.nice(19)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     disk = LocalDisk(arguments.directory)
     try:

@@ -86,7 +86,7 @@ def write(disk: Disk, store: Store, sequence: int) -> int:
     try:
         for part in _encode_file(store, sequence):
             file.append(part)
-        file.sync()
+            file.sync()  # each part by itself: the log's own syncs would wait for all that is dirty
     except OSError:
         with contextlib.suppress(OSError):
             disk.remove(temporary)

@@ -389,7 +389,7 @@ async def test_parts_of_values_from_before_and_after_a_restart_are_one_answer(cl
 @scenario()
 async def test_a_value_larger_than_may_be_stored_now_can_be_read(client, logd):
     """It was stored when the limit was higher. An answer over MAXMSGSIZE ends a connection for good."""
-    value = b"v" * (1 << 18)
+    value = b"v" * (MESSAGE_BYTES_MAX + 1)
     (read,) = await turn(client.get("stored under a higher limit"))
     question = await logd.receive(ReadBatch)
     logd.reply(Values(question.number, 0, [value]))

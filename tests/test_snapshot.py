@@ -91,8 +91,8 @@ def test_only_the_user_may_read_a_snapshot(tmp_path):
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
 
 
-STEPS = 3 + len(["header", "sessions", "entries", "footer"]) + 1
-"""The calls that write the snapshot of a small store: create, four appends, sync, rename, sync_directory."""
+STEPS = 1 + 2 * len(["header", "sessions", "entries", "footer"]) + 2
+"""The calls that write the snapshot of a small store: create, four times append and sync, rename, sync_directory."""
 
 
 def test_a_snapshot_gets_its_name_only_when_it_is_durable(tmp_path):
@@ -101,8 +101,7 @@ def test_a_snapshot_gets_its_name_only_when_it_is_durable(tmp_path):
     temporary = f"{NAME}.tmp"
     assert operations(disk.calls) == [
         f"create {temporary}",
-        *[f"append {temporary}"] * 4,
-        f"sync {temporary}",
+        *[f"append {temporary}", f"sync {temporary}"] * 4,
         f"rename {temporary} {NAME}",
         "sync_directory",
     ]
