@@ -23,9 +23,9 @@ def main() -> int:
     try:
         return Supervisor(dataclasses.replace(config, working_dir=config.working_dir.absolute())).run()
     except CannotStart as error:
-        if error.args:
+        if str(error):
             logging.getLogger("kv.supervisor").critical("%s", error)
-        return 1
+        return error.status
 
 
 if __name__ == "__main__":

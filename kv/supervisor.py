@@ -46,6 +46,10 @@ log = logging.getLogger("kv.supervisor")
 class CannotStart(Exception):
     """The server cannot run here as it was told to; the message, if any, is for the user."""
 
+    def __init__(self, message: str = "", status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 class Child:
     """A role in the tree, and the process that has it now, if any."""
@@ -212,8 +216,8 @@ class Supervisor:
             return
         if child is self._logd and status in _GIVE_UP:
             child.process = None
-            why = f"logd cannot serve ({Exit(status).name.lower()}); it says why above"
-            raise CannotStart(why) if self._serving else CannotStart  # at a start, what logd said is enough
+            why = f"logd cannot serve ({Exit(status).name.lower()}); it says why above" if self._serving else ""
+            raise CannotStart(why, status)  # at a start, what logd said is enough
         child.died(status)
 
     # Stopping --------------------------------------------------------------------------------------------

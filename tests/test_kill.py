@@ -15,6 +15,7 @@ import time
 import psutil
 import pytest
 
+from logd.protocol import Exit
 from tests.harness import ANSWER_SECONDS, IDLE_S, Load, Server, await_true, read_all, send_all
 
 CHECKPOINT_OFTEN = ("--segment-bytes=65536", "--checkpoint-log-bytes=131072")
@@ -154,13 +155,25 @@ def test_a_log_that_was_damaged_ends_the_service_with_a_line_that_says_so(tmp_pa
         damaged.write_bytes(data)
         assert server.get("key0") == b"x" * 5_000  # reads are answered from memory
         server.only("logd").kill()
-        assert server.wait(30) > 0
+        assert server.wait(30) == Exit.DAMAGED
         assert (
             len([line for line in server.log.splitlines() if "[DAMAGED_FRAME]" in line and damaged.name in line]) == 1
         )
         assert len([line for line in server.log.splitlines() if "logd cannot serve (damaged)" in line]) == 1
         assert server.left_behind() == []
         assert damaged.read_bytes() == data
+
+
+def test_a_process_that_fails_again_and_again_is_given_up_with_one_line(tmp_path):
+    with Server(tmp_path / "data") as server:
+        for _ in range(5):
+            await_true(lambda: server.role("logd"), what="a logd")
+            logd = server.only("logd")
+            logd.send_signal(signal.SIGABRT)  # not SIGKILL, which comes from outside
+            await_true(lambda logd=logd: not logd.is_running() or logd.status() == psutil.STATUS_ZOMBIE)
+        assert server.wait() == 1
+        assert len([line for line in server.log.splitlines() if "logd failed 5 times within" in line]) == 1
+        assert server.left_behind() == []
 
 
 # Workers and their master --------------------------------------------------------------------------------

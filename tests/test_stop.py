@@ -1,5 +1,6 @@
 """Stopping in order: what is in flight is answered, the exit status is 0, and nothing is left behind."""
 
+import asyncio
 import contextlib
 import random
 import signal
@@ -9,7 +10,17 @@ import time
 import psutil
 import pytest
 
-from tests.harness import IDLE_S, Load, Server, SlowPut, await_true, idle_connection, read_to_end
+from tests.harness import (
+    IDLE_S,
+    Load,
+    Server,
+    SlowPut,
+    await_true,
+    idle_connection,
+    need_descriptors,
+    read_to_end,
+    run_async,
+)
 
 REPEATED = (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)
 
@@ -49,6 +60,38 @@ def test_a_body_that_is_still_being_sent_is_awaited_and_stored(tmp_path, send, s
         assert "killing it" not in server.log
         server.start()
         assert server.get("slow") == value
+
+
+def test_ten_thousand_open_requests_are_all_answered(tmp_path):
+    count, head = 10_000, "PUT /kv/open-%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+    need_descriptors(count + 100)
+    answered = []
+
+    async def put(number, invited, stopping):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write((head % number).encode())
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it waits for the body
+        invited.release()
+        await stopping.wait()
+        writer.write(b"x")
+        answered.append(await reader.readline())
+        writer.close()
+
+    async def run():
+        invited, stopping = asyncio.Semaphore(0), asyncio.Event()
+        async with asyncio.timeout(100), asyncio.TaskGroup() as requests:
+            for number in range(count):
+                requests.create_task(put(number, invited, stopping))
+            for _ in range(count):
+                await invited.acquire()
+            server.signal_group(signal.SIGTERM)
+            stopping.set()
+
+    with Server(tmp_path / "data", "--stop-timeout-s=60") as server:
+        run_async(run())
+        assert answered == [b"HTTP/1.1 200 OK\r\n"] * count
+        assert server.wait(60) == 0
+        assert server.left_behind() == []
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), REPEATED], ids=["SIGTERM", "TERM+INT+TERM"])
