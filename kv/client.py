@@ -169,7 +169,9 @@ class Client:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDHWM, 0)  # at a high-water mark messages vanish; our bound is queue_bytes_max
         socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a logd that is not there: we send again ourselves
+        # Nothing is queued for a logd that is not there, and nothing that an earlier connection brought is read after
+        # the Hello of a new one: a late refusal would be taken for the answer to what was sent again since.
+        socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, protocol.MESSAGE_BYTES_CEILING)
@@ -312,7 +314,11 @@ class Client:
                 raw = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            reply = protocol.decode_reply(raw)
+            try:
+                reply = protocol.decode_reply(raw)
+            except protocol.DECODE_ERRORS:
+                log.exception("logd sent %d bytes that are no message", len(raw))
+                continue
             if isinstance(reply, Values):
                 self._on_values(reply)
             elif isinstance(reply, Committed):

@@ -149,24 +149,19 @@ async def _read_body(req: Request, bytes_max: int) -> bytes:
     if length is not None and length > bytes_max:
         raise Refusal(falcon.HTTP_413, "value too large")
     event = req.first_event
-    body = event["body"]
-    if event["more_body"]:
-        parts = [body]
-        size = len(body)
-        while event["more_body"]:
-            if size > bytes_max:
-                break
-            event = await req.receive()
-            if event["type"] != "http.request":
-                raise ClientGone
-            parts.append(event["body"])
-            size += len(event["body"])
-        body = b"".join(parts)
-    if len(body) > bytes_max:
+    parts: list[bytes] = [event["body"]]
+    size = len(parts[0])
+    while event["more_body"] and size <= bytes_max:
+        event = await req.receive()
+        if event["type"] != "http.request":
+            raise ClientGone
+        parts.append(event["body"])
+        size += len(event["body"])
+    if size > bytes_max:
         raise Refusal(falcon.HTTP_413, "value too large")
-    if length is not None and len(body) != length:
+    if length is not None and size != length:
         raise ClientGone
-    return bytes(body)
+    return b"".join(parts)
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -133,9 +133,6 @@ class Supervisor:
             self._start_logd()
             while not self._is_over():
                 self._turn()
-        except CannotStart:
-            self._stopping = True
-            raise
         finally:
             self._gunicorn.kill()
             self._logd.kill()

@@ -97,10 +97,10 @@ Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest
 
 
 class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
-    """The first message on every new connection: nothing sent on an earlier one is still on its way.
+    """The first message on every new connection: what was not answered on an earlier one has to be sent again.
 
     logd answers ZMQ_PROBE_ROUTER with it. The worker also needs ZMQ_IMMEDIATE: without it, only its first connection is
-    announced. Answers that had arrived and were not read are lost with a connection; the worker asks again.
+    announced. Answers that had arrived and were not read are lost with a connection.
     """
 
     pid: int
