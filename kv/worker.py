@@ -39,7 +39,7 @@ log = logging.getLogger("kv.worker")
 
 
 class _BadRequest(Exception):
-    """The request is refused before the application sees it; the arguments are the status and a line."""
+    """The request is refused before the application sees it; `Connection._refusal` says with what."""
 
 
 class Connection(HttpToolsProtocol):

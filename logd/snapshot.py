@@ -8,7 +8,6 @@ so that loading runs at the speed of the decoder.
 """
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
@@ -24,8 +23,6 @@ from logd.wal import TEMPORARY_SUFFIX
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
 _CHUNK_BYTES: Final = 1 << 20
-
-log = logging.getLogger("logd.snapshot")
 
 
 class BadSnapshot(Exception):

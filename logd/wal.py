@@ -8,7 +8,6 @@ damage and never a torn write. A segment gets its name only when its header is d
 wrote is never appended to.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -24,8 +23,6 @@ _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
 
 assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
-
-log = logging.getLogger("logd.wal")
 
 
 class NoSpace(Exception):
