@@ -173,6 +173,7 @@ def test_a_process_that_fails_again_and_again_is_given_up_with_one_line(tmp_path
             await_true(lambda logd=logd: not logd.is_running() or logd.status() == psutil.STATUS_ZOMBIE)
         assert server.wait() == 1
         assert len([line for line in server.log.splitlines() if "logd failed 5 times within" in line]) == 1
+        assert server.members() == []
         server.start()  # which removes what a recovery that was cut short may have left
         assert server.stop() == 0
         assert server.left_behind() == []
