@@ -59,14 +59,28 @@ class ClientGone(Exception):
 
 
 class Request(falcon.asgi.Request):
-    """A request that is routed by its raw path, and lets a resource read the ASGI events itself."""
+    """A request that is routed by its raw path, and lets a resource read the ASGI events itself.
+
+    Holds what Falcon needs to route and what the resources ask for; Falcon's own constructor would also look at every
+    header and the query, for each request.
+    """
 
     def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
-        super().__init__(scope, receive, first_event=first_event, options=options)
         raw_path: bytes = scope["raw_path"]
         self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon would take // for /
+        self.scope = scope
+        self.method = scope["method"]
+        self.is_websocket = False
+        self.uri_template = None
         self.first_event = first_event
         self.receive = receive
+
+    def announced_bytes(self) -> int | None:
+        """What Content-Length says, if there is one."""
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                return int(value)
+        return None
 
 
 class _Resource:
@@ -85,9 +99,10 @@ class KeyResource(_Resource):
     async def on_get(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Answer with the exact bytes that were stored."""
         value = await self._storage.get(_key(req))
-        if value is None:
-            raise Refusal(falcon.HTTP_404, "key not found")
-        resp.data = value
+        if value is None:  # no error, and too common to pay for an exception
+            answer(req, resp, falcon.HTTP_404, "key not found")
+        else:
+            resp.data = value
 
     on_head = on_get
 
@@ -145,7 +160,7 @@ def _key(req: Request) -> str:
 
 async def _read_body(req: Request, bytes_max: int) -> bytes:
     """The whole body. Raises ClientGone when it ends early, Refusal as soon as it is known to be too large."""
-    length = req.content_length
+    length = req.announced_bytes()
     if length is not None and length > bytes_max:
         raise Refusal(falcon.HTTP_413, "value too large")
     event = req.first_event

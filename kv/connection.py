@@ -1,0 +1,416 @@
+"""One client's connection: from bytes to requests the application can answer, and back, within limits and deadlines.
+
+Owns what is between the transport and the ASGI application. Knows HTTP; knows no routes, no data, and not the process
+that it is in (kv/worker.py). uvicorn's protocol class is what it stands on; it replaces the part that runs for every
+request, because that part decides how fast the server is, and closes what that class leaves open:
+
+* no deadline for headers, body, or a client that does not read (Kludex/uvicorn#157): `Connection.is_overdue`;
+* no limit on an unfinished header block: `Connection.data_received`;
+* when stopping it closes connections whose first request has not been parsed yet: `Connection.shutdown`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from kv.config import Config
+
+_STOP_GRACE_SECONDS: Final = 0.25
+_ASCII: Final = "".join(map(chr, range(128)))
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
+
+log = logging.getLogger("kv.connection")
+
+Application = Callable[[dict[str, Any], Any, Any], Coroutine[Any, Any, None]]
+
+
+class _BadRequest(Exception):
+    """The request is refused before the application sees it; `Connection._refusal` says with what."""
+
+
+class Exchange:
+    """One request and its answer. Its `receive` and `send` are what the ASGI application is called with.
+
+    The application runs without a task of its own: `step` runs it until it awaits a future, and again when that is
+    done. That saves a turn of the event loop for each request; `asyncio.current_task` and what is built on it
+    (`asyncio.timeout`) are not for handlers.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_connection",
+        "_coroutine",
+        "_head",
+        "_parts",
+        "_parts_bytes",
+        "_waiter",
+        "disconnected",
+        "expects_continue",
+        "is_started",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "response_started",
+        "scope",
+    )
+
+    def __init__(
+        self, connection: "Connection", scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
+    ) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.more_body = True
+        self.is_started = False
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._announced = False  # the application knows that the body is complete
+        self._waiter: asyncio.Future[None] | None = None
+
+    def start(self, application: Application) -> None:
+        """Run the application until it has to wait."""
+        self.is_started = True
+        self._coroutine = self._run(application)
+        self.step()
+
+    def step(self, _: object = None) -> None:
+        """Go on with the application."""
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration:
+            return
+        if awaited is None:  # asyncio.sleep(0)
+            self._connection.loop.call_soon(self.step)
+        else:
+            awaited._asyncio_future_blocking = False  # what a task does to say that it has seen to it
+            awaited.add_done_callback(self.step)
+
+    async def _run(self, application: Application) -> None:
+        try:
+            await application(self.scope, self.receive, self.send)
+        except Exception:
+            log.exception("%s failed", self.scope["method"])
+        if not (self.response_complete or self.disconnected):
+            self._connection.abandon(self)
+
+    # What arrives ----------------------------------------------------------------------------------------
+
+    def feed(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._parts.append(body)
+        self._parts_bytes += len(body)
+        if self._parts_bytes > HIGH_WATER_LIMIT:
+            self._connection.flow.pause_reading()
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed that `receive` may wait for."""
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> dict[str, Any]:
+        """The next piece of the body, or the news that the client has gone or has its answer."""
+        if self.expects_continue:
+            self.expects_continue = False
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self._parts or self.disconnected or self.response_complete):
+            if not (self.more_body or self._announced):
+                break
+            self._connection.flow.resume_reading()
+            self._waiter = self._connection.loop.create_future()
+            await self._waiter
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self._parts_bytes = [], 0
+        self._announced = not self.more_body
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    # What is answered ------------------------------------------------------------------------------------
+
+    async def send(self, event: dict[str, Any]) -> None:
+        """Take the head of the answer, then its body; what is there together is written together."""
+        if self._connection.flow.write_paused and not self.disconnected:
+            await self._connection.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started:
+            self.response_started = True
+            self.expects_continue = False
+            self._head = self._encode_head(event["status"], event["headers"])
+            return
+        body = b"" if self.scope["method"] == "HEAD" else event.get("body", b"")
+        self._connection.transport.write(self._head + body)
+        self._head = b""
+        if not event.get("more_body", False):
+            self.response_complete = True
+            self.wake()
+            self._connection.on_response_complete()
+
+    def _encode_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The head as bytes. Without a length, the end of the connection is the end of the body."""
+        fields = dict(headers)
+        if fields.get(b"connection") == b"close" or b"content-length" not in fields:
+            self.keep_alive = False
+        if not self.keep_alive:
+            fields[b"connection"] = b"close"
+        lines = [b"%b: %b\r\n" % field for field in fields.items()]
+        return b"".join([STATUS_LINE[status], *lines, b"\r\n"])
+
+
+class Connection(HttpToolsProtocol):
+    """One client. A sweep asks each connection from time to time whether it is overdue: no timer per request."""
+
+    limits: Config
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with nothing received."""
+        super().connection_made(transport)
+        self._queue: deque[Exchange] = deque()
+        """Requests without an answer: the first is with the application, the last may still be arriving."""
+        self._arriving: Exchange | None = None
+        """Whose body comes next. It may have its answer already: then the rest is dropped."""
+        self._unparsed_bytes = 0  # since the last piece of a request was complete
+        self._unparsed_since = 0.0
+        self._last_active = self.loop.time()
+        self._unsent_bytes = 0  # at the last sweep
+        self._unsent_since = 0.0
+        self._refusal = (400, "bad request")
+        self._in_message = False
+        self._is_refused = False
+        self._stopping = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application, where a request waits for an answer."""
+        self.connections.discard(self)
+        for exchange in self._queue:
+            exchange.disconnected = True
+            exchange.wake()
+        self.flow.resume_writing()
+
+    # From bytes to requests ------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, within the limit on what is neither body nor a complete header block."""
+        if self._is_refused:
+            return
+        self._last_active = self.loop.time()
+        if not self._unparsed_bytes:
+            self._unparsed_since = self._last_active
+        if not (self._in_message or data.isascii()):
+            data = _escape_request_line(data)
+        self._unparsed_bytes += len(data)
+        self._parse(data)
+        if self._unparsed_bytes > self.limits.header_bytes_max:
+            self._refuse(431, "request header fields too large")
+        self._start_next()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._head_without_upgrade() + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            except httptools.HttpParserError:
+                self._refuse(*self._refusal)
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head that was just parsed, to be parsed again: with an offer to upgrade, it is taken to have no body."""
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._in_message = True
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """Take a number sign, which a URL in a request may not have, as part of the path; the key is then refused."""
+        self.url += url.replace(b"#", b"%23")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Refuse a coding that the parser would leave in the body, undecoded, and a body announced too large."""
+        name = name.lower()
+        if name == b"transfer-encoding" and (value.lower() != b"chunked" or self.parser.get_http_version() == "1.0"):
+            self._refusal = (400, "transfer-encoding not supported")
+            raise _BadRequest
+        if name == b"content-length" and int(value) > self.limits.value_bytes_max:  # before a 100 Continue invites it
+            self._refusal = (413, "value too large")
+            raise _BadRequest
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Queue the request; it is started when what has arrived is parsed."""
+        parser = self.parser
+        if self._unparsed_bytes > self.limits.header_bytes_max and self._header_bytes() > self.limits.header_bytes_max:
+            self._refusal = (431, "request header fields too large")
+            raise _BadRequest
+        method, version = parser.get_method(), parser.get_http_version()
+        if version not in ("1.1", "1.0") or method == b"CONNECT":
+            raise _BadRequest
+        if parser.should_upgrade():  # an offer that is not taken: `_parse` goes on without it
+            return
+        self._unparsed_bytes = 0
+        self._arriving = Exchange(
+            self,
+            self._scope(method.decode(), version),
+            keep_alive=version == "1.1" and parser.should_keep_alive() and not self._stopping,
+            expects_continue=self.expect_100_continue,
+        )
+        self._queue.append(self._arriving)
+        if len(self._queue) > 1:  # pipelined: not too many at once
+            self.flow.pause_reading()
+
+    def _scope(self, method: str, version: str) -> dict[str, Any]:
+        path, query = _split_url(self.url)
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "method": method,
+            "path": unquote(path.decode()) if b"%" in path else path.decode(),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self.headers,
+        }
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._unparsed_bytes = 0
+        if self._arriving and not self._arriving.response_complete:
+            self._arriving.feed(body)
+
+    def on_message_complete(self) -> None:
+        """The request has arrived."""
+        if self.parser.should_upgrade():
+            return
+        self._in_message = False
+        self._unparsed_bytes = 0
+        if self._arriving:
+            self._arriving.more_body = False
+            self._arriving.wake()
+
+    # From answers to bytes -------------------------------------------------------------------------------
+
+    def _start_next(self) -> None:
+        """Hand the next request to the application, unless it has one."""
+        if self._queue and not self._queue[0].is_started:
+            self._queue[0].start(self.app)
+
+    def on_response_complete(self) -> None:
+        """The first request of the queue has its answer: go on with the next."""
+        answered = self._queue.popleft()
+        self.server_state.total_requests += 1
+        self._last_active = self.loop.time()
+        if not answered.keep_alive:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        if self._queue:
+            self.loop.call_soon(self._start_next)
+
+    def abandon(self, exchange: Exchange) -> None:
+        """The application has failed to answer a request."""
+        if exchange.response_started:
+            self.transport.close()
+        else:
+            self._answer_and_close(500, "internal server error")
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer what cannot be served, in its turn, and close."""
+        self._is_refused = True
+        if self._queue and self._queue[-1].more_body and len(self._queue) > 1:
+            self._queue.pop()  # it will never be complete
+        if self._queue and not self._queue[-1].more_body:  # what is bad came after a request that waits for its answer
+            self._queue[-1].keep_alive = False
+        elif self._queue and self._queue[0].response_started:
+            self.transport.close()
+        else:
+            self._answer_and_close(status, text)
+
+    def _answer_and_close(self, status: int, text: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = text.encode() + b"\n"
+        head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()
+
+    # Limits ----------------------------------------------------------------------------------------------
+
+    def _header_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def is_overdue(self, now: float) -> bool:
+        """True when the client has had its time: to send a header or a body, to read, or to say anything at all."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes:
+            if unsent_bytes != self._unsent_bytes:
+                self._unsent_bytes, self._unsent_since = unsent_bytes, now
+            return now - self._unsent_since > self.limits.body_timeout_s
+        self._unsent_bytes = 0
+        if self._queue:
+            return self._queue[-1].more_body and now - self._last_active > self.limits.body_timeout_s
+        if self._unparsed_bytes:
+            return now - self._unparsed_since > self.limits.header_timeout_s
+        return now - self._last_active > self.limits.keep_alive_s
+
+    def time_out(self) -> None:
+        """Close. A request that has begun and is not answered yet is told why."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif self._queue or self._unparsed_bytes:
+            self._refuse(408, "request timeout")
+        else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Answer what is in flight, then close. A request that is on its way gets a moment to arrive."""
+        self._stopping = True
+        if self._queue:
+            self._queue[-1].keep_alive = False
+        else:
+            self.loop.call_later(_STOP_GRACE_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if not (self._queue or self.transport.is_closing()):
+            self.transport.close()
+
+
+def _split_url(url: bytes) -> tuple[bytes, bytes]:
+    """Path and query, each as it was sent. Raises httptools.HttpParserInvalidURLError."""
+    if url.startswith(b"/") and not url.startswith(b"//"):
+        path, _, query = url.partition(b"?")
+        return path, query
+    parsed = httptools.parse_url(url)
+    return parsed.path, parsed.query or b""
+
+
+def _escape_request_line(data: bytes) -> bytes:
+    """Take raw bytes that a URL may not have as if the client had percent-encoded them; the key is then refused."""
+    line, end, rest = data.partition(b"\n")
+    return quote(line, safe=_ASCII).encode() + end + rest
