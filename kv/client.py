@@ -2,7 +2,7 @@
 
 Knows the messages and what each means for the outcome of a request; knows no HTTP and no files. Used by one event loop.
 
-All writes of one event-loop turn are one numbered batch, all reads one question. While there is no logd, requests
+All writes of a few event-loop turns are one numbered batch, all reads one question. While there is no logd, requests
 wait here, unsent. logd greets every new connection with a `Hello`; what was sent and not answered is then sent again,
 in order, before anything new. Hence what an error tells:
 
@@ -39,6 +39,10 @@ from logd.protocol import (
 
 _SWEEP_SECONDS: Final = 0.1
 _RECONNECT_MS: Final = 10
+_BATCH_ENOUGH: Final = 32
+_BATCH_TURNS_MAX: Final = 4
+"""While each turn of the event loop brings more requests, up to so many turns and so many requests, they are gathered:
+a message wakes four threads, and they take the processor from the clients' next requests."""
 
 log = logging.getLogger("kv.client")
 
@@ -138,6 +142,8 @@ class Client:
         self._queue_bytes = 0
         self._connected = False
         self._flush_is_due = False
+        self._gathered = 0
+        self._gathered_turns = 0
         self._is_closed = False
         self._session = _Session()
         self._writes: deque[_Write] = deque()
@@ -229,7 +235,10 @@ class Client:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Send what came in this turn. Without a connection it stays where it is."""
+        """Send what came in. Without a connection it stays where it is."""
+        if self._is_gathering():
+            self._loop.call_soon(self._flush)
+            return
         self._flush_is_due = False
         if self._is_closed:
             self._fail_expired(math.inf)
@@ -239,6 +248,15 @@ class Client:
         while self._writes and self._connected and self._may_write():
             self._send_writes()
         self._drain()  # the descriptor is edge-triggered, and a send may have taken the edge
+
+    def _is_gathering(self) -> bool:
+        """True when the last turn brought more, and the next may too."""
+        before, self._gathered = self._gathered, len(self._reads) + len(self._writes)
+        self._gathered_turns += 1
+        if before < self._gathered < _BATCH_ENOUGH and self._gathered_turns < _BATCH_TURNS_MAX:
+            return True
+        self._gathered = self._gathered_turns = 0
+        return False
 
     def _send_reads(self) -> None:
         self._question += 1

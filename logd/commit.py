@@ -1,8 +1,8 @@
 """Group commit: all writes that arrive while a sync runs become the next group.
 
 Owns the durable order (append, sync, apply, reply) and the intake of sessions: which batch may come next. Knows no
-sockets; it hands back replies, each with the session that it is for. To `server.py` this is storage: submit a batch,
-look keys up, collect replies, stop.
+sockets; it hands back replies, each with the session that it is for. To `server.py` this is storage: submit batches,
+commit them, look keys up, collect replies, stop.
 
 Two threads. The main thread takes batches, applies finished groups and answers; the sync thread appends and syncs one
 group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
@@ -108,9 +108,12 @@ class GroupCommit:
             return Gap(batch.session, batch.number, expected)
         intake.taken = batch.number
         self._waiting.append(Taken(raw, batch))
+        return None
+
+    def commit(self) -> None:
+        """Let what waits be the next group, unless one is in flight: then it is when that is collected."""
         if not self._in_flight:
             self._start_group()
-        return None
 
     def collect(self) -> list[tuple[bytes, Reply]]:
         """Finish the group whose sync is over and start the next. Returns replies and the sessions that they are for.
@@ -138,7 +141,7 @@ class GroupCommit:
 
     def idle(self) -> bool:
         """True when everything that was taken in is answered."""
-        return not self._in_flight
+        return not (self._in_flight or self._waiting)
 
     def stop(self) -> None:
         """End the sync thread. A group in flight is on the disk, though it was not answered, or it fails."""

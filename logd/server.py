@@ -3,8 +3,8 @@
 Knows the socket and the messages; sees storage as one object that takes batches, looks keys up and hands back replies.
 Knows nothing of files.
 
-Messages are drained until there are none before anything else is done; one turn answers all reads that came, and
-collects at most one finished group.
+Messages are drained until there are none before anything else is done; one turn answers all reads that came, collects
+at most one finished group, and lets all writes that came be the next one.
 """
 
 import logging
@@ -36,6 +36,9 @@ class Storage(Protocol):
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Take a batch, or answer it at once."""
+
+    def commit(self) -> None:
+        """Begin to make durable what was taken, unless that is under way for what was taken before."""
 
     def collect(self) -> list[tuple[bytes, Reply]]:
         """Replies that became due, each with its session."""
@@ -78,10 +81,11 @@ class Server:
         stopping = False
         while not (stopping and self._storage.idle()):
             ready = dict(poller.poll())
-            if self._socket in ready:
-                self._receive()
+            if not stopping:
+                self._receive()  # also when only a group is finished: what came meanwhile is the next one
             if self._storage.fileno() in ready:
                 self._collect()
+            self._storage.commit()
             if self._lifeline_fd in ready:
                 stopping = True
                 poller.unregister(self._lifeline_fd)

@@ -424,7 +424,9 @@ async def test_what_was_unanswered_is_sent_again_in_order_before_anything_new(cl
     logd.commit(2)
     await writes[0]
     await logd.vanish(client)
-    (parted,) = await turn(client.put("while away", b"1"))  # finds out that there is no connection
+    (parted,) = await turn(client.put("while away", b"1"))
+    while client._connected:  # until sending it has told that there is no connection
+        await asyncio.sleep(0)
     writes += [parted, *await turn(client.put("while away", b"2")), *await turn(client.delete("b"))]
     reads += await turn(client.get("new"))
     logd.appear()

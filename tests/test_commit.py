@@ -51,7 +51,9 @@ class Engine:
     def send(self, session, number, *, base=None, **writes):
         """Submit a batch; what is answered at once."""
         made = batch(session, number, base=number if base is None else base, **writes)
-        return self.commit.submit(protocol.encode(made), made)
+        reply = self.commit.submit(protocol.encode(made), made)
+        self.commit.commit()
+        return reply
 
     def open(self, *sessions):
         """Open sessions, each in a group of its own."""
@@ -212,6 +214,7 @@ def test_the_record_is_the_message_as_it_was_sent(engine):
     raw = protocol.encode(made).replace(b"\xa1k", b"\xd9\x01k")  # another way to say the same
     assert protocol.decode_request(raw) == made
     engine.commit.submit(raw, made)
+    engine.commit.commit()
     engine.settle()
     assert any(raw in path.read_bytes() for path in engine.directory.iterdir())
 
@@ -605,6 +608,7 @@ class Sessions(RuleBasedStateMachine):
 
     def deliver(self, worker, made, hears):
         reply = self.engine.commit.submit(protocol.encode(made), made)
+        self.engine.commit.commit()
         known = made in self.in_flight or made in self.waiting
         if reply is None:
             assert made not in self.applied

@@ -99,6 +99,7 @@ class Process:
             batch = WriteBatch(model.session, number, number, number % 7 == 6, _puts(number), deletes)
         model.attempted = max(model.attempted, number)
         assert self._storage.submit(encode(batch), batch) is None
+        self._storage.commit()
         self._read()
         for _, reply in self._replies():
             self._next = number + 1

@@ -177,6 +177,7 @@ class World:
     def logd_receives(self, _=None):
         if self.storage:
             self.server._receive()
+            self.storage.commit()
 
     def disk_syncs(self, _=None, failure=None):
         if self.storage and not self.storage.idle() and not self.synced:
@@ -191,6 +192,7 @@ class World:
         if self.storage and self.synced:
             self.synced = False
             self.server._collect()
+            self.storage.commit()
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +259,7 @@ def test_a_session_that_made_room_for_others_before_its_worker_heard_that_it_was
         batch = protocol.WriteBatch(session, 0, 0, False, {}, [])
         if reply := world.storage.submit(protocol.encode(batch), batch):
             return [reply]
+        world.storage.commit()
         world.disk_syncs()
         world.synced = False
         return world.storage.collect()
