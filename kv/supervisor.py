@@ -254,6 +254,7 @@ class Supervisor:
             "--checkpoint-log-bytes": config.checkpoint_log_bytes,
             "--checkpoint-ratio": config.checkpoint_ratio,
             "--log-level": config.log_level,
+            "--log-format": config.log_format,
         }
         command = ["-m", "logd", "serve", str(config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
