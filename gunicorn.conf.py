@@ -10,6 +10,7 @@ for _name in [name for name in sys.modules if name.partition(".")[0] in ("kv", "
     del sys.modules[_name]
 
 from kv.config import Config, Inherited  # noqa: E402
+from logd import logs  # noqa: E402
 
 _config = Config.from_environment(os.environ)
 
@@ -23,12 +24,8 @@ graceful_timeout = round(_config.stop_timeout_s) + 1  # the worker has the first
 control_socket_disable = True
 proc_name = "kv"
 
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"level": _config.log_level.upper(), "handlers": ["stderr"]},
+logs.name_process("gunicorn")
+logconfig_dict = logs.configuration(_config.log_level, _config.log_format) | {
     "loggers": {
         "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
         "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
@@ -39,3 +36,8 @@ logconfig_dict = {
 def when_ready(server):  # noqa: ANN001, ANN201
     """Ctrl-C reaches the whole group: the supervisor then stops gunicorn the graceful way, so it means nothing here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def post_fork(server, worker):  # noqa: ANN001, ANN201
+    """What a worker logs is not the master's."""
+    logs.name_process("worker")

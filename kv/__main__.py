@@ -9,16 +9,13 @@ import setproctitle
 
 from kv.config import Config
 from kv.supervisor import CannotStart, Supervisor
+from logd import logs
 
 
 def main() -> int:
     """Serve until told to stop; the exit status."""
     config = Config.from_command_line(None, os.environ)
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up("supervisor", config.log_level, config.log_format)
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")
     try:
         return Supervisor(dataclasses.replace(config, working_dir=config.working_dir.absolute())).run()

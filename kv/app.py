@@ -13,9 +13,15 @@ import falcon.asgi
 from kv import resources
 from kv.client import Client, RequestFailed
 from kv.config import Config, Inherited
+from kv.openapi import DescriptionResource
 
 _TEXT: Final = "text/plain; charset=utf-8"
-_ALLOWED: Final = {"/kv/{key:path}": "DELETE, GET, HEAD, PUT", "/clear": "DELETE", "/health": "GET, HEAD"}
+_ALLOWED: Final = {
+    "/kv/{key:path}": "DELETE, GET, HEAD, PUT",
+    "/clear": "DELETE",
+    "/health": "GET, HEAD",
+    "/openapi.yaml": "GET, HEAD",
+}
 
 log = logging.getLogger("kv.app")
 
@@ -39,6 +45,7 @@ def create_app(storage: resources.Storage, value_bytes_max: int, middleware: lis
     app.add_route("/kv/{key:path}", resources.KeyResource(storage, value_bytes_max))
     app.add_route("/clear", resources.ClearResource(storage))
     app.add_route("/health", resources.HealthResource(storage))
+    app.add_route("/openapi.yaml", DescriptionResource())
     app.add_error_handler(Exception, _on_defect)
     app.add_error_handler(falcon.HTTPError, _on_http_error)
     app.add_error_handler(RequestFailed, resources.on_failure)

@@ -12,10 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar
 
+from kv import __version__
+from logd import logs
 from logd.protocol import VALUE_BYTES_CEILING
 
 _MIB: Final = 1 << 20
 _ENVIRONMENT_PREFIX: Final = "KV_"
+_HELP_COLUMNS: Final = 100
+_SIZE_UNITS: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
+_HTTP: Final = "HTTP"
+_LIMITS: Final = "Limits and time-outs"
+_STORAGE: Final = "Storage"
+_PROCESSES: Final = "Processes and logs"
 
 
 class ConfigError(ValueError):
@@ -25,18 +33,20 @@ class ConfigError(ValueError):
 T = TypeVar("T")
 
 
-def _option(default: T, meaning: str) -> T:
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+def _option(default: T, meaning: str, group: str = _LIMITS) -> T:
+    return dataclasses.field(default=default, metadata={"group": group, "meaning": meaning})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The options. Units are the last word of a name."""
 
-    host: str = _option("127.0.0.1", "address to listen on; there is no authentication, so think before opening it")
-    port: int = _option(8080, "TCP port to listen on")
-    working_dir: Path = _option(Path("data"), "directory of the log and the snapshots; made when missing")
-    workers: int = _option(max(2, min(os.cpu_count() or 2, 16)), "HTTP worker processes")
+    host: str = _option(
+        "127.0.0.1", "address to listen on; there is no authentication, so think before opening it", _HTTP
+    )
+    port: int = _option(8080, "TCP port to listen on", _HTTP)
+    working_dir: Path = _option(Path("data"), "directory of the log and the snapshots; made when missing", _STORAGE)
+    workers: int = _option(max(2, min(os.cpu_count() or 2, 16)), "HTTP worker processes", _PROCESSES)
     value_bytes_max: int = _option(16 * _MIB, "largest value; a larger one is answered 413")
     header_bytes_max: int = _option(64 * 1024, "largest request line and headers; more is answered 431")
     header_timeout_s: float = _option(10.0, "time for a request's headers to arrive")
@@ -45,10 +55,11 @@ class Config:
     request_timeout_s: float = _option(10.0, "time to wait for the log writer, then 503 or 504")
     queue_bytes_max: int = _option(256 * _MIB, "bytes of writes a worker may have waiting; beyond it 503")
     stop_timeout_s: float = _option(12.0, "time for requests in flight when stopping")
-    segment_bytes: int = _option(32 * _MIB, "size at which a log segment is sealed")
-    checkpoint_log_bytes: int = _option(64 * _MIB, "least size of the sealed log that makes a checkpoint due")
-    checkpoint_ratio: float = _option(1.0, "least size of the sealed log relative to the snapshot, too")
-    log_level: str = _option("info", "least severe messages that are logged: debug, info, warning, error")
+    segment_bytes: int = _option(32 * _MIB, "size at which a log segment is sealed", _STORAGE)
+    checkpoint_log_bytes: int = _option(64 * _MIB, "least size of the sealed log that makes a checkpoint due", _STORAGE)
+    checkpoint_ratio: float = _option(1.0, "least size of the sealed log relative to the snapshot, too", _STORAGE)
+    log_level: str = _option("info", "least severe messages that are logged: debug, info, warning, error", _PROCESSES)
+    log_format: str = _option("text", "text for people, or json for machines: one object a line", _PROCESSES)
 
     def __post_init__(self) -> None:
         """Check each value, and how they relate. Raises ConfigError."""
@@ -65,6 +76,8 @@ class Config:
             raise ConfigError("--queue-bytes-max must be at least --value-bytes-max, or the largest value never fits")
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}, not {self.log_level!r}")
+        if self.log_format not in logs.FORMATS:
+            raise ConfigError(f"--log-format must be one of {', '.join(logs.FORMATS)}, not {self.log_format!r}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -78,14 +91,31 @@ class Config:
 
     @classmethod
     def from_command_line(cls, argv: list[str] | None, environment: Mapping[str, str]) -> Self:
-        """Flags over environment variables over defaults. Exits with a clear line when they make no sense."""
+        """Flags over environment variables over defaults.
+
+        Exits with a clear line when they make no sense, and when the user asked for no more than to be told something.
+        """
         parser = _parser()
-        given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-        merged = {**environment, **{_variable(name): text for name, text in given.items()}}
+        arguments = vars(parser.parse_args(argv))
+        only_check = arguments.pop("check_config")
+        flags = {_variable(name): text for name, text in arguments.items() if text is not None}
         try:
-            return cls.from_environment(merged)
+            config = cls.from_environment({**environment, **flags})
         except ConfigError as error:
             parser.error(str(error))
+        if only_check:
+            print(*config._told(flags, environment), sep="\n")
+            parser.exit()
+        return config
+
+    def _told(self, flags: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
+        """Each option, its value, and where that came from."""
+        lines = []
+        for field in dataclasses.fields(self):
+            variable = _variable(field.name)
+            source = "flag" if variable in flags else variable if variable in environment else "default"
+            lines.append(f"{field.name} = {_shown(field, getattr(self, field.name))}  # {source}")
+        return lines
 
     def to_environment(self) -> dict[str, str]:
         """The variables that make `from_environment` give an equal Config."""
@@ -146,14 +176,47 @@ def _variable(name: str) -> str:
     return _ENVIRONMENT_PREFIX + name.upper()
 
 
+def _is_size(field: dataclasses.Field[Any]) -> bool:
+    return "bytes" in field.name.split("_")
+
+
 def _parse(field: dataclasses.Field[Any], text: str, said: str) -> Any:  # noqa: ANN401
     if not text:
         raise ConfigError(f"{_flag(field.name)} (or {said}) must not be empty")
     kind: type[Any] = Path if isinstance(field.default, Path) else type(field.default)
     try:
-        return kind(text)
+        return _parse_size(text) if _is_size(field) else kind(text)
     except ValueError:
-        raise ConfigError(f"{_flag(field.name)} (or {said}) must be a number, not {text!r}") from None
+        what = f"a number of bytes, {', '.join(_SIZE_UNITS)}" if _is_size(field) else "a number"
+        raise ConfigError(f"{_flag(field.name)} (or {said}) must be {what}, not {text!r}") from None
+
+
+def _parse_size(text: str) -> int:
+    for unit, factor in _SIZE_UNITS.items():
+        if text.endswith(unit):
+            return int(text.removesuffix(unit)) * factor
+    return int(text)
+
+
+def _shown(field: dataclasses.Field[Any], value: object) -> str:
+    """A value as people read it, and as `_parse` reads it too."""
+    if _is_size(field) and isinstance(value, int):
+        for unit, factor in _SIZE_UNITS.items():
+            if value and value % factor == 0:
+                return f"{value // factor} {unit}"
+    return str(value).removesuffix(".0")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps at the same column everywhere, and leaves line breaks as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=_HELP_COLUMNS)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [
+            wrapped for line in text.splitlines() for wrapped in super(_HelpFormatter, self)._split_lines(line, width)
+        ]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,11 +229,24 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="./run.sh",
-        description="A crash-safe key-value server. Every option can also be given in the environment.",
+        usage="%(prog)s [--port PORT] [--working-dir DIR] [OPTION ...]",
+        description="A crash-safe HTTP key-value server. A flag (--port 8080 or --port=8080) wins over its environment"
+        " variable, and that over the default. A SIZE is a number of bytes, or of KiB, MiB or GiB: 32MiB.",
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    groups = {name: parser.add_argument_group(name) for name in (_HTTP, _LIMITS, _STORAGE, _PROCESSES)}
     for field in dataclasses.fields(Config):
-        meaning = f"{field.metadata['meaning']} [{_variable(field.name)}; default {field.default}]"
-        metavar = type(field.default).__name__.removeprefix("Posix").upper()
-        parser.add_argument(_flag(field.name), metavar=metavar, help=meaning)
+        meaning = f"{field.metadata['meaning']}\n[{_variable(field.name)}; default {_shown(field, field.default)}]"
+        groups[field.metadata["group"]].add_argument(_flag(field.name), metavar=_metavar(field), help=meaning)
+    told = parser.add_argument_group("Instead of serving")
+    told.add_argument("--check-config", action="store_true", help="whether the options make sense, and what they are")
+    told.add_argument("--version", action="version", version=f"kv {__version__}", help="the version")
+    told.add_argument("-h", "--help", action="help", help="this")
     return parser
+
+
+def _metavar(field: dataclasses.Field[Any]) -> str:
+    last = field.name.rpartition("_")[2]
+    return "SIZE" if _is_size(field) else "SECONDS" if last == "s" else last.upper()

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kv import lifeline
+from kv import lifeline, notify
 from kv.config import Config, Inherited
 from logd.protocol import MESSAGE_OVERHEAD_BYTES, Exit
 
@@ -38,7 +38,7 @@ _FAULTS_WINDOW_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault in that time
 _DESCRIPTORS_MAX: Final = 1 << 20
 _GIVE_UP: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
-_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT")
+_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
 
 log = logging.getLogger("kv.supervisor")
 
@@ -185,6 +185,7 @@ class Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
                 log.info("stopping on %s", signal.Signals(number).name)
                 self._stopping = True
+                notify.tell("STOPPING=1")
                 self._listener.close()  # once the workers have closed theirs too, nobody can connect any more
             elif number == signal.SIGHUP and self._gunicorn.process and not self._stopping:
                 log.info("restarting the workers on SIGHUP")
@@ -254,6 +255,7 @@ class Supervisor:
             "--checkpoint-log-bytes": config.checkpoint_log_bytes,
             "--checkpoint-ratio": config.checkpoint_ratio,
             "--log-level": config.log_level,
+            "--log-format": config.log_format,
         }
         command = ["-m", "logd", "serve", str(config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
@@ -280,6 +282,7 @@ class Supervisor:
             raise CannotStart(_cannot_bind(self._config.host, self._config.port, error)) from error
         host, port = self._listener.getsockname()[:2]
         log.info("listening on http://%s:%d, data in %s", host, port, self._config.working_dir)
+        notify.tell(f"READY=1\nSTATUS=listening on http://{host}:{port}")
 
     def _start_gunicorn(self) -> None:
         read, held = lifeline.make()

@@ -24,7 +24,7 @@ import msgspec
 import setproctitle
 import zmq
 
-from logd import checkpoint, recovery, reserve, server, tools
+from logd import checkpoint, logs, recovery, reserve, server, tools
 from logd.commit import DiskFailed, GroupCommit
 from logd.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
 from logd.protocol import Exit
@@ -39,11 +39,7 @@ log = logging.getLogger("logd")
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is an `Exit`."""
     arguments = _parse(argv)
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(arguments.role, arguments.log_level, arguments.log_format)
     try:
         return Exit(arguments.command(arguments))
     except recovery.Damaged as error:
@@ -75,16 +71,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     serve.add_argument(
         "--must-exist", action="store_true", help="refuse a directory without data: it was served before"
     )
-    serve.set_defaults(command=_serve)
+    serve.set_defaults(command=_serve, role="logd")
 
     fold = commands.add_parser("fold", help="write a snapshot of sealed segments (started by a serving logd)")
     fold.add_argument("directory", metavar="DIR", type=Path)
     fold.add_argument("--upto", required=True, type=int, metavar="SEQUENCE")
     fold.add_argument("--reserve-bytes", type=int, default=0)
-    fold.set_defaults(command=_fold)
+    fold.set_defaults(command=_fold, role="checkpoint")
 
     for command in (serve, fold):
-        command.add_argument("--log-level", default="info")
+        logs.add_flags(command)
     _add_tools(commands)
     return parser.parse_args(argv)
 
@@ -95,7 +91,8 @@ def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say w
     def add(name: str, run: Callable[[LocalDisk, argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
         tool: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
         tool.add_argument("directory", metavar="DIR", type=Path)
-        tool.set_defaults(command=lambda arguments: _use_tool(run, arguments), log_level="warning")
+        tool.set_defaults(command=lambda arguments: _use_tool(run, arguments), role=name)
+        tool.set_defaults(log_level="warning", log_format="text")
         return tool
 
     look = add("inspect", _inspect, "what is in each file, and what recovery would do with them, and why")

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from logd import recovery, snapshot, wal
+from logd import logs, recovery, snapshot, wal
 from logd.disk import Disk
 
 RETRY_SECONDS: Final = 30.0
@@ -101,7 +101,7 @@ class Checkpointer:
         log_bytes = self._before_bytes + sealed.bytes - self._covered_bytes
         if self._policy.is_due(log_bytes, self._snapshot_bytes):
             command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
-            command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes)]
+            command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logs.flags()]
             try:
                 self._child = subprocess.Popen(
                     command, stdin=subprocess.PIPE

@@ -1,6 +1,6 @@
 """The messages between HTTP workers and logd.
 
-This is the only module that both sides import. It knows how a message is encoded and what each one
+This is the only module that both sides import, beside logd/logs.py. It knows how a message is encoded and what each one
 promises; it does not know who sends it, over what, or what is done with it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.

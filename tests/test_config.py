@@ -1,7 +1,11 @@
 """The options: where a value comes from, what it may be, and what the user is told."""
 
+import contextlib
 import dataclasses
+import io
 import re
+import socket
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv.config import Config, ConfigError, Inherited
+from tests.harness import ROOT
 
 NAMES = [field.name for field in dataclasses.fields(Config)]
 DEFAULTS = Config()
+OTHER_WORDS = {"log_level": "debug", "log_format": "json"}
+MIB = 1 << 20
 
 
 def flag(name):
@@ -40,8 +47,8 @@ def refusal(capsys, *argv, **environment):
 def changed(name):
     """Another value that the option may have."""
     default = getattr(DEFAULTS, name)
-    if name == "log_level":
-        return "debug"
+    if name in OTHER_WORDS:
+        return OTHER_WORDS[name]
     return default / "x" if isinstance(default, Path) else default + ("x" if isinstance(default, str) else 1)
 
 
@@ -99,6 +106,8 @@ FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)
         ("queue_bytes_max", str(DEFAULTS.value_bytes_max - 1)),
         ("log_level", "loud"),
         ("log_level", ""),
+        ("log_format", "yaml"),
+        ("log_format", ""),
         ("host", ""),
         ("working_dir", ""),
     ],
@@ -142,7 +151,25 @@ def test_the_bounds_themselves_are_allowed(name, text):
     assert getattr(read(f"{flag(name)}={text}"), name) == float(text)
 
 
-# Handing on, and help ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("33554432", 32 * MIB), ("32MiB", 32 * MIB), ("32 MiB", 32 * MIB), ("4KiB", 4096), ("1GiB", 1024 * MIB)],
+)
+def test_a_size_may_have_a_unit(text, size):
+    assert read(f"--segment-bytes={text}") == read(KV_SEGMENT_BYTES=text) == Config(segment_bytes=size)
+
+
+@pytest.mark.parametrize("text", ["32MB", "32mib", "32M", "MiB", "1.5MiB", "1MiB KiB", "-1KiB"])
+def test_a_size_in_another_unit_is_refused(capsys, text):
+    assert "--segment-bytes" in refusal(capsys, f"--segment-bytes={text}")
+
+
+@pytest.mark.parametrize("text", ["8080KiB", "1 MiB"])
+def test_what_is_no_size_has_no_unit(capsys, text):
+    assert "--port" in refusal(capsys, f"--port={text}")
+
+
+# Handing on ------------------------------------------------------------------------------------
 
 SECONDS = st.floats(0.1, 1e6)
 SIZES = st.integers(1024, 1 << 40)
@@ -165,6 +192,7 @@ CONFIGS = st.builds(
     checkpoint_log_bytes=SIZES,
     checkpoint_ratio=st.floats(0, 1e6),
     log_level=st.sampled_from(["debug", "info", "warning", "error"]),
+    log_format=st.sampled_from(["text", "json"]),
 )
 
 
@@ -193,14 +221,75 @@ def test_an_object_that_makes_no_sense_cannot_be_made():
         Config(port=0)
 
 
-def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning(capsys):
+# To be told something ------------------------------------------------------------------------------------
+
+
+def told(capsys, *argv, **environment):
+    """What is printed on standard output instead of serving."""
     with pytest.raises(SystemExit) as end:
-        read("--help")
+        read(*argv, **environment)
     told = capsys.readouterr()
-    assert (end.value.code, told.err) == (0, "")
-    entries = re.split(r"\n  (?=--)", told.out)
+    assert (end.value.code or 0, told.err) == (0, "")
+    return told.out
+
+
+def shown(name):
+    """A default as people read it."""
+    default = getattr(DEFAULTS, name)
+    sizes = {
+        size << shift: f"{size} {unit}" for size in (16, 32, 64, 256) for shift, unit in ((10, "KiB"), (20, "MiB"))
+    }
+    return sizes.get(default, str(default).removesuffix(".0"))
+
+
+def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning_within_100_columns(capsys):
+    out = told(capsys, "--help")
+    assert max(map(len, out.splitlines())) <= 100
+    entries = re.split(r"\n  (?=--)", out)
     for field in dataclasses.fields(Config):
         (entry,) = (entry for entry in entries if entry.startswith(flag(field.name) + " "))
-        plain = "".join(entry.split())  # however its lines were wrapped
-        for part in (variable(field.name), f"default {field.default}", field.metadata["meaning"]):
-            assert "".join(part.split()) in plain
+        assert f"[{variable(field.name)}; default {shown(field.name)}]" in entry
+        assert field.metadata["meaning"] in " ".join(entry.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [(name, "SIZE") for name in NAMES if "bytes" in name] + [("keep_alive_s", "SECONDS")]
+)
+def test_help_tells_the_unit_of_a_number(capsys, name, unit):
+    assert re.search(rf"^  {flag(name)} {unit}\b", told(capsys, "--help"), re.MULTILINE)
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert told(capsys, "--version") == f"kv {version}\n"
+
+
+def test_a_check_tells_each_option_and_where_it_comes_from(capsys):
+    environment = {"KV_PORT": "1", "KV_WORKERS": "3", "KV_SEGMENT_BYTES": "1500", "KV_NOPE": "x"}
+    lines = told(capsys, "--port=9000", "--check-config", **environment).splitlines()
+    assert [line.partition(" = ")[0] for line in lines] == NAMES
+    assert {line for line in lines if not line.endswith("  # default")} == {
+        "port = 9000  # flag",
+        "workers = 3  # KV_WORKERS",
+        "segment_bytes = 1500  # KV_SEGMENT_BYTES",
+    }
+    assert "value_bytes_max = 16 MiB  # default" in lines
+
+
+@given(CONFIGS.map(lambda config: dataclasses.replace(config, host="here", working_dir=Path("a b"))))
+def test_what_a_check_tells_may_be_given_as_flags(config):
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+        read("--check-config", **config.to_environment())
+    lines = [line.rpartition("  # ")[0].split(" = ") for line in out.getvalue().splitlines()]
+    assert read(*(f"{flag(name)}={value}" for name, value in lines)) == config
+
+
+def test_a_check_refuses_what_a_start_would(capsys):
+    assert "--port" in refusal(capsys, "--check-config", "--port=0")
+    assert "KV_WORKERS" in refusal(capsys, "--check-config", KV_WORKERS="many")
+
+
+def test_a_check_touches_neither_the_directory_nor_the_port(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told(capsys, "--check-config", f"--port={taken.getsockname()[1]}", f"--working-dir={tmp_path / 'data'}")
+    assert list(tmp_path.iterdir()) == []
