@@ -275,7 +275,7 @@ def test_a_row_with_errors_cannot_be_overlooked(tmp_path):
     text = report.markdown(told(tmp_path, found), [])
     row = next(line for line in text.splitlines() if f"| {SERVER} |" in line)
     assert row.startswith("| PUT | 64 | server | 900 | 900 – 900 | 0.90 | 100 µs |")
-    assert row.endswith("| ⚠ 17 status, 1 rounds failed |")
+    assert row.endswith("| ⚠ 17 status, 1 of the rounds failed |")
 
 
 def test_the_page_needs_nothing_but_itself_and_escapes(tmp_path):

@@ -206,7 +206,7 @@ def _errors(row: Row) -> str:
     """Empty when all is well; else it cannot be overlooked."""
     found = [f"{count:,} {kind}" for kind, count in row.errors.items()]
     if row.failed_rounds:
-        found.append(f"{row.failed_rounds} rounds failed")
+        found.append(f"{row.failed_rounds} of the rounds failed")
     return f"⚠ {', '.join(found)}" if found else ""
 
 
