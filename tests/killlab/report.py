@@ -5,23 +5,17 @@ into it here.
 """
 
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
+from tests import machine
 from tests.killlab.lab import Result
 from tests.killlab.measure import Bucket, Figures, Latency, lost_and_doubled, problems
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
-_PACKAGES: Final = ("falcon", "gunicorn", "uvicorn", "uvloop", "httptools", "pyzmq", "msgspec")
 _SHOWN_KILLS_MAX: Final = 40
 
 
@@ -194,22 +188,7 @@ def _circumstances(result: Result, arguments: Iterable[str]) -> list[tuple[str, 
         ("load", load + (f"; {options.preload:,} further keys" if options.preload else "")),
         ("server flags", " ".join(options.server_flags)),
         *([("not carried out", f"{orders}: there was no such process")] if orders else []),
-        ("machine", f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"),
-        ("system", f"{platform.system()} {platform.release()}"),
-        ("versions", f"Python {platform.python_version()}, " + ", ".join(_versions())),
+        ("machine", machine.machine()),
+        ("system", machine.system()),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions().items())),
     ]
-
-
-def _versions() -> list[str]:
-    return [f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES]
-
-
-def _processor() -> str:
-    """Its name, where there is a way to know it."""
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -1,0 +1,68 @@
+"""`python -m tests.bench`: the only place that knows the process it runs in. `run.sh` beside this sets up for it."""
+
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.bench import generators, options, plan, report, rounds
+from tests.bench.cases import Section
+from tests.bench.options import Options
+from tests.bench.progress import Bar
+
+_WITHOUT_WRK: Final = frozenset({Section.LOGD})
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and report; the exit status."""
+    asked = options.parse(arguments)
+    if not _WITHOUT_WRK.issuperset(asked.sections) and (said := generators.missing("wrk")):
+        print(said, file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    stages, left_out = plan.stages(asked.sections, asked.connections, _raise_descriptor_limit(asked.connections))
+    measured = _measure(asked, stages)
+    measured.troubles += left_out
+    told = report.results(measured, asked, arguments)
+    for path in _write(told, asked.out):
+        print(path)
+    for trouble in told.troubles:
+        print(f"NOT MEASURED AS ASKED: {trouble}", file=sys.stderr)
+    if measured.is_interrupted:
+        return 128 + signal.SIGINT
+    return 1 if told.troubles or any(row.is_marred for row in told.rows) else 0
+
+
+def _write(told: report.Results, directory: Path) -> list[Path]:
+    """Draw and write; which files there are now."""
+    from tests.bench.plots import draw  # takes a second to import, and is in the environment of run.sh alone
+
+    plots = draw(told.rows, directory)
+    return [*report.write(told, plots, directory), *(plot.path for plot in plots)]
+
+
+def _measure(asked: Options, stages: Sequence[plan.Stage]) -> rounds.Measured:
+    peers = rounds.peer_count(asked)
+    seconds = plan.seconds(stages, asked.rounds, asked.seconds, peers) + rounds.probe_seconds(asked)
+    with Bar(seconds) as bar:
+        bar.say(f"this takes about {seconds / 60:.0f} min" if seconds >= 120 else f"this takes about {seconds:.0f} s")
+        return rounds.run(asked, stages, bar)
+
+
+def _raise_descriptor_limit(connections: Sequence[int]) -> int:
+    """A connection costs a descriptor in what is started from here; how many there may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, *map(plan.descriptors_needed, (*connections, *plan.CONNECTIONS)))
+    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the first load, or for the second time
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,87 @@
+"""What is measured, and what comes of measuring it once.
+
+Owns the words that all other modules speak in. Knows nothing of how anything is measured or shown.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+SERVER = "server"
+HELLO = "hello-world"
+"""The names of the two targets that are always there: ours, and the one that ratios are relative to."""
+
+
+class Section(Enum):
+    """A question that the bench answers; the value is its name on the command line."""
+
+    HEADLINE = "headline"
+    CONNECTIONS = "connections"
+    VALUES = "values"
+    KEYS = "keys"
+    SYNC = "sync"
+    LOGD = "logd"
+
+
+class Operation(Enum):
+    PUT = "PUT"
+    GET = "GET"
+
+
+class Case(NamedTuple):
+    """One load. Two targets are compared when the same case was put on both."""
+
+    section: Section
+    operation: Operation
+    connections: int
+    value_bytes: int
+    keys: int
+
+    @property
+    def key_prefix(self) -> str:
+        """Values of one size have keys of their own, so that a read finds the size that it was asked for."""
+        return f"v{self.value_bytes}-"
+
+    def __str__(self) -> str:
+        connections = f"{self.connections:,} connection{'s' if self.connections > 1 else ''}"
+        return f"{self.operation.value}, {connections}, {human_bytes(self.value_bytes)}, {self.keys:,} keys"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a load generator on one target."""
+
+    requests: int
+    seconds: float
+    p50_us: float
+    p99_us: float
+    max_us: float
+    p90_us: float | None = None
+    """None where the load generator does not tell."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """How many of each kind; kinds that did not happen are not here."""
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """By role, for the whole run; `load` is the load generator itself."""
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+    """By role, after the run: the sum over its processes."""
+
+    @property
+    def throughput(self) -> float:
+        """Requests a second, answered in whatever way."""
+        return self.requests / self.seconds
+
+
+def human_bytes(count: int) -> str:
+    """`100 B`, `64 KiB`, `1 MiB`."""
+    for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size and count % size == 0:
+            return f"{count // size} {unit}"
+    return f"{count:,} B"
+
+
+def human_us(us: float) -> str:
+    """`415 µs`, `2.65 ms`, `1.2 s`."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= 0.9995 * size:
+            return f"{us / size:.3g} {unit}"
+    return f"{us:.3g} µs"

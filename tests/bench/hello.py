@@ -1,0 +1,39 @@
+"""A Falcon hello-world, hosted the fastest way: what this stack can do at most, and what ratios are relative to.
+
+Gunicorn reads this module as its configuration too. It answers every path and every method, so that the very script
+that loads the server loads it as well. It reads no body and has no data; it knows nothing of the server.
+"""
+
+import sys
+from typing import Any
+
+import falcon.asgi
+from uvicorn_worker import UvicornWorker
+
+worker_class = "tests.bench.hello.Worker"
+backlog = 65535
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
+control_socket_disable = True
+
+
+class Worker(UvicornWorker):
+    """Uvicorn's, with everything off that costs and is not needed."""
+
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - as in the class above
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "lifespan": "off",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "date_header": False,
+    }
+
+
+async def hello(req: falcon.asgi.Request, resp: falcon.asgi.Response, **_: str) -> None:
+    resp.text = "hello world"
+
+
+app = falcon.asgi.App(media_type=falcon.MEDIA_TEXT)
+app.add_sink(hello)

@@ -1,0 +1,142 @@
+"""The command line of the bench: what is asked for, checked.
+
+Knows neither targets nor cases.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+from kv.config import Config
+from tests.bench.cases import HELLO, SERVER, Section
+
+_Parsed = TypeVar("_Parsed")
+_ROUNDS = 3
+_SECONDS = 5
+_EPILOG = """
+what --only selects:
+  headline     1, 64 and 512 connections: the server beside the hello-world
+  connections  1 to 4,096 connections, and 1, 64 and 1,024 for the peers
+  values       values of 1 B to 1 MiB
+  keys         1,000 to 1,000,000 keys that are stored
+  sync         the p50 of a PUT on one connection, beside that of one bare write and sync
+  logd         the log writer alone, without HTTP: durable writes and reads a second
+
+peers: etcd and redis-server are measured where they are installed. Flags for the server go after `--`.
+
+examples:
+  ./tests/bench/run.sh --quick
+  ./tests/bench/run.sh --only headline --rounds 9
+  ./tests/bench/run.sh --only connections --peer mine=http://127.0.0.1:9000
+
+exit status: 0; 1 when something could not be measured; 2 for an error on the command line.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    sections: tuple[Section, ...]
+    rounds: int
+    seconds: int
+    connections: tuple[int, ...]
+    """Those of the section of that name; none when it has its own."""
+    workers: int
+    peers: tuple[tuple[str, str], ...]
+    """Names and URLs."""
+    without_peers: bool
+    out: Path
+    server_flags: tuple[str, ...]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """What is asked for. Ends the process with a line on stderr when it makes no sense."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    names = [SERVER, HELLO, "etcd", "redis", *(name for name, _ in given.peer)]
+    if doubled := [name for name, _ in given.peer if names.count(name) > 1]:
+        parser.error(f"--peer: the name {doubled[0]!r} is taken")
+    return Options(
+        sections=given.only,
+        rounds=given.rounds or (1 if given.quick else _ROUNDS),
+        seconds=given.seconds or (1 if given.quick else _SECONDS),
+        connections=given.connections,
+        workers=given.workers,
+        peers=tuple(given.peer),
+        without_peers=given.no_peers,
+        out=given.out,
+        server_flags=tuple(given.server_flags),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="./tests/bench/run.sh",
+        description="Measures the server, a bare hello-world of the same stack, and its peers, in turns.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--only", type=_checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
+    add("--rounds", type=_checked(_count), metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
+    add("--seconds", type=_checked(_count), metavar="N", help=f"how long a load lasts ({_SECONDS})")
+    add("--quick", action="store_true", help="one round of one second: to see that all works, not to measure")
+    add("--connections", type=_checked(_counts), default=(), metavar="N,…", help="of that section, instead of its own")
+    workers = Config().workers
+    add("--workers", type=_checked(_count), default=workers, help=f"of the server and the hello-world ({workers})")
+    add("--peer", type=_checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
+    add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
+    out = Path("bench-results")
+    add("--out", type=Path, default=out, metavar="DIR", help=f"for the results, and the data meanwhile ({out})")
+    add("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
+    return parser
+
+
+def _checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
+    """Have argparse show what a ValueError says."""
+
+    def parse_or_explain(text: str) -> _Parsed:
+        try:
+            return parse_value(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_or_explain
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(f"{text} is less than 1")
+    return number
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(part) for part in text.split(",")}))
+
+
+def _sections(text: str) -> tuple[Section, ...]:
+    names = [name.strip() for name in text.split(",")]
+    known = [section.value for section in Section]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return tuple(section for section in Section if section.value in names)
+
+
+def _peer(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    parts = urlsplit(url)
+    if not name or parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError(f"{text!r} is not NAME=http://HOST:PORT")
+    return name, url.rstrip("/")

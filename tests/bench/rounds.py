@@ -1,0 +1,203 @@
+"""The rounds: puts every load on every target, in turns, and runs the probes.
+
+Owns the order in which things are done, and the directory of the data; nothing that it starts is left when it returns
+or raises. Knows neither figures nor reports.
+
+In a round each load is put on all targets, one after the other, before the next load is taken; so what is compared was
+measured within seconds. Who begins changes from round to round, so that nobody always follows the same neighbour.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from tests.bench import plan, sync, targets
+from tests.bench.cases import Case, Sample, Section
+from tests.bench.generators import LoadFailed
+from tests.bench.logd_alone import LogdAlone, Rate
+from tests.bench.options import Options
+from tests.bench.targets import Target
+
+_WARM_UP_SECONDS: Final = 1
+
+
+class Progress(Protocol):
+    """Who is told how it goes."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line has happened."""
+
+    def doing(self, text: str) -> None:
+        """What is under way."""
+
+    def done(self, seconds: float) -> None:
+        """So much of what was planned is over."""
+
+
+class SyncRound(NamedTuple):
+    """A PUT on one connection, and a bare write and sync of what it writes."""
+
+    put: Sample
+    bare: sync.BareSync
+
+
+class LogdRound(NamedTuple):
+    write: Rate
+    read: Rate
+
+
+@dataclass
+class Measured:
+    """All samples. Those of a case are in the order of the rounds, for each target; None where one failed."""
+
+    samples: dict[tuple[Case, str], list[Sample | None]] = field(default_factory=lambda: defaultdict(list))
+    notes: dict[str, str] = field(default_factory=dict)
+    """What a reader has to know of a target."""
+    sync: list[SyncRound] = field(default_factory=list)
+    logd: list[LogdRound] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
+    is_interrupted: bool = False
+
+
+def run(options: Options, stages: Sequence[plan.Stage], progress: Progress) -> Measured:
+    """Measure everything. Ctrl-C ends it early; what was measured until then is returned."""
+    measured = Measured()
+    try:
+        for stage in stages:
+            _run_stage(options, stage, measured, progress)
+        if Section.SYNC in options.sections:
+            _run_sync(options, measured, progress)
+        if Section.LOGD in options.sections:
+            _run_logd(options, measured, progress)
+    except KeyboardInterrupt:
+        measured.is_interrupted = True
+    return measured
+
+
+@contextlib.contextmanager
+def _data_directory(options: Options) -> Iterator[Path]:
+    """On the disk of the results: that of temporary files may be no disk at all."""
+    directory = Path(tempfile.mkdtemp(prefix="data-", dir=options.out)).absolute()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+# Loads ---------------------------------------------------------------------------------------------------
+
+
+def _run_stage(options: Options, stage: plan.Stage, measured: Measured, progress: Progress) -> None:
+    with _data_directory(options) as directory, contextlib.ExitStack() as stack:
+        progress.doing("starting")
+        running = [stack.enter_context(target) for target in _targets(options, stage, directory)]
+        measured.notes.update((target.name, target.note) for target in running)
+        progress.done(stage.seconds_to_start)
+        for target in running:
+            _measure(target, stage.cases[-1], _WARM_UP_SECONDS, progress)
+        for number in range(options.rounds):
+            first = number % len(running)
+            _run_round(options, stage, [*running[first:], *running[:first]], measured, progress)
+
+
+def _targets(options: Options, stage: plan.Stage, directory: Path) -> list[Target]:
+    chosen = [_server(options, directory, stage.cases), targets.HelloWorld(directory / "hello", options.workers)]
+    return chosen + (_peers(options, directory, stage.peer_cases) if stage.peer_cases else [])
+
+
+def _server(options: Options, directory: Path, cases: Sequence[Case]) -> Target:
+    return targets.KvServer(directory / "server", cases, (f"--workers={options.workers}", *options.server_flags))
+
+
+def _peers(options: Options, directory: Path, cases: Sequence[Case]) -> list[Target]:
+    kinds = {kind.name: kind for kind in (targets.Etcd, targets.Redis)}
+    found = [] if options.without_peers else targets.found_peers()
+    started = [kinds[name](directory / name, cases) for name in found]
+    return [*started, *(targets.Peer(name, url, cases) for name, url in options.peers)]
+
+
+def peer_count(options: Options) -> int:
+    """How many peers there are."""
+    return len(options.peers) + (0 if options.without_peers else len(targets.found_peers()))
+
+
+def _run_round(
+    options: Options, stage: plan.Stage, running: Sequence[Target], measured: Measured, progress: Progress
+) -> None:
+    for case in stage.cases:
+        for target in running:
+            if case in stage.peer_cases or not _is_peer(target):
+                sample = _measure(target, case, options.seconds, progress, measured.troubles)
+                measured.samples[case, target.name].append(sample)
+
+
+def _is_peer(target: Target) -> bool:
+    return not isinstance(target, targets.KvServer | targets.HelloWorld)
+
+
+def _measure(
+    target: Target, case: Case, seconds: int, progress: Progress, troubles: list[str] | None = None
+) -> Sample | None:
+    """One run; None, and a trouble, when it fails."""
+    progress.doing(f"{target.name}: {case}")
+    sample = None
+    try:
+        sample = target.measure(case, seconds)
+        target.settle()
+    except LoadFailed as error:
+        if troubles is not None:
+            troubles.append(f"{target.name}, {case}: {error}")
+    if troubles is not None:
+        progress.say(f"{target.name:12} {case!s:52} {_in_words(sample)}")
+    progress.done(seconds + plan.RUN_OVERHEAD_SECONDS)
+    return sample
+
+
+def _in_words(sample: Sample | None) -> str:
+    if not sample:
+        return "FAILED"
+    errors = "".join(f", {count:,} {kind} ERRORS" for kind, count in sample.errors.items())
+    return f"{sample.throughput:10,.0f}/s  p50 {sample.p50_us:9,.0f} µs  p99 {sample.p99_us:9,.0f} µs{errors}"
+
+
+# Probes --------------------------------------------------------------------------------------------------
+
+
+def _run_sync(options: Options, measured: Measured, progress: Progress) -> None:
+    case = plan.SYNC_CASE
+    frame_bytes = sync.frame_bytes(f"{case.key_prefix}{case.keys}", case.value_bytes)
+    with _data_directory(options) as directory, _server(options, directory, (case,)) as server:
+        progress.done(plan.START_SECONDS)
+        _measure(server, case, _WARM_UP_SECONDS, progress)
+        for _ in range(options.rounds):
+            put = _measure(server, case, options.seconds, progress, measured.troubles)
+            bare = sync.measure(directory, frame_bytes, options.seconds)
+            progress.say(f"{'bare sync':12} {f'{frame_bytes} B':52} {'':12}  p50 {bare.p50_us:9,.0f} µs")
+            progress.done(options.seconds)
+            if put:
+                measured.sync.append(SyncRound(put, bare))
+
+
+def _run_logd(options: Options, measured: Measured, progress: Progress) -> None:
+    with _data_directory(options) as directory, LogdAlone(directory / "data") as logd:
+        progress.done(plan.START_SECONDS)
+        logd.read(_WARM_UP_SECONDS)
+        for _ in range(options.rounds):
+            progress.doing("logd alone")
+            both = LogdRound(logd.write(options.seconds), logd.read(options.seconds))
+            progress.say(f"logd alone   {both.write.throughput:,.0f} writes/s, {both.read.throughput:,.0f} reads/s")
+            progress.done(2 * options.seconds)
+            measured.logd.append(both)
+
+
+def probe_seconds(options: Options) -> float:
+    """About how long the probes take."""
+    each = {Section.SYNC: 2.0 * options.seconds + plan.RUN_OVERHEAD_SECONDS, Section.LOGD: 2.0 * options.seconds}
+    asked = [section for section in options.sections if section in each]
+    return sum(plan.START_SECONDS + _WARM_UP_SECONDS + options.rounds * each[section] for section in asked)

@@ -1,0 +1,20 @@
+-- Writes to random keys.
+--
+--    KEYS=1000        how many keys there are: KEY_PREFIX followed by 1 … KEYS
+--    KEY_PREFIX=key-
+--    VALUE_BYTES=100  size of a value
+--    SEED             of the random numbers; the time, when it is not given
+--    JSON=1           print the result as one line of JSON, last
+
+local common = dofile(debug.getinfo(1, "S").source:match("^@(.*/)") .. "common.lua")
+local next_request
+
+function init(args)
+   common.begin(args)
+   local value = common.value()
+   next_request = common.on_random_keys(function(key)
+      return wrk.format("PUT", common.path(key), nil, value)
+   end)
+end
+
+function request() return next_request() end

@@ -1,0 +1,464 @@
+"""The bench: each part of it on its own, from fixed inputs; and, where wrk is, a very short run of the real thing.
+
+Nothing here looks at how fast anything is.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from logd import protocol
+from logd.protocol import WriteBatch
+from tests.bench import figures, generators, options, plan, report, sync
+from tests.bench.cases import HELLO, SERVER, Case, Operation, Sample, Section, human_bytes, human_us
+from tests.bench.generators import LoadFailed
+from tests.bench.logd_alone import LogdAlone, Rate
+from tests.bench.rounds import LogdRound, Measured, SyncRound
+from tests.bench.senders import BatchTemplate
+from tests.bench.targets import entries
+from tests.harness import ROOT, Server, await_true
+
+needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is missing")
+LOAD = ROOT / "tests" / "load"
+PATIENCE_SECONDS = 240
+
+# What load generators print ------------------------------------------------------------------------------
+
+WRK = """Running 1s test @ http://127.0.0.1:9300
+  1 threads and 8 connections
+Requests/sec:   8128.19
+{"requests":8924,"duration_us":1097904,"bytes":704996,"latency_us":{"p50":905,"p90":1224,"p99":1930,"max":4035},\
+"errors":{"connect":0,"read":0,"write":0,"timeout":0,"status":0}}
+"""
+REDIS = """"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms",\
+"max_latency_ms"
+"SET","40000.00","0.895","0.152","0.903","1.271","2.095","7.399"
+"""
+
+
+def test_the_result_of_wrk():
+    assert generators.parse_wrk(WRK) == Sample(8924, 1.097904, p50_us=905, p90_us=1224, p99_us=1930, max_us=4035)
+    assert generators.parse_wrk(WRK).throughput == pytest.approx(8128.2, abs=0.1)
+
+
+def test_errors_that_wrk_counts_are_kept():
+    said = WRK.replace('"timeout":0,"status":0', '"timeout":3,"status":17')
+    assert generators.parse_wrk(said).errors == {"timeout": 3, "status": 17}
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "{}", "[]", WRK.replace("8924", "0"), WRK.replace("905", '"x"')[:-9]])
+def test_wrk_without_a_result_has_failed(said):
+    with pytest.raises(LoadFailed):
+        generators.parse_wrk(said)
+
+
+def test_the_result_of_redis_benchmark():
+    expected = Sample(20_000, 0.5, p50_us=903, p99_us=2095, max_us=7399)
+    assert generators.parse_redis_benchmark(REDIS, 20_000) == expected
+
+
+@pytest.mark.parametrize("said", ["", REDIS.splitlines()[0], REDIS.replace("40000.00", "0.00"), "ERROR: no"])
+def test_redis_benchmark_without_a_result_has_failed(said):
+    with pytest.raises(LoadFailed):
+        generators.parse_redis_benchmark(said, 20_000)
+
+
+# The command line ----------------------------------------------------------------------------------------
+
+
+def test_all_is_measured_when_nothing_is_asked_for():
+    asked = options.parse([])
+    assert asked.sections == tuple(Section)
+    assert (asked.rounds, asked.seconds, asked.peers, asked.server_flags) == (3, 5, (), ())
+
+
+def test_quick_is_one_round_of_one_second_unless_more_is_asked_for():
+    quick, slower = options.parse(["--quick"]), options.parse(["--quick", "--rounds=2"])
+    assert (quick.rounds, quick.seconds) == (1, 1)
+    assert (slower.rounds, slower.seconds) == (2, 1)
+
+
+def test_what_is_asked_for():
+    arguments = ["--only=logd,connections", "--connections=8,2,8", "--peer=mine=http://127.0.0.1:9000/", "--no-peers"]
+    asked = options.parse([*arguments, "--", "--segment-bytes=4096"])
+    assert asked.sections == (Section.CONNECTIONS, Section.LOGD)
+    assert asked.connections == (2, 8)
+    assert asked.peers == (("mine", "http://127.0.0.1:9000"),)
+    assert asked.without_peers
+    assert asked.server_flags == ("--segment-bytes=4096",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only=nothing"], "is none of headline, connections"),
+        (["--rounds=0"], "less than 1"),
+        (["--seconds=0"], "less than 1"),
+        (["--seconds=soon"], "invalid literal"),
+        (["--connections=1,0"], "less than 1"),
+        (["--peer=http://127.0.0.1:9000"], "not NAME=http"),
+        (["--peer=mine=https://127.0.0.1"], "not NAME=http"),
+        (["--peer=mine=http://127.0.0.1:9000/kv"], "not NAME=http"),
+        (["--peer=server=http://127.0.0.1:9000"], "'server' is taken"),
+        (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is taken"),
+        (["--unknown"], "unrecognized"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        options.parse(arguments)
+    printed = capsys.readouterr().err
+    assert error.value.code == 2
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_without_wrk_one_line_says_what_to_do(tmp_path):
+    command = [sys.executable, "-m", "tests.bench", "--quick", f"--out={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "wrk is missing; install it (on Debian and Ubuntu: apt install wrk)\n"
+    assert done.stdout == ""
+
+
+# The plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_has_each_load_for_writes_and_for_reads():
+    (stage,), left_out = plan.stages([Section.CONNECTIONS], (), 100_000)
+    assert [case.connections for case in stage.cases[::2]] == list(plan.CONNECTIONS)
+    assert [case.operation for case in stage.cases] == [Operation.PUT, Operation.GET] * len(plan.CONNECTIONS)
+    assert {case.connections for case in stage.peer_cases} == set(plan.PEER_CONNECTIONS)
+    assert left_out == []
+
+
+def test_connections_that_are_asked_for_are_for_peers_too():
+    (stage,), _ = plan.stages([Section.CONNECTIONS], (2, 8), 100_000)
+    assert stage.cases == stage.peer_cases
+    assert {case.connections for case in stage.cases} == {2, 8}
+
+
+def test_what_needs_more_descriptors_than_there_are_is_left_out_and_said():
+    stages, left_out = plan.stages([Section.CONNECTIONS, Section.KEYS], (), 1_024)
+    assert max(case.connections for stage in stages for case in stage.cases) == 256
+    assert left_out == [f"{count} connections: a process may open only 1,024 files" for count in ("1,024", "4,096")]
+
+
+def test_values_of_one_size_fit_into_memory_and_have_keys_of_their_own():
+    (stage,), _ = plan.stages([Section.VALUES], (), 100_000)
+    assert all(case.keys * case.value_bytes <= 64 << 20 for case in stage.cases)
+    assert len({case.key_prefix for case in stage.cases}) == len(plan.VALUES)
+
+
+def test_the_time_that_it_takes():
+    stage = plan.Stage((A_PUT, A_GET), (A_GET,))
+    of_two = 2 * (1 + 3 * 2)
+    of_a_peer = 1 + 3
+    assert plan.seconds([stage], 3, 5, peers=0) == pytest.approx(plan.START_SECONDS + of_two * 5.5)
+    assert plan.seconds([stage], 3, 5, peers=1) == pytest.approx(plan.START_SECONDS + (of_two + of_a_peer) * 5.5)
+
+
+# Figures -------------------------------------------------------------------------------------------------
+
+A_PUT = Case(Section.CONNECTIONS, Operation.PUT, 64, 100, 2)
+A_GET = A_PUT._replace(operation=Operation.GET)
+
+
+def a_sample(requests, p50_us=100.0, **more):
+    return Sample(requests, 1.0, p50_us=p50_us, p90_us=2 * p50_us, p99_us=3 * p50_us, max_us=9 * p50_us, **more)
+
+
+def measured(ours, hellos, case=A_PUT):
+    found = Measured()
+    found.samples[case, SERVER] += ours
+    found.samples[case, HELLO] += hellos
+    return found
+
+
+def test_medians_and_spread():
+    ours, _ = figures.rows(measured([a_sample(n, p50_us=n / 10) for n in (900, 700, 1_000)], []))
+    assert ours.throughput == (900, 700, 1_000)
+    assert ours.p50_us == (90, 70, 100)
+    assert ours.max_us.high == 900
+    assert ours.ratio is None
+    assert not ours.is_marred
+
+
+def test_a_ratio_is_taken_in_each_round_before_the_median():
+    """The machine got ten times slower in the second round, for both; the ratio of medians would be 0.5."""
+    ours, hello = figures.rows(
+        measured([a_sample(n) for n in (500, 90, 800)], [a_sample(n) for n in (1000, 100, 1000)])
+    )
+    assert ours.ratio == pytest.approx((0.8, 0.5, 0.9))
+    assert hello.ratio == (1, 1, 1)
+
+
+def test_a_round_that_failed_is_left_out_of_both_and_counted():
+    ours, _ = figures.rows(measured([a_sample(500), None], [a_sample(1000), a_sample(10)]))
+    assert ours.ratio == (0.5, 0.5, 0.5)
+    assert ours.failed_rounds == 1
+    assert ours.is_marred
+    (nothing, _) = figures.rows(measured([None], [None]))
+    assert (nothing.throughput, nothing.ratio, nothing.failed_rounds) == (None, None, 1)
+
+
+def test_errors_are_added_up_and_mar_a_row():
+    ours, _ = figures.rows(
+        measured([a_sample(5, errors={"status": 2}), a_sample(5, errors={"status": 1, "read": 4})], [])
+    )
+    assert ours.errors == {"status": 3, "read": 4}
+    assert ours.is_marred
+
+
+def test_processor_time_of_a_request_by_role():
+    samples = [a_sample(1000, cpu_seconds={"logd": 0.01, "load": 0.1}), a_sample(1000, cpu_seconds={"logd": 0.03})]
+    ours, _ = figures.rows(measured(samples, []))
+    assert ours.cpu_us == pytest.approx({"logd": 20, "load": 50})
+
+
+def test_the_memory_of_a_key():
+    few, many = (Case(Section.KEYS, Operation.PUT, 64, 100, keys) for keys in (1_000, 101_000))
+    found = Measured()
+    found.samples[few, SERVER].append(a_sample(1, rss_bytes={"logd": 10_000_000}))
+    found.samples[many, SERVER].append(a_sample(1, rss_bytes={"logd": 40_000_000}))
+    assert figures.logd_bytes_per_key(figures.rows(found)) == 300
+    assert figures.logd_bytes_per_key(figures.rows(found)[:1]) is None
+
+
+def test_the_difference_to_a_bare_sync_is_taken_in_each_round():
+    rounds = [(300, 100), (900, 800), (500, 200)]
+    found = figures.of_sync([SyncRound(a_sample(1, put), sync.BareSync(bare, 2 * bare)) for put, bare in rounds])
+    assert found.difference_us == (200, 100, 300)
+    assert figures.of_sync([]) is None
+
+
+def test_figures_of_logd():
+    found = figures.of_logd([LogdRound(Rate(n, 1.0), Rate(10 * n, 0.1)) for n in (3, 1, 2)])
+    assert (found.writes, found.reads) == ((2, 1, 3), (20, 10, 30))
+    assert figures.of_logd([]) is None
+
+
+@pytest.mark.parametrize(
+    ("us", "shown"), [(0.5, "0.5 µs"), (415, "415 µs"), (999.7, "1 ms"), (2650, "2.65 ms"), (1.2e6, "1.2 s")]
+)
+def test_times_for_people(us, shown):
+    assert human_us(us) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(1, "1 B"), (100, "100 B"), (1024, "1 KiB"), (1536, "1,536 B"), (1 << 20, "1 MiB")]
+)
+def test_sizes_for_people(count, shown):
+    assert human_bytes(count) == shown
+
+
+# The report ----------------------------------------------------------------------------------------------
+
+
+def told(tmp_path, found, *arguments):
+    asked = options.parse([f"--out={tmp_path}", *arguments])
+    return report.results(found, asked, arguments)
+
+
+def test_a_row_with_errors_cannot_be_overlooked(tmp_path):
+    found = measured([a_sample(900, errors={"status": 17}), None], [a_sample(1000), a_sample(1000)])
+    text = report.markdown(told(tmp_path, found), [])
+    row = next(line for line in text.splitlines() if f"| {SERVER} |" in line)
+    assert row.startswith("| PUT | 64 | server | 900 | 900 – 900 | 0.90 | 100 µs |")
+    assert row.endswith("| ⚠ 17 status, 1 of the rounds failed |")
+
+
+def test_the_page_needs_nothing_but_itself_and_escapes(tmp_path):
+    picture = tmp_path / "plot.png"
+    picture.write_bytes(b"PNG")
+    found = measured([a_sample(900)], [a_sample(1000)])
+    found.samples[A_GET, SERVER].append(a_sample(2000))
+    found.samples[A_GET, HELLO].append(a_sample(2000))
+    found.troubles.append("</p><script>")
+    page = report.page(told(tmp_path, found, "--only", "connections"), [report.Plot(picture, "A <plot>", "What & how")])
+    assert not re.search(r'https?://|\bhref=|url\(|@import|<script|src="(?!data:)', page)
+    assert "900 durable writes a second, 2,000 reads." in page
+    assert "90% and 100% of what" in page
+    assert '<img alt="A &lt;plot&gt;" src="data:image/png;base64,UE5H">' in page
+    assert "--only connections" in page
+
+
+def test_the_json_has_every_sample(tmp_path):
+    found = measured([a_sample(900), None], [a_sample(1000), a_sample(1000)])
+    found.sync.append(SyncRound(a_sample(1, 300), sync.BareSync(100, 200)))
+    report.write(told(tmp_path, found), [], tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    ours, _ = results["rows"]
+    assert ours["case"] == {
+        "section": "connections",
+        "operation": "PUT",
+        "connections": 64,
+        "value_bytes": 100,
+        "keys": 2,
+    }
+    assert ours["throughput"] == {"median": 900, "low": 900, "high": 900}
+    assert ours["samples"][0]["requests"] == 900
+    assert ours["samples"][1] is None
+    assert results["sync"]["difference_us"]["median"] == 200
+    assert results["logd"] is None
+    assert results["circumstances"]["Python"]
+
+
+def test_what_was_interrupted_says_so(tmp_path):
+    found = Measured(is_interrupted=True)
+    assert "interrupted: not everything was measured" in report.markdown(told(tmp_path, found), [])
+
+
+# The parts that do things --------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_numbered_late_is_the_batch_that_it_would_be():
+    session, puts = bytes(range(16)), {"a": b"1", "b": b"22"}
+    raw = BatchTemplate(session, puts).numbered(70_000, 69_999)
+    assert protocol.decode_request(raw) == WriteBatch(session, 70_000, 69_999, False, puts, [])
+
+
+def test_every_key_of_the_cases_is_there_once():
+    cases = [A_PUT, A_GET, A_PUT._replace(value_bytes=1, keys=1)]
+    assert list(entries(cases)) == [("v1-1", "v"), ("v100-1", "v" * 100), ("v100-2", "v" * 100)]
+
+
+def test_a_bare_sync_leaves_nothing(tmp_path):
+    found = sync.measure(tmp_path, sync.frame_bytes("v100-1", 100), 0.01)
+    assert 0 < found.p50_us <= found.p99_us
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_percentiles():
+    assert sync.percentile(range(1, 101), 0.5) == 50
+    assert sync.percentile(range(1, 101), 0.99) == 99
+    assert sync.percentile([7], 0.99) == 7
+
+
+def test_logd_alone(tmp_path):
+    with LogdAlone(tmp_path / "data") as logd:
+        for rate in (logd.write(0.2), logd.read(0.2), logd.write(0.2)):
+            assert rate.throughput > 0
+
+
+# The real thing ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running_bench(*arguments):
+    """The command, as a user gives it. Nothing of it may be left: no process, no temporary file."""
+    with tempfile.TemporaryDirectory(prefix="kvb-") as temporary:
+        process = subprocess.Popen(
+            [ROOT / "tests/bench/run.sh", *arguments],
+            env=os.environ | {"TMPDIR": temporary},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+        assert of_environment("TMPDIR", temporary) == []
+        assert [path.name for path in Path(temporary).iterdir() if path.suffix != ".stderr"] == []
+
+
+def of_environment(name, prefix):
+    """Every process that was given that variable."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name, "").startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@needs_wrk
+def test_a_very_short_run(tmp_path):
+    flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}")
+    with running_bench(*flags, "--workers=1") as process:
+        said, logged = process.communicate(timeout=PATIENCE_SECONDS)
+        print(said, logged)
+        assert process.returncode == 0
+    files = {"results.json", "results.md", "index.html", "throughput-connections.png", "latency-connections.png"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["case"]["operation"], row["target"]) for row in rows] == [
+        ("PUT", SERVER),
+        ("PUT", HELLO),
+        ("GET", SERVER),
+        ("GET", HELLO),
+    ]
+    for row in rows:
+        assert row["throughput"]["median"] > 0
+        assert row["errors"] == {}
+        assert row["cpu_us"]["worker"] > 0
+        assert ("logd" in row["rss_bytes"]) == (row["target"] == SERVER)
+    assert (tmp_path / "latency-connections.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png" in (tmp_path / "index.html").read_text()
+
+
+@needs_wrk
+def test_an_interrupted_run_ends_everything_and_tells_what_it_has(tmp_path):
+    flags = ("--only=connections", "--connections=2", "--no-peers", "--seconds=60", f"--out={tmp_path}")
+    with running_bench(*flags) as process:
+        await_true(lambda: is_under_load(process.pid), PATIENCE_SECONDS, "the first load")
+        process.send_signal(signal.SIGINT)
+        said, logged = process.communicate(timeout=60)
+        print(said, logged)
+        assert process.returncode == 128 + signal.SIGINT
+    assert "interrupted" in (tmp_path / "results.md").read_text()
+    assert not list(tmp_path.glob("data-*"))
+
+
+def is_under_load(pid):
+    with contextlib.suppress(psutil.Error):
+        return any(child.name() == "wrk" for child in psutil.Process(pid).children())
+    return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("load") / "data", "--workers=1") as running:
+        yield running
+
+
+@needs_wrk
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        ("fill", ["KEYS=20", "VALUE_BYTES=7"]),
+        ("mixed", ["KEYS=20", "READ_SHARE=0.5", "SEED=3"]),
+        ("put", ["KEYS=1000000"]),
+        ("unique", ["RUN=x", "VALUE_BYTES=1"]),
+    ],
+)
+def test_scripts_send_what_the_server_takes(server, script, settings):
+    """In this order: `mixed` reads what `fill` has written."""
+    command = [
+        "wrk",
+        "-t1",
+        "-c2",
+        "-d1s",
+        "-s",
+        LOAD / f"{script}.lua",
+        f"http://127.0.0.1:{server.port}",
+        "--",
+        *settings,
+    ]
+    done = subprocess.run(command, env=os.environ | {"JSON": "1"}, capture_output=True, text=True, check=True)
+    assert generators.parse_wrk(done.stdout).errors == {}
+    if script == "unique":
+        assert server.get("key-x-0-2") == b"v"
