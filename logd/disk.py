@@ -33,8 +33,13 @@ class DiskFile(Protocol):
 
     size: int
 
-    def append(self, data: bytes) -> None:
-        """Write all of data at the end. On OSError, part of it may be there: `truncate` it away."""
+    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+        """Write all of data at the end. On OSError, part of it may be there: `truncate` it away.
+
+        When that makes the file longer, write up to that many zeros behind it too, for which there need not be room.
+        They are not part of `size`: what is appended next overwrites them, and its sync has no change of the file's
+        length to bring to the disk.
+        """
 
     def truncate(self, size: int) -> None:
         """Cut the file back to `size` bytes."""
@@ -92,18 +97,29 @@ else:
 class _LocalFile:
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._zeros_end = 0  # how far the file reaches, where that is more than `size`
         self.size = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
         rest = memoryview(data)
         while rest:  # a disk that fills up first writes short, without an error
             written = os.pwrite(self._fd, rest, self.size)
             self.size += written
             rest = rest[written:]
+        if zeros_bytes and self.size > self._zeros_end:
+            self._write_zeros(zeros_bytes)
+
+    def _write_zeros(self, count: int) -> None:
+        try:
+            self._zeros_end = self.size + os.pwrite(self._fd, bytes(count), self.size)
+        except OSError as error:
+            if not is_no_space(error):
+                raise
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
         self.size = size
+        self._zeros_end = 0
 
     def allocate(self, size: int) -> None:
         if hasattr(os, "posix_fallocate"):

@@ -48,7 +48,7 @@ class End(enum.Enum):
     """How the frames of a file end."""
 
     CLEAN = "clean"
-    """With the last byte of the last frame."""
+    """With the last byte of the last frame, or unused space behind it: zeros up to the end of the file."""
     TORN = "torn"
     """In a write that was cut short: nothing that follows is a frame."""
     CORRUPT = "corrupt"
@@ -142,7 +142,8 @@ class FrameReader:
     """Iterates over the whole frames of a file, and then knows how they ended, and where.
 
     `data` is the file from its first byte. After the iteration `end` says how it ended, `offset` is where the last
-    whole frame ends, `sequence` the last one read, and `follows` the first whole frame behind the damage, if any.
+    whole frame ends, `rest_bytes` how much is behind it before the file ends or is zeros up to its end, `sequence` the
+    last one read, and `follows` the first whole frame behind the damage, if any.
     """
 
     def __init__(self, data: bytes, header: Header, first_sequence: int) -> None:
@@ -151,6 +152,7 @@ class FrameReader:
         self._marker = header.marker
         self.sequence = first_sequence - 1
         self.offset = HEADER_BYTES
+        self.rest_bytes = 0
         self.end = End.CLEAN
         self.follows: Frame | None = None
 
@@ -164,7 +166,8 @@ class FrameReader:
         self._judge()
 
     def _judge(self) -> None:
-        if self.offset == len(self._data):
+        self.rest_bytes = len(self._raw[self.offset :].rstrip(b"\0"))
+        if not self.rest_bytes:
             return
         behind = find_frames(self._raw, self.offset, self._marker)
         self.follows = next((found for found in behind if found.sequence > self.sequence), None)

@@ -8,7 +8,7 @@ What it decides (`Finding`), and the labels that its log lines and errors carry:
 | label            | condition                                                              | decision              |
 |------------------|------------------------------------------------------------------------|-----------------------|
 | NEW              | no snapshot, no segment                                                | begin empty           |
-| CLEAN            | the last segment ends with a whole frame                               | serve                 |
+| CLEAN            | behind the last frame of the last segment is nothing, or unused space  | serve                 |
 | TORN_TAIL        | the last segment ends in a cut write; no whole frame is behind it      | drop the tail, say so |
 | OLDER_SNAPSHOT   | the newest snapshot is bad; the log continues an older one, or has all | use that, say so      |
 | BAD_SNAPSHOT     | a snapshot is bad and nothing can stand in for it                      | refuse                |
@@ -208,7 +208,7 @@ class _Replay:
             raise self._damaged_frame(segment, frames, len(data))
         self.sequence = frames.sequence
         self.log_bytes += frames.offset
-        self.tail = Tail(segment, data[: frames.offset], len(data) - frames.offset)
+        self.tail = Tail(segment, data[: frames.offset], frames.rest_bytes)
 
     def _header(self, segment: wal.Segment, data: bytes) -> frame.Header:
         try:

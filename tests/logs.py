@@ -253,11 +253,11 @@ class WatchedFile:
     def size(self) -> int:
         return self._file.size
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
         self._disk.note("append", self._name)
         fits = int(min(len(data), self._disk.room))
-        self._file.append(data[:fits])
         self._disk.room -= fits
+        self._file.append(data[:fits], int(min(zeros_bytes, self._disk.room)))
         if fits < len(data):
             raise OSError(self._disk.full, os.strerror(self._disk.full))
 

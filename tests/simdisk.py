@@ -39,19 +39,21 @@ class Inode:
         old, new = self.durable, bytes(self.cached)
         if old == new:
             return [old]
-        if not new.startswith(old):
+        if len(new) < len(old):
             return [old, new]
-        added = new[len(old) :]
-        half = len(added) // 2 // SECTOR_BYTES * SECTOR_BYTES or len(added) // 2
+        grown = old + bytes(len(new) - len(old))
+        differ = [at for at, (a, b) in enumerate(zip(grown, new, strict=True)) if a != b]
+        start, stop = (differ[0], differ[-1] + 1) if differ else (len(old), len(new))
+        half = start + ((stop - start) // 2 // SECTOR_BYTES * SECTOR_BYTES or (stop - start) // 2)
         variants = [
             old,
             new,
-            old + added[:half],
-            new[:-1],
-            old + bytes(len(added)),
-            old + bytes(half) + added[half:],
-            old + added[:half] + bytes(len(added) - half),
-            old + bytes(byte ^ 0x5A for byte in added),
+            grown,
+            new[:half] + grown[half:],
+            grown[:half] + new[half:],
+            new[:start] + bytes(byte ^ 0x5A for byte in new[start:stop]) + new[stop:],
+            new[: max(half, len(old))],  # the length is written apart from the data
+            new[: max(len(new) - 1, len(old))],
         ]
         return list(dict.fromkeys(variants))
 
@@ -62,10 +64,16 @@ class SimFile:
         self._inode = inode
         self.size = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
         self._disk.step("append", self, data)
-        self._inode.cached[self.size :] = data
+        self.put(data)
         self.size += len(data)
+        if self.size == len(self._inode.cached):
+            self._inode.cached += bytes(zeros_bytes)
+
+    def put(self, data: bytes) -> None:
+        """Write at the end, over what is there."""
+        self._inode.cached[self.size : self.size + len(data)] = data
 
     def truncate(self, size: int) -> None:
         self._disk.step("truncate")
@@ -87,7 +95,7 @@ class SimFile:
 
     def write_short(self, data: bytes) -> None:
         """What a full disk takes before it says so."""
-        self._inode.cached[self.size :] = data[: len(data) // 2]
+        self.put(data[: len(data) // 2])
         self.size += len(data) // 2
 
     def fail_sync(self) -> None:
@@ -112,7 +120,7 @@ class SimDisk:
         self.calls += 1
         if self.is_cut or self.calls == self.cut_at:
             if call == "append" and file and not self.is_cut:
-                file._inode.cached[file.size :] = data  # the write may have begun
+                file.put(data)  # the write may have begun
             self.is_cut = True
             raise PowerCut(errno.EIO, f"power cut at call {self.calls}: {call}")
         if number := self.fail_at.get(self.calls):

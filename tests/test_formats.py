@@ -259,8 +259,10 @@ def test_any_flipped_bit_in_a_segment_is_seen_and_named():
 
 _noise = random.Random(1).randbytes(5000)
 TAILS = {
-    "one zero": (bytes(1), End.TORN),
-    "a sector of zeros": (bytes(4096), End.TORN),
+    "one zero": (bytes(1), End.CLEAN),
+    "a sector of zeros": (bytes(4096), End.CLEAN),
+    "a byte in unused space": (bytes(100) + b"x" + bytes(100), End.TORN),
+    "a marker in unused space": (MARKER + bytes(4096), End.TORN),
     "garbage": (_noise, End.TORN),
     "markers alone": (MARKER * 100, End.TORN),
     "a marker cut short": (MARKER[:3], End.TORN),
@@ -278,10 +280,11 @@ TAILS = {
 
 
 @pytest.mark.parametrize(("tail", "end"), TAILS.values(), ids=TAILS.keys())
-def test_what_follows_the_last_frame_is_torn_unless_a_newer_frame_is_in_it(tail, end):
+def test_what_follows_the_last_frame_is_torn_unless_it_is_unused_space_or_has_a_newer_frame_in_it(tail, end):
     found, reader = _read(SEGMENT + tail)
     assert found == list(enumerate(PAYLOADS, 5))
     assert (reader.end, reader.offset) == (end, len(SEGMENT))
+    assert reader.rest_bytes == len(tail.rstrip(b"\0"))
     assert (reader.follows is not None) == (end is End.CORRUPT)
 
 
@@ -301,7 +304,7 @@ def test_any_payloads_are_read_back_and_what_follows_them_is_never_taken_for_one
     marker = frame.new_marker()
     found, reader = _read(segment(payloads, first, marker) + tail)
     assert found == list(enumerate(payloads, first))
-    assert reader.end is (End.TORN if tail else End.CLEAN)
+    assert reader.end is (End.TORN if any(tail) else End.CLEAN)
 
 
 @SIZES

@@ -99,7 +99,10 @@ SERVED = {
     "a torn frame": ("1-3 4-8", [cut("4-8", -1)], Finding.TORN_TAIL, 7, None),
     "a frame torn in its header": ("1-8", [add("1-8", framed(UNFINISHED, 9)[:19])], Finding.TORN_TAIL, 8, None),
     "a last frame that is damaged": ("6-8 @5", [flip_frame("6-8", 2)], Finding.TORN_TAIL, 7, "@5"),
-    "zeros after the last frame": ("6-8 @5", [add("6-8", bytes(4096))], Finding.TORN_TAIL, 8, "@5"),
+    "unused space": ("6-8 @5", [add("6-8", bytes(4096))], Finding.CLEAN, 8, "@5"),
+    "unused space in a segment that is not the last": ("1-3 4-5", [add("1-3", bytes(99))], Finding.CLEAN, 5, None),
+    "a byte in unused space": ("1-8", [add("1-8", bytes(999) + b"x" + bytes(99))], Finding.TORN_TAIL, 8, None),
+    "a torn frame and unused space": ("1-3 4-8", [cut("4-8", -1), add("4-8", bytes(99))], Finding.TORN_TAIL, 7, None),
     "garbage after the last frame": ("1-8", [add("1-8", os.urandom(300))], Finding.TORN_TAIL, 8, None),
     "a stale frame after the last one": ("1-8", [add("1-8", framed(UNFINISHED, 3))], Finding.TORN_TAIL, 8, None),
     "the only frame torn": ("6-6 @5", [cut("6-6", -1)], Finding.TORN_TAIL, 5, "@5"),
@@ -202,7 +205,14 @@ REFUSED = {
         2,
     ),
     "a torn frame in a segment that is not the last": ("1-3 4-3", [cut("1-3", -1)], Finding.DAMAGED_FRAME, "1-3", 2),
-    "zeros after a segment that is not the last": ("1-3 4-5", [add("1-3", b"\0")], Finding.DAMAGED_FRAME, "1-3", 3),
+    "garbage after a segment that is not the last": ("1-3 4-5", [add("1-3", b"\0x")], Finding.DAMAGED_FRAME, "1-3", 3),
+    "zeros in place of a frame and a later segment": (
+        "1-3 4-5",
+        [cut("1-3", -20), add("1-3", bytes(20))],
+        Finding.DAMAGED_FRAME,
+        "1-3",
+        2,
+    ),
     "a frame is missing": ("1-3", [add("1-3", framed(payload_of(group(5)), 5))], Finding.DAMAGED_FRAME, "1-3", 3),
     "a payload of noise": ("1-3", [add("1-3", framed(b"noise", 4))], Finding.UNREADABLE_FRAME, "1-3", 3),
     "a payload of nothing": ("1-3", [add("1-3", framed(b"", 4))], Finding.UNREADABLE_FRAME, "1-3", 3),
@@ -251,9 +261,9 @@ def test_these_are_served(tmp_path, case):
     kept = {name: data for name, data in before.items() if not name.endswith(".tmp")}
     for name in recovered.bad_snapshots:
         kept[f"{name}.damaged"] = kept.pop(name)
-    if dropped:
+    if recovered.tail:
         name = recovered.tail.segment.name
-        kept[name] = kept[name][:-dropped]
+        kept[name] = kept[name][: len(recovered.tail.whole)]
     assert contents(tmp_path) == kept
 
 
@@ -348,7 +358,7 @@ def test_a_file_cut_anywhere_is_harmless_or_named_or_the_last_of_the_log(whole, 
             frames = sum(end <= size for end in offsets(data)[1:])
             assert result.sequence == 5 + frames
             assert result.finding is (Finding.CLEAN if size in offsets(data) else Finding.TORN_TAIL)
-            assert result.tail.dropped_bytes == size - offsets(data)[frames]
+            assert result.tail.dropped_bytes == len(data[offsets(data)[frames] : size].rstrip(b"\0"))
         else:
             assert result.sequence == 8
 
@@ -370,7 +380,7 @@ def test_a_needed_segment_cut_anywhere_is_refused_unless_it_is_the_last(tmp_path
 
 
 def test_the_accounting_counts_what_the_snapshot_does_not_hold(tmp_path):
-    disk = damaged_directory(tmp_path, "1-3 4-5 6-7 8-8 @5", [add("8-8", bytes(100))])
+    disk = damaged_directory(tmp_path, "1-3 4-5 6-7 8-8 @5", [add("8-8", b"x" * 100)])
     recovered = recovery.load(disk)
     assert recovered.segments == [file_name("6-7"), file_name("8-8")]
     assert recovered.log_bytes == sum(map(disk.size, recovered.segments)) - 100

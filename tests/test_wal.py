@@ -83,6 +83,39 @@ def test_a_group_is_one_write_and_one_sync(disk, log):
     assert disk.calls == [Call("append", name), Call("sync", name)]
 
 
+def test_frames_overwrite_zeros_that_reach_no_further_than_the_segment_will(tmp_path, disk, log):
+    path = tmp_path / wal.segment_name(1)
+    for group in (b"one", b"two"):
+        commit(log, group)
+        used = path.read_bytes().rstrip(b"\0")
+        assert used.endswith(group)
+        assert path.stat().st_size == SEGMENT_BYTES
+    assert frames(disk, 1) == payloads([b"one"], [b"two"])
+
+
+def test_a_long_segment_grows_in_steps(tmp_path, disk):
+    log = Wal(disk, 1, 1 << 30)
+    path = tmp_path / wal.segment_name(1)
+    sizes = set()
+    for _ in range(9):
+        commit(log, bytes(300_000))
+        sizes.add(path.stat().st_size)
+    log.close()
+    assert len(sizes) == 3
+    assert len(frames(disk, 1)) == 9
+
+
+@FULL
+@pytest.mark.parametrize("spare", [0, 1, 50])
+def test_zeros_need_no_room(disk, log, full, spare):
+    disk.full, disk.room = full, 2 * (FRAME + len(b"one")) + spare
+    commit(log, b"one")
+    commit(log, b"two")
+    with pytest.raises(NoSpace):
+        log.append([bytes(100)])
+    assert frames(disk, 1) == payloads([b"one"], [b"two"])
+
+
 def test_a_segment_that_reached_its_size_is_sealed_before_the_next_group(disk, log):
     big = bytes(SEGMENT_BYTES)
     commit(log, b"small")
@@ -103,7 +136,7 @@ def test_a_segment_that_reached_its_size_is_sealed_before_the_next_group(disk, l
 @pytest.mark.parametrize(("size", "is_sealed"), [(SEGMENT_BYTES - 1, False), (SEGMENT_BYTES, True)])
 def test_a_segment_is_sealed_at_its_size_and_not_below(disk, log, size, is_sealed):
     commit(log, bytes(size - HEADER - FRAME))
-    assert disk.size(wal.segment_name(1)) == size
+    assert disk.size(wal.segment_name(1)) == SEGMENT_BYTES
     commit(log, b"x")
     assert segments(disk) == ([1, 2] if is_sealed else [1])
 
