@@ -6,6 +6,7 @@ must not look complete.
 """
 
 import re
+from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -29,19 +30,19 @@ _FAILURES: Final[dict[type[RequestFailed], str]] = {
 class Storage(Protocol):
     """What the resources need of the client."""
 
-    async def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> Awaitable[bytes | None]:
         """The value of a key, or None."""
 
-    async def put(self, key: str, value: bytes) -> None:
+    def put(self, key: str, value: bytes) -> Awaitable[None]:
         """Store a value."""
 
-    async def delete(self, key: str) -> None:
+    def delete(self, key: str) -> Awaitable[None]:
         """Remove a key."""
 
-    async def clear(self) -> None:
+    def clear(self) -> Awaitable[None]:
         """Remove every key."""
 
-    async def trouble(self) -> str:
+    def trouble(self) -> Awaitable[str]:
         """Why reads or writes cannot be taken; empty when they can."""
 
 

@@ -324,7 +324,7 @@ async def test_a_reply_that_comes_just_before_a_send_is_seen_at_once(client, log
 
     (first,) = await turn(client.get("first"))
     question = await logd.receive(ReadBatch)
-    loop.call_soon(loop.call_soon, loop.call_soon, answer)  # in the turn of the next question, just before it is sent
+    loop.call_soon(loop.call_soon, answer)  # in the turn of the next question, just before it is sent
     second = start(client.get("second"))
     for _ in range(5):
         await asyncio.sleep(0)
