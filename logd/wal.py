@@ -22,8 +22,10 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
 _ZEROS_AHEAD_BYTES: Final = 1 << 20
+_LARGE_FRAME_BYTES: Final = 128 << 10
 """A segment grows in steps of so many zeros, which frames then overwrite: a sync that need not record that the file has
-grown takes about half as long. A reader takes zeros up to the end of the file for unused space."""
+grown takes about half as long. A large frame is dear for its bytes, and is not made dearer by zeros. A reader takes zeros
+up to the end of the file for unused space."""
 
 assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
 
@@ -105,15 +107,19 @@ class Wal:
         payload = encode_payload(batches)
         whole = frame.encode_frame_header(self._marker, self._next, payload) + payload
         start = self._file.size
-        room = self._segment_bytes - start - len(whole)
         try:
-            self._file.append(whole, max(0, min(room, _ZEROS_AHEAD_BYTES)))
+            self._file.append(whole, self._zeros_ahead_bytes(len(whole)))
         except OSError as error:
             if not is_no_space(error):
                 raise
             self._file.truncate(start)
             raise NoSpace from error
         self._next += 1
+
+    def _zeros_ahead_bytes(self, frame_bytes: int) -> int:
+        if frame_bytes > _LARGE_FRAME_BYTES:
+            return 0
+        return max(0, min(self._segment_bytes - self._file.size - frame_bytes, _ZEROS_AHEAD_BYTES))
 
     def sync(self) -> None:
         """Wait until all that was appended is on the disk. After an OSError the process has to end."""

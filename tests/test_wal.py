@@ -97,12 +97,14 @@ def test_a_long_segment_grows_in_steps(tmp_path, disk):
     log = Wal(disk, 1, 1 << 30)
     path = tmp_path / wal.segment_name(1)
     sizes = set()
-    for _ in range(9):
-        commit(log, bytes(300_000))
+    for _ in range(30):
+        commit(log, bytes(100_000))
         sizes.add(path.stat().st_size)
-    log.close()
     assert len(sizes) == 3
-    assert len(frames(disk, 1)) == 9
+    commit(log, bytes(2_000_000))
+    assert path.stat().st_size == HEADER + 30 * (FRAME + 100_000) + FRAME + 2_000_000  # a large one brings no zeros
+    log.close()
+    assert len(frames(disk, 1)) == 31
 
 
 @FULL
