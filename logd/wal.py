@@ -24,8 +24,8 @@ _ARRAY_HEADER_BYTES: Final = 5
 _ZEROS_AHEAD_BYTES: Final = 1 << 20
 _LARGE_FRAME_BYTES: Final = 128 << 10
 """A segment grows in steps of so many zeros, which frames then overwrite: a sync that need not record that the file has
-grown takes about half as long. A large frame is dear for its bytes, and is not made dearer by zeros. A reader takes zeros
-up to the end of the file for unused space."""
+grown takes about half as long. A large frame is dear for its bytes, and is not made dearer by zeros. A reader takes
+zeros up to the end of the file for unused space."""
 
 assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
 

@@ -26,17 +26,22 @@ def modes(directory):
     return {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
 
 
+def used_bytes(segment):
+    """How far the frames of a segment reach; behind them are zeros."""
+    return len(segment.read_bytes().rstrip(b"\0"))
+
+
 @contextlib.contextmanager
 def crashed_server(tmp_path):
     """A server that was killed after three writes, each of which is a frame of its only segment.
 
-    Also that segment, and how many bytes it had before the last write.
+    Also that segment, and how many of its bytes were used before the last write.
     """
     with Server(tmp_path / "data", "--workers=1") as server:
         server.put("first", b"1")
         server.put("second", b"2")
         (segment,) = server.segments()
-        before_bytes = segment.stat().st_size
+        before_bytes = used_bytes(segment)
         server.put("third", b"3" * 100)
         server.crash()
         yield server, segment, before_bytes
@@ -231,7 +236,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next_start(tmp_path):
 
 def test_a_torn_tail_is_dropped_and_one_line_says_how_many_bytes(tmp_path):
     with crashed_server(tmp_path) as (server, segment, before_bytes):
-        os.truncate(segment, segment.stat().st_size - 5)
+        os.truncate(segment, used_bytes(segment) - 5)
         torn_bytes = segment.stat().st_size - before_bytes
         server.start()
         assert (server.get("first"), server.get("second"), server.get("third")) == (b"1", b"2", None)
