@@ -1,7 +1,7 @@
 """A Falcon hello-world, hosted the fastest way: what this stack can do at most, and what ratios are relative to.
 
-Gunicorn reads this module as its configuration too. It answers every path and every method, so that the very script
-that loads the server loads it as well. It reads no body and has no data; it knows nothing of the server.
+Gunicorn reads this module as its configuration too. It has the server's route, so that the very script that loads the
+server loads it as well. It reads no body and has no data; it knows nothing of the server.
 """
 
 import sys
@@ -31,9 +31,14 @@ class Worker(UvicornWorker):
     }
 
 
-async def hello(req: falcon.asgi.Request, resp: falcon.asgi.Response, **_: str) -> None:
-    resp.text = "hello world"
+class Hello:
+    """Says it."""
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, key: str) -> None:
+        resp.text = "hello world"
+
+    on_put = on_get
 
 
 app = falcon.asgi.App(media_type=falcon.MEDIA_TEXT)
-app.add_sink(hello)
+app.add_route("/kv/{key}", Hello())

@@ -178,7 +178,7 @@ class HelloWorld(_Process):
         return [str(PYTHON), "-m", "gunicorn", *flags, "tests.bench.hello:app"]
 
     def _is_ready(self) -> bool:
-        return _request(f"http://127.0.0.1:{self._port}", "GET", "/") == 200
+        return _request(f"http://127.0.0.1:{self._port}", "GET", "/kv/x") == 200
 
     def _load(self, case: Case, seconds: int) -> Sample:
         return generators.wrk(f"http://127.0.0.1:{self._port}", generators.SCRIPTS[case.operation], case, seconds)
