@@ -11,6 +11,7 @@ request, because that part decides how fast the server is, and closes what that 
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -20,6 +21,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from kv.board import OTHER, Slot
 from kv.config import Config
 
 _STOP_GRACE_SECONDS: Final = 0.25
@@ -51,6 +53,7 @@ class Exchange:
         "_parts",
         "_parts_bytes",
         "_waiter",
+        "arrived_at",
         "disconnected",
         "expects_continue",
         "is_started",
@@ -59,6 +62,7 @@ class Exchange:
         "response_complete",
         "response_started",
         "scope",
+        "status",
     )
 
     def __init__(
@@ -68,6 +72,8 @@ class Exchange:
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.more_body = True
+        self.arrived_at = connection.received_at
+        self.status = 0
         self.is_started = False
         self.disconnected = False
         self.response_started = False
@@ -148,7 +154,8 @@ class Exchange:
         if not self.response_started:
             self.response_started = True
             self.expects_continue = False
-            self._head = self._encode_head(event["status"], event["headers"])
+            self.status = event["status"]
+            self._head = self._encode_head(self.status, event["headers"])
             return
         body = b"" if self.scope["method"] == "HEAD" else event.get("body", b"")
         self._connection.transport.write(self._head + body)
@@ -173,6 +180,7 @@ class Connection(HttpToolsProtocol):
     """One client. A sweep asks each connection from time to time whether it is overdue: no timer per request."""
 
     limits: Config
+    counts: Slot
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with nothing received."""
@@ -183,6 +191,8 @@ class Connection(HttpToolsProtocol):
         """Whose body comes next. It may have its answer already: then the rest is dropped."""
         self._unparsed_bytes = 0  # since the last piece of a request was complete
         self._unparsed_since = 0.0
+        self.received_at = 0.0
+        """When bytes arrived last, on the clock that requests are timed with: that of the loop counts milliseconds."""
         self._last_active = self.loop.time()
         self._unsent_bytes = 0  # at the last sweep
         self._unsent_since = 0.0
@@ -205,6 +215,7 @@ class Connection(HttpToolsProtocol):
         """Parse, within the limit on what is neither body nor a complete header block."""
         if self._is_refused:
             return
+        self.received_at = time.perf_counter()
         self._last_active = self.loop.time()
         if not self._unparsed_bytes:
             self._unparsed_since = self._last_active
@@ -312,6 +323,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if self._arriving:
             self._arriving.more_body = False
+            self._arriving.arrived_at = self.received_at
             self._arriving.wake()
 
     # From answers to bytes -------------------------------------------------------------------------------
@@ -325,6 +337,7 @@ class Connection(HttpToolsProtocol):
         """The first request of the queue has its answer: go on with the next."""
         answered = self._queue.popleft()
         self.server_state.total_requests += 1
+        self.counts.answered(answered.scope["method"], answered.status, time.perf_counter() - answered.arrived_at)
         self._last_active = self.loop.time()
         if not answered.keep_alive:
             self.transport.close()
@@ -356,11 +369,17 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = text.encode() + b"\n"
+        self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
         head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
     # Limits ----------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._queue)
 
     def _header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

@@ -13,7 +13,7 @@ import falcon
 import falcon.asgi
 
 from kv.client import NoSpace, OutcomeUnknown, RequestFailed, Unavailable
-from logd.protocol import KEY_PATTERN
+from logd.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _RETRY_AFTER_SECONDS: Final = "1"
@@ -43,6 +43,9 @@ class Storage(Protocol):
 
     async def trouble(self) -> str:
         """Why reads or writes cannot be taken; empty when they can."""
+
+    async def stats(self) -> Stats:
+        """How the log writer is. Raises Unavailable."""
 
 
 class Refusal(Exception):
@@ -132,6 +135,16 @@ class ClearResource(_Resource):
         await self._storage.clear()
 
 
+class LiveResource(_Resource):
+    """/live"""
+
+    async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
+        """Say ok: a worker that can say it is alive. Whether it is of use is for /health."""
+        resp.text = "ok"
+
+    on_head = on_get
+
+
 class HealthResource(_Resource):
     """/health"""
 
@@ -141,7 +154,7 @@ class HealthResource(_Resource):
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Say ok only when reads and writes can be taken."""
         if trouble := await self._storage.trouble():
-            raise Refusal(falcon.HTTP_503, trouble)
+            raise Unavailable(trouble)
         resp.text = "ok"
 
     on_head = on_get

@@ -23,7 +23,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from kv import lifeline
+from kv import board, lifeline
 from kv.config import Config, Inherited
 from kv.connection import Connection
 
@@ -69,6 +69,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         if os.getppid() != self.ppid:
             os._exit(1)
         setproctitle.setproctitle("kv: worker")
+        Connection.counts = board.my_slot()
         super().init_process()
 
     def init_signals(self) -> None:
@@ -90,6 +91,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
         log.info("stopped")
         watch.cancel()
+        Connection.counts.give_back()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
@@ -100,8 +102,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
             if os.getppid() != self.ppid:
                 os._exit(1)
             now = loop.time()
-            for connection in list(server.server_state.connections):
-                if isinstance(connection, Connection) and connection.is_overdue(now):
+            connections = [each for each in server.server_state.connections if isinstance(each, Connection)]
+            Connection.counts.measure(len(connections), sum(each.in_flight for each in connections))
+            for connection in connections:
+                if connection.is_overdue(now):
                     connection.time_out()
 
     def _orphaned(self) -> None:
