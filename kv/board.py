@@ -132,8 +132,9 @@ class Slot:
     def answered(self, method: str, status: int, seconds: float) -> None:
         """Count a request that the application has answered. Runs for every one."""
         row = _ROWS.get((method, status)) or _other_row(method, status)
-        self._words[row + bisect_left(BOUNDS_SECONDS, seconds)] += 1
-        self._words[row + _SUM] += seconds
+        words = self._words
+        words[row + bisect_left(BOUNDS_SECONDS, seconds)] += 1.0
+        words[row + _SUM] += seconds
 
     def refused(self, method: str, status: int) -> None:
         """Count a request that the application has not seen, or not answered."""

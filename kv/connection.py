@@ -11,9 +11,9 @@ request, because that part decides how fast the server is, and closes what that 
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from time import monotonic  # the clock of the loop counts milliseconds
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -66,13 +66,19 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: "Connection", scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
+        self,
+        connection: "Connection",
+        scope: dict[str, Any],
+        arrived_at: float,
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
     ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.more_body = True
-        self.arrived_at = connection.received_at
+        self.arrived_at = arrived_at
         self.status = 0
         self.is_started = False
         self.disconnected = False
@@ -191,9 +197,7 @@ class Connection(HttpToolsProtocol):
         """Whose body comes next. It may have its answer already: then the rest is dropped."""
         self._unparsed_bytes = 0  # since the last piece of a request was complete
         self._unparsed_since = 0.0
-        self.received_at = 0.0
-        """When bytes arrived last, on the clock that requests are timed with: that of the loop counts milliseconds."""
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
         self._unsent_bytes = 0  # at the last sweep
         self._unsent_since = 0.0
         self._refusal = (400, "bad request")
@@ -215,8 +219,7 @@ class Connection(HttpToolsProtocol):
         """Parse, within the limit on what is neither body nor a complete header block."""
         if self._is_refused:
             return
-        self.received_at = time.perf_counter()
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
         if not self._unparsed_bytes:
             self._unparsed_since = self._last_active
         if not (self._in_message or data.isascii()):
@@ -285,6 +288,7 @@ class Connection(HttpToolsProtocol):
         self._arriving = Exchange(
             self,
             self._scope(method.decode(), version),
+            self._last_active,
             keep_alive=version == "1.1" and parser.should_keep_alive() and not self._stopping,
             expects_continue=self.expect_100_continue,
         )
@@ -323,7 +327,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if self._arriving:
             self._arriving.more_body = False
-            self._arriving.arrived_at = self.received_at
+            self._arriving.arrived_at = self._last_active
             self._arriving.wake()
 
     # From answers to bytes -------------------------------------------------------------------------------
@@ -337,8 +341,8 @@ class Connection(HttpToolsProtocol):
         """The first request of the queue has its answer: go on with the next."""
         answered = self._queue.popleft()
         self.server_state.total_requests += 1
-        self.counts.answered(answered.scope["method"], answered.status, time.perf_counter() - answered.arrived_at)
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
+        self.counts.answered(answered.scope["method"], answered.status, self._last_active - answered.arrived_at)
         if not answered.keep_alive:
             self.transport.close()
             return

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, Final
 
@@ -96,12 +97,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def _watch(self, server: Server) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            now = loop.time()
+            now = time.monotonic()
             connections = [each for each in server.server_state.connections if isinstance(each, Connection)]
             Connection.counts.measure(len(connections), sum(each.in_flight for each in connections))
             for connection in connections:

@@ -52,7 +52,8 @@ class Store:
         if batch.clear:
             self.data = {}
             self.data_bytes = 0
-        self.put(batch.puts)
+        if batch.puts:
+            self.put(batch.puts)
         for key in batch.deletes:
             value = self.data.pop(key, None)
             if value is not None:
