@@ -37,7 +37,7 @@ def main() -> App:
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
-        report_queue=board.my_slot().queued,
+        report_queue=lambda writes, size: board.my_slot().queued(writes, size),
     )
     shared = board.of_this_process()
     return create_app(client, config.value_bytes_max, [_Lifespan(client)], shared=shared, workers=config.workers)

@@ -6,9 +6,12 @@ Owns the layout of that memory; knows nothing of requests beyond their method an
 A worker has a slot and writes there alone, without a lock: every number is one word, which is never half-written. What
 a worker has counted is there at once, so that nothing is lost when it is killed; its successor takes the slot over and
 goes on from there. Hence no counter ever goes down while the server lives, whatever dies.
+
+Whether the owner of a slot lives, a lock tells that the kernel takes back when a process ends: its number may be that
+of another by now, or still be there because nobody has waited for it. Such a lock is also lost when its process closes
+*any* descriptor of the file, so a worker has one `Board`, for good: `of_this_process`.
 """
 
-import contextlib
 import enum
 import fcntl
 import functools
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from kv.config import Inherited
@@ -66,7 +69,7 @@ class _Word(enum.IntEnum):
     """The first words of a slot. The rows of requests follow, one for each method and status."""
 
     PID = 0
-    """Whose slot it is; 0 when its owner has stopped as it should."""
+    """Of its last owner; 0 when that has stopped as it should."""
     RESTARTS = 1
     CPU_SECONDS = 2
     RESIDENT_BYTES = 3
@@ -166,9 +169,12 @@ class Board:
     def __init__(self, fd: int | None = None) -> None:
         """Without a descriptor, one that no other process sees."""
         self._fd = fd
-        self._words = _blank(slots=1) if fd is None else memoryview(mmap.mmap(fd, 0)).cast("d")
-        if self._words[0] != _SLOT_WORDS:  # made by a supervisor that runs other code than this worker
-            self._words = _blank(slots=1)
+        words = _blank(slots=1) if fd is None else memoryview(mmap.mmap(fd, 0)).cast("d")
+        if words[0] != _SLOT_WORDS:  # made by a supervisor that runs other code than this worker
+            self._fd, words = None, _blank(slots=1)
+        self._words = words
+        starts = range(_HEADER_WORDS, len(words), _SLOT_WORDS)
+        self._slots = [words[start : start + _SLOT_WORDS] for start in starts]
 
     def started(self, role: Role) -> None:
         """Take note that a process is started. For the supervisor."""
@@ -188,31 +194,37 @@ class Board:
 
         With none left, one that nobody else sees: serving goes before counting.
         """
-        with self._locked():
-            left = [slot for slot in self._slots() if _is_dead(slot)]
-            fresh = [slot for slot in self._slots() if not slot[_Word.PID]]
-            return Slot((left or fresh or Board()._slots())[0])
+        left_first = sorted(range(len(self._slots)), key=lambda number: not self._slots[number][_Word.PID])
+        for number in left_first:
+            if self._slots[number][_Word.PID] != os.getpid() and self._lock(number):
+                return Slot(self._slots[number])
+        return Slot(_blank(slots=1)[_HEADER_WORDS:])
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._fd is None:
-            yield
-            return
-        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+    def _lock(self, number: int) -> bool:
+        """Lock a slot until this process ends. False when another one has it."""
         try:
-            yield
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+            if self._fd is not None:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError:
+            return False
+        return True
 
-    def _slots(self) -> list[_Words]:
-        starts = range(_HEADER_WORDS, len(self._words), _SLOT_WORDS)
-        return [self._words[start : start + _SLOT_WORDS] for start in starts]
+    def _is_living(self, number: int) -> bool:
+        """True when a process has this slot."""
+        pid = self._slots[number][_Word.PID]
+        if pid in (0, os.getpid()):
+            return pid != 0
+        if not self._lock(number):
+            return True
+        if self._fd is not None:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+        return False
 
     def totals(self) -> Totals:
         """What all workers have counted until now."""
-        used = [slot.tolist() for slot in self._slots() if slot[_Word.CPU_SECONDS]]
+        used = [slot.tolist() for slot in self._slots if slot[_Word.CPU_SECONDS]]
         sums = [sum(words) for words in zip([0.0] * _SLOT_WORDS, *used, strict=True)]
-        living = [slot for slot in used if slot[_Word.PID] and not _is_dead(slot)]
+        living = [slot for number, slot in enumerate(self._slots) if self._is_living(number)]
         return Totals(
             requests={key: _requests(sums[row : row + _ROW_WORDS]) for key, row in _ROWS.items()},
             worker_restarts=int(sums[_Word.RESTARTS]),
@@ -233,19 +245,6 @@ def _requests(row: list[float]) -> Requests:
 
 def _total(slots: Sequence[Sequence[float]], word: _Word) -> int:
     return int(sum(slot[word] for slot in slots))
-
-
-def _is_dead(slot: Sequence[float]) -> bool:
-    """True when its owner has ended without giving it back."""
-    pid = int(slot[_Word.PID])
-    try:
-        if pid:
-            os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # by now the number is somebody else's
-        return True
-    return False
 
 
 def make(workers: int) -> int:

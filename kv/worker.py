@@ -70,7 +70,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         if os.getppid() != self.ppid:
             os._exit(1)
         setproctitle.setproctitle("kv: worker")
-        Connection.counts = board.my_slot()
         super().init_process()
 
     def init_signals(self) -> None:
@@ -89,6 +88,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
+        Connection.counts = board.my_slot()  # not before: a worker that is told to stop while it starts is no restart
         await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
         log.info("stopped")
         watch.cancel()

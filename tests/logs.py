@@ -45,8 +45,9 @@ def state(sequence: int) -> Store:
 
 
 def same(one: Store, other: Store) -> bool:
-    """Equal in all that counts: keys, values, sessions and their order."""
-    return one.data == other.data and list(one.sessions.items()) == list(other.sessions.items())
+    """Equal in all that counts: keys, values, their size, sessions and their order."""
+    sessions = [list(store.sessions.items()) for store in (one, other)]
+    return (one.data, one.data_bytes, sessions[0]) == (other.data, other.data_bytes, sessions[1])
 
 
 GARBAGE = {
