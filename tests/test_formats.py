@@ -33,7 +33,20 @@ from logd.protocol import (
     WriteBatch,
 )
 from logd.store import Store
-from tests.logs import GARBAGE, MARKER, OTHER_MARKER, A, B, batch, flipped, framed, payload_of, read_segment, segment
+from tests.logs import (
+    GARBAGE,
+    MARKER,
+    OTHER_MARKER,
+    A,
+    B,
+    batch,
+    flipped,
+    framed,
+    payload_of,
+    read_segment,
+    segment,
+    stats,
+)
 
 MIB = 1 << 20
 SIZES = pytest.mark.parametrize("size", [MIB // 10, MIB, 16 * MIB], ids=["0.1 MiB", "1 MiB", "16 MiB"])
@@ -59,32 +72,7 @@ REPLIES = [
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),
     (Status(1, "full"), "93 10 01 a466756c6c"),
     (
-        Stats(
-            number=1,
-            trouble="",
-            keys=2,
-            data_bytes=300,
-            sessions=3,
-            groups=4,
-            batches=5,
-            refused={"gap": 6},
-            group_writes=Histogram([1.0], [7, 8], 0.5),
-            sync_seconds=Histogram([], [9], 0.0),
-            appended_bytes=10,
-            log_bytes=11,
-            segments=12,
-            free_bytes=13,
-            snapshot_bytes=14,
-            checkpoint_due_bytes=15,
-            checkpoints={"done": 16},
-            checkpoint_seconds=1.0,
-            checkpoint_at=2.0,
-            finding="NEW",
-            recovery_seconds=0.0,
-            dropped_bytes=17,
-            cpu_seconds=0.5,
-            resident_bytes=18,
-        ),
+        stats(1),
         "dc0019 11 01 a0 02 cd012c 03 04 05 81a367617006 93 91cb3ff0000000000000 920708 cb3fe0000000000000"
         "93 90 9109 cb0000000000000000 0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
         "a34e4557 cb0000000000000000 11 cb3fe0000000000000 12",
