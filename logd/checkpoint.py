@@ -117,7 +117,7 @@ class Checkpointer:
     def log_bytes(self, written_bytes: int) -> int:
         """How much log is in no snapshot, when this process has written that much.
 
-        Never less than none: what was sealed and covered is known with the headers of segments, what was appended without.
+        Never less than none: what is covered is known with the headers of segments, what was appended without.
         """
         return max(0, self._before_bytes + written_bytes - self._covered_bytes)
 

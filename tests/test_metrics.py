@@ -109,7 +109,7 @@ def test_requests_of_all_workers_are_counted_by_method_and_status_whichever_is_a
 
 
 def test_the_log_the_data_and_the_checkpoints_are_shown_and_so_they_are_after_a_restart(tmp_path):
-    with Server(tmp_path / "data", "--segment-bytes=10000", "--checkpoint-log-bytes=50000") as server:
+    with Server(tmp_path / "data", "--segment-bytes=10000", "--checkpoint-log-bytes=80000") as server:  # one
         for number in range(100):
             server.put(f"key-{number:04}", b"x" * 1000)
         server.put("key-0000", b"shorter")
