@@ -10,7 +10,7 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv import resources
+from kv import board, metrics, resources
 from kv.client import Client, RequestFailed
 from kv.config import Config, Inherited
 from kv.openapi import DescriptionResource
@@ -20,6 +20,8 @@ _ALLOWED: Final = {
     "/kv/{key:path}": "DELETE, GET, HEAD, PUT",
     "/clear": "DELETE",
     "/health": "GET, HEAD",
+    "/live": "GET, HEAD",
+    "/metrics": "GET, HEAD",
     "/openapi.yaml": "GET, HEAD",
 }
 
@@ -35,16 +37,27 @@ def main() -> App:
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
+        report_queue=lambda writes, size: board.my_slot().queued(writes, size),
     )
-    return create_app(client, config.value_bytes_max, [_Lifespan(client)])
+    shared = board.of_this_process()
+    return create_app(client, config.value_bytes_max, [_Lifespan(client)], shared=shared, workers=config.workers)
 
 
-def create_app(storage: resources.Storage, value_bytes_max: int, middleware: list[Any] | None = None) -> App:
-    """The application over any storage."""
+def create_app(
+    storage: resources.Storage,
+    value_bytes_max: int,
+    middleware: list[Any] | None = None,
+    *,
+    shared: board.Board | None = None,
+    workers: int = 1,
+) -> App:
+    """The application over any storage. `shared` is where it and others count, if there are any."""
     app: App = falcon.asgi.App(media_type=_TEXT, request_type=resources.Request, middleware=middleware)
     app.add_route("/kv/{key:path}", resources.KeyResource(storage, value_bytes_max))
     app.add_route("/clear", resources.ClearResource(storage))
     app.add_route("/health", resources.HealthResource(storage))
+    app.add_route("/live", resources.LiveResource())
+    app.add_route("/metrics", metrics.MetricsResource(storage, shared or board.Board(), workers))
     app.add_route("/openapi.yaml", DescriptionResource())
     app.add_error_handler(Exception, _on_defect)
     app.add_error_handler(falcon.HTTPError, _on_http_error)

@@ -16,9 +16,9 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import zmq
 
@@ -31,6 +31,8 @@ from logd.protocol import (
     ReadBatch,
     Reason,
     Refused,
+    Stats,
+    StatsRequest,
     Status,
     StatusRequest,
     Values,
@@ -107,7 +109,7 @@ class _SentReads:
 @dataclass(slots=True)
 class _SentStatus:
     raw: bytes
-    future: asyncio.Future[str]
+    future: asyncio.Future[Any]
     deadline: float
 
 
@@ -135,8 +137,16 @@ class Client:
     _socket: zmq.Socket[bytes]
     _sweeper: asyncio.Task[None]
 
-    def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        request_timeout_s: float,
+        queue_bytes_max: int,
+        report_queue: Callable[[int, int], None] = lambda _writes, _bytes: None,
+    ) -> None:
         self._address = address
+        self._report_queue = report_queue
         self._timeout_s = request_timeout_s
         self._queue_bytes_max = queue_bytes_max
         self._queue_bytes = 0
@@ -208,10 +218,19 @@ class Client:
 
     async def trouble(self) -> str:
         """Why reads or writes cannot be taken; empty when they can. Raises Unavailable when logd does not answer."""
+        status: Status = await self._ask(StatusRequest)
+        return status.trouble
+
+    async def stats(self) -> Stats:
+        """How logd is. Raises Unavailable when it does not answer."""
+        stats: Stats = await self._ask(StatsRequest)
+        return stats
+
+    async def _ask(self, kind: type[StatusRequest | StatsRequest]) -> Any:  # noqa: ANN401
         if not self._connected:
             raise Unavailable(_UNREACHABLE)
         self._question += 1
-        raw = protocol.encode(StatusRequest(self._question))
+        raw = protocol.encode(kind(self._question))
         deadline = self._loop.time() + min(self._timeout_s, _STATUS_TIMEOUT_SECONDS)
         status = _SentStatus(raw, self._loop.create_future(), deadline)
         self._sent_statuses[self._question] = status
@@ -348,7 +367,7 @@ class Client:
                 self._on_refused(reply)
             elif isinstance(reply, Hello):
                 self._on_hello()
-            elif isinstance(reply, Status):
+            elif isinstance(reply, Status | Stats):
                 self._on_status(reply)
             elif isinstance(reply, Gap):
                 self._on_gap(reply)
@@ -439,10 +458,10 @@ class Client:
         self._session = _Session()
         self._schedule_flush()
 
-    def _on_status(self, reply: Status) -> None:
+    def _on_status(self, reply: Status | Stats) -> None:
         sent = self._sent_statuses.pop(reply.number, None)
         if sent and not sent.future.done():
-            sent.future.set_result(reply.trouble)
+            sent.future.set_result(reply)
 
     # Deadlines -------------------------------------------------------------------------------------------
 
@@ -451,6 +470,8 @@ class Client:
             await asyncio.sleep(_SWEEP_SECONDS)
             self._fail_expired(self._loop.time())
             self._drain()
+            sent = sum(len(batch.writes) for batch in self._session.unanswered.values())
+            self._report_queue(len(self._writes) + sent, self._queue_bytes)
 
     def _fail_expired(self, now: float) -> None:
         while self._writes and self._writes[0].deadline <= now:
@@ -483,7 +504,7 @@ def _fail_first(waiting: Iterable[_Waiting], now: float, failure: RequestFailed)
 
 
 def _fail(
-    future: asyncio.Future[None] | asyncio.Future[bytes | None] | asyncio.Future[str], failure: RequestFailed
+    future: asyncio.Future[None] | asyncio.Future[bytes | None] | asyncio.Future[Any], failure: RequestFailed
 ) -> None:
     if not future.done():
         future.set_exception(type(failure)(*failure.args))  # each its own: raising one adds to its traceback

@@ -132,6 +132,8 @@ class Inherited:
     """The read end of a pipe that only the supervisor can close: its end means that the supervisor is gone."""
     logd_address: str
     """Where logd listens, as ipc://PATH."""
+    board_fd: int
+    """The memory in which all processes count (kv/board.py)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -140,6 +142,7 @@ class Inherited:
             listen_fd=int(environment["KV_INHERITED_LISTEN_FD"]),
             lifeline_fd=int(environment["KV_INHERITED_LIFELINE_FD"]),
             logd_address=environment["KV_INHERITED_LOGD_ADDRESS"],
+            board_fd=int(environment["KV_INHERITED_BOARD_FD"]),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -148,6 +151,7 @@ class Inherited:
             "KV_INHERITED_LISTEN_FD": str(self.listen_fd),
             "KV_INHERITED_LIFELINE_FD": str(self.lifeline_fd),
             "KV_INHERITED_LOGD_ADDRESS": self.logd_address,
+            "KV_INHERITED_BOARD_FD": str(self.board_fd),
         }
 
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
+from time import monotonic  # the clock of the loop counts milliseconds
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -20,6 +21,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from kv.board import OTHER, Slot
 from kv.config import Config
 
 _STOP_GRACE_SECONDS: Final = 0.25
@@ -51,6 +53,7 @@ class Exchange:
         "_parts",
         "_parts_bytes",
         "_waiter",
+        "arrived_at",
         "disconnected",
         "expects_continue",
         "is_started",
@@ -59,15 +62,24 @@ class Exchange:
         "response_complete",
         "response_started",
         "scope",
+        "status",
     )
 
     def __init__(
-        self, connection: "Connection", scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
+        self,
+        connection: "Connection",
+        scope: dict[str, Any],
+        arrived_at: float,
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
     ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.more_body = True
+        self.arrived_at = arrived_at
+        self.status = 0
         self.is_started = False
         self.disconnected = False
         self.response_started = False
@@ -148,7 +160,8 @@ class Exchange:
         if not self.response_started:
             self.response_started = True
             self.expects_continue = False
-            self._head = self._encode_head(event["status"], event["headers"])
+            self.status = event["status"]
+            self._head = self._encode_head(self.status, event["headers"])
             return
         body = b"" if self.scope["method"] == "HEAD" else event.get("body", b"")
         self._connection.transport.write(self._head + body)
@@ -173,6 +186,7 @@ class Connection(HttpToolsProtocol):
     """One client. A sweep asks each connection from time to time whether it is overdue: no timer per request."""
 
     limits: Config
+    counts: Slot
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with nothing received."""
@@ -183,7 +197,7 @@ class Connection(HttpToolsProtocol):
         """Whose body comes next. It may have its answer already: then the rest is dropped."""
         self._unparsed_bytes = 0  # since the last piece of a request was complete
         self._unparsed_since = 0.0
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
         self._unsent_bytes = 0  # at the last sweep
         self._unsent_since = 0.0
         self._refusal = (400, "bad request")
@@ -205,7 +219,7 @@ class Connection(HttpToolsProtocol):
         """Parse, within the limit on what is neither body nor a complete header block."""
         if self._is_refused:
             return
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
         if not self._unparsed_bytes:
             self._unparsed_since = self._last_active
         if not (self._in_message or data.isascii()):
@@ -274,6 +288,7 @@ class Connection(HttpToolsProtocol):
         self._arriving = Exchange(
             self,
             self._scope(method.decode(), version),
+            self._last_active,
             keep_alive=version == "1.1" and parser.should_keep_alive() and not self._stopping,
             expects_continue=self.expect_100_continue,
         )
@@ -312,6 +327,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if self._arriving:
             self._arriving.more_body = False
+            self._arriving.arrived_at = self._last_active
             self._arriving.wake()
 
     # From answers to bytes -------------------------------------------------------------------------------
@@ -325,7 +341,8 @@ class Connection(HttpToolsProtocol):
         """The first request of the queue has its answer: go on with the next."""
         answered = self._queue.popleft()
         self.server_state.total_requests += 1
-        self._last_active = self.loop.time()
+        self._last_active = monotonic()
+        self.counts.answered(answered.scope["method"], answered.status, self._last_active - answered.arrived_at)
         if not answered.keep_alive:
             self.transport.close()
             return
@@ -356,11 +373,17 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = text.encode() + b"\n"
+        self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
         head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
     # Limits ----------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._queue)
 
     def _header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

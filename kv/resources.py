@@ -14,7 +14,7 @@ import falcon
 import falcon.asgi
 
 from kv.client import NoSpace, OutcomeUnknown, RequestFailed, Unavailable
-from logd.protocol import KEY_PATTERN
+from logd.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _RETRY_AFTER_SECONDS: Final = "1"
@@ -44,6 +44,9 @@ class Storage(Protocol):
 
     def trouble(self) -> Awaitable[str]:
         """Why reads or writes cannot be taken; empty when they can."""
+
+    async def stats(self) -> Stats:
+        """How the log writer is. Raises Unavailable."""
 
 
 class Refusal(Exception):
@@ -133,6 +136,16 @@ class ClearResource(_Resource):
         await self._storage.clear()
 
 
+class LiveResource(_Resource):
+    """/live"""
+
+    async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
+        """Say ok: a worker that can say it is alive. Whether it is of use is for /health."""
+        resp.text = "ok"
+
+    on_head = on_get
+
+
 class HealthResource(_Resource):
     """/health"""
 
@@ -142,7 +155,7 @@ class HealthResource(_Resource):
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Say ok only when reads and writes can be taken."""
         if trouble := await self._storage.trouble():
-            raise Refusal(falcon.HTTP_503, trouble)
+            raise Unavailable(trouble)
         resp.text = "ok"
 
     on_head = on_get

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kv import lifeline, notify
+from kv import board, lifeline, notify
 from kv.config import Config, Inherited
 from logd.protocol import MESSAGE_OVERHEAD_BYTES, Exit
 
@@ -119,6 +119,9 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._serving = False
+        self._board_fd = board.make(config.workers)
+        self._board = board.Board(self._board_fd)
+        self._board.started(board.Role.SUPERVISOR)
         self._tree: int | None = None  # readable, at its end, once no process of the last gunicorn is left
         self._listener: socket.socket
         self._runtime: Path
@@ -262,6 +265,7 @@ class Supervisor:
         command += [text for option, value in options.items() for text in (option, str(value))]
         command += ["--must-exist"] if self._serving else []  # what was served must not begin anew, empty
         self._logd.start(command, _environment(), (read, said), held)
+        self._board.started(board.Role.LOGD)
         os.close(read)
         os.close(said)
         self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(ready))
@@ -289,10 +293,17 @@ class Supervisor:
         read, held = lifeline.make()
         self._tree, tree_end = os.pipe()
         os.set_inheritable(tree_end, True)
-        inherited = Inherited(listen_fd=self._listener.fileno(), lifeline_fd=read, logd_address=self._logd_address())
+        inherited = Inherited(
+            listen_fd=self._listener.fileno(),
+            lifeline_fd=read,
+            logd_address=self._logd_address(),
+            board_fd=self._board_fd,
+        )
         environment = _environment() | self._config.to_environment() | inherited.to_environment()
         command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
-        self._gunicorn.start(command, environment, (read, tree_end, self._listener.fileno()), held)
+        inherit = (read, tree_end, self._listener.fileno(), self._board_fd)
+        self._gunicorn.start(command, environment, inherit, held)
+        self._board.started(board.Role.GUNICORN)
         os.close(read)
         os.close(tree_end)
         self._selector.register(self._tree, selectors.EVENT_READ, self._on_tree_end)

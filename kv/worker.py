@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from kv import lifeline
+from kv import board, lifeline
 from kv.config import Config, Inherited
 from kv.connection import Connection
 
@@ -87,21 +88,24 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
+        Connection.counts = board.my_slot()  # not before: a worker that is told to stop while it starts is no restart
         await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
         log.info("stopped")
         watch.cancel()
+        Connection.counts.give_back()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def _watch(self, server: Server) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            now = loop.time()
-            for connection in list(server.server_state.connections):
-                if isinstance(connection, Connection) and connection.is_overdue(now):
+            now = time.monotonic()
+            connections = [each for each in server.server_state.connections if isinstance(each, Connection)]
+            Connection.counts.measure(len(connections), sum(each.in_flight for each in connections))
+            for connection in connections:
+                if connection.is_overdue(now):
                     connection.time_out()
 
     def _orphaned(self) -> None:

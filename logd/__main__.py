@@ -28,6 +28,7 @@ from logd import checkpoint, logs, recovery, reserve, server, tools
 from logd.commit import DiskFailed, GroupCommit
 from logd.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
 from logd.protocol import Exit
+from logd.stats import Observer, Recovery
 from logd.wal import NoSpace, Wal
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -236,6 +237,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         recovered.log_bytes,
         recovered.snapshot_bytes,
         reserve_bytes,
+        last_at=_modified_at(directory, recovered.snapshot),
     )
     storage = GroupCommit(
         disk,
@@ -244,6 +246,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         group_bytes_max=arguments.message_bytes_max,
         on_group=lambda: checkpointer.maybe_start(wal.sealed),
     )
+    observer = Observer(disk, recovered.store, storage, checkpointer, Recovery.of(recovered))
     del recovered
     gc.freeze()  # what was loaded is not garbage: collections need not look at it
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -251,7 +254,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         socket = server.open_socket(context, arguments.socket, arguments.message_bytes_max)
         os.write(arguments.ready_fd, b"\n")
         os.close(arguments.ready_fd)
-        server.Server(socket, storage, arguments.lifeline_fd).run()
+        server.Server(socket, storage, arguments.lifeline_fd, observer.stats).run()
         storage.stop()
         socket.close()
     finally:
@@ -260,6 +263,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     context.term()
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED
+
+
+def _modified_at(directory: Path, name: str | None) -> float:
+    return (directory / name).stat().st_mtime if name else 0.0
 
 
 def _stop_while_reading(lifeline_fd: int) -> threading.Lock:

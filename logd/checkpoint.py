@@ -11,6 +11,7 @@ is due, plus what is written while one runs.
 
 import itertools
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -36,7 +37,11 @@ class Policy(NamedTuple):
 
     def is_due(self, log_bytes: int, snapshot_bytes: int) -> bool:
         """True when the log since the snapshot is worth folding."""
-        return log_bytes >= max(self.log_bytes_min, self.ratio * snapshot_bytes)
+        return log_bytes >= self.due_bytes(snapshot_bytes)
+
+    def due_bytes(self, snapshot_bytes: int) -> int:
+        """How much log beside such a snapshot is worth folding."""
+        return max(self.log_bytes_min, math.ceil(self.ratio * snapshot_bytes))
 
 
 def fold(disk: Disk, upto: int) -> None:
@@ -82,24 +87,45 @@ class Checkpointer:
     """Starts a checkpoint when one is due, one at a time. Used by one thread."""
 
     def __init__(
-        self, directory: Path, policy: Policy, log_bytes: int, snapshot_bytes: int, reserve_bytes: int = 0
+        self,
+        directory: Path,
+        policy: Policy,
+        log_bytes: int,
+        snapshot_bytes: int,
+        reserve_bytes: int = 0,
+        *,
+        last_at: float = 0.0,
     ) -> None:
         self._directory = directory
         self._reserve_bytes = reserve_bytes
         self._policy = policy
-        self._snapshot_bytes = snapshot_bytes
+        self.snapshot_bytes = snapshot_bytes
+        self.outcomes = {"done": 0, "failed": 0}
+        self.last_seconds = 0.0
+        self.last_at = last_at
         self._before_bytes = log_bytes  # sealed before this process, and not in a snapshot
         self._covered_bytes = 0  # of what this process sealed, how much a snapshot holds
         self._child: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0
         self._stopping = False
 
+    @property
+    def due_bytes(self) -> int:
+        """How much sealed log makes the next one due."""
+        return self._policy.due_bytes(self.snapshot_bytes)
+
+    def log_bytes(self, written_bytes: int) -> int:
+        """How much log is in no snapshot, when this process has written that much.
+
+        Never less than none: what is covered is known with the headers of segments, what was appended without.
+        """
+        return max(0, self._before_bytes + written_bytes - self._covered_bytes)
+
     def maybe_start(self, sealed: wal.Sealed) -> None:
         """Start a child when the sealed log is large enough."""
         if self._child is not None or time.monotonic() < self._not_before:
             return
-        log_bytes = self._before_bytes + sealed.bytes - self._covered_bytes
-        if self._policy.is_due(log_bytes, self._snapshot_bytes):
+        if self._policy.is_due(self.log_bytes(sealed.bytes), self.snapshot_bytes):
             command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
             command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logs.flags()]
             try:
@@ -112,11 +138,14 @@ class Checkpointer:
             threading.Thread(target=self._wait, args=(self._child, sealed), daemon=True).start()
 
     def _wait(self, child: subprocess.Popen[bytes], sealed: wal.Sealed) -> None:
+        began = time.monotonic()
         status = child.wait()
         try:
             if status == 0:
                 self._before_bytes, self._covered_bytes = 0, sealed.bytes
-                self._snapshot_bytes = os.path.getsize(self._directory / snapshot.snapshot_name(sealed.sequence))
+                self.outcomes["done"] += 1
+                self.last_seconds, self.last_at = time.monotonic() - began, time.time()
+                self.snapshot_bytes = os.path.getsize(self._directory / snapshot.snapshot_name(sealed.sequence))
             elif not self._stopping:
                 self._failed(sealed, f"status {status}")
         finally:
@@ -126,6 +155,7 @@ class Checkpointer:
 
     def _failed(self, sealed: wal.Sealed, why: str) -> None:
         log.error("checkpoint as of frame %d failed (%s); trying again in %g s", sealed.sequence, why, RETRY_SECONDS)
+        self.outcomes["failed"] += 1
         self._not_before = time.monotonic() + RETRY_SECONDS
 
     def stop(self) -> bool:

@@ -13,14 +13,19 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from logd.counts import Counts
 from logd.disk import Disk
+from logd.frame import FRAME_HEADER_BYTES
 from logd.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 from logd.store import SESSIONS_MAX, Store
-from logd.wal import NoSpace, Wal
+from logd.wal import NoSpace, Wal, encode_payload
+
+_FRAME_OVERHEAD_BYTES: Final = FRAME_HEADER_BYTES + len(encode_payload([]))
 
 log = logging.getLogger("logd.commit")
 
@@ -63,6 +68,7 @@ class GroupCommit:
         self._disk = disk
         self._wal = wal
         self._store = store
+        self.counts = Counts()
         self._group_bytes_max = group_bytes_max
         self._on_group = on_group
         self._intakes: dict[bytes, Intake] = {}
@@ -70,7 +76,8 @@ class GroupCommit:
         self._in_flight: list[Taken] = []
         self._needed_bytes = 0  # what the last group wanted when the disk was full; 0 when it was not
         self._to_sync: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
-        self._synced: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._synced: queue.SimpleQueue[Exception | float] = queue.SimpleQueue()
+        """How a group ended: a failure, or the seconds that its sync took."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         self._thread = threading.Thread(target=self._sync_loop, name="sync", daemon=True)
@@ -123,19 +130,20 @@ class GroupCommit:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
         try:
-            failure = self._synced.get_nowait()
+            end = self._synced.get_nowait()
         except queue.Empty:
             return []
-        if failure and not isinstance(failure, NoSpace):
-            raise DiskFailed(str(failure)) from failure
+        if isinstance(end, Exception) and not isinstance(end, NoSpace):
+            raise DiskFailed(str(end)) from end
         group, self._in_flight = self._in_flight, []
-        if failure:
+        if isinstance(end, Exception):
             return self._refuse(group)
         if self._needed_bytes:
             log.info("there is space again: writes are taken")
             self._needed_bytes = 0
         self._start_group()  # the next sync runs while this group is applied and answered
         replies = self._apply(group)
+        self.counts.group([batch for _, batch in group], _frame_bytes(group), end)
         self._on_group()
         return replies
 
@@ -181,13 +189,15 @@ class GroupCommit:
 
     def _sync_loop(self) -> None:
         while (raws := self._to_sync.get()) is not None:
-            failure: Exception | None = None
+            end: Exception | float
             try:
                 self._wal.append(raws)
+                began = time.perf_counter()
                 self._wal.sync()
+                end = time.perf_counter() - began
             except Exception as error:  # whatever it is, the main thread has to hear of it
-                failure = error
-            self._synced.put(failure)
+                end = error
+            self._synced.put(end)
             os.write(self._wake_write, b"\0")
 
     def _apply(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
@@ -215,3 +225,7 @@ class GroupCommit:
             intake.taken = self._store.sessions.get(session, -1)
             intake.refused = numbers[-1]
         return [(session, Refused(session, numbers, Reason.NO_SPACE)) for session, numbers in refused.items()]
+
+
+def _frame_bytes(group: Sequence[Taken]) -> int:
+    return _FRAME_OVERHEAD_BYTES + sum(len(taken.raw) for taken in group)

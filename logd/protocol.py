@@ -1,7 +1,7 @@
 """The messages between HTTP workers and logd.
 
-This is the only module that both sides import, beside logd/logs.py. It knows how a message is encoded and what each one
-promises; it does not know who sends it, over what, or what is done with it.
+This is the only module that both sides import, beside logd/logs.py and logd/usage.py. It knows how a message is encoded
+and what each one promises; it does not know who sends it, over what, or what is done with it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
 A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
@@ -91,7 +91,13 @@ class StatusRequest(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=Fals
     number: int
 
 
-Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest
+class StatsRequest(msgspec.Struct, tag=4, array_like=True, frozen=True, gc=False):
+    """How is the log writer? Answered by `Stats`."""
+
+    number: int
+
+
+Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest
 
 # logd to worker ------------------------------------------------------------------------------------------
 
@@ -151,7 +157,55 @@ class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
     trouble: str
 
 
-Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status
+class Histogram(msgspec.Struct, array_like=True, gc=False):
+    """How many values were at most `bounds[i]` and above the bound before; the last count is of those above all."""
+
+    bounds: list[float]
+    counts: list[int]
+    total: float
+
+
+class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, gc=False):
+    """Numbers for people who watch. What is counted is counted since this logd was started."""
+
+    number: int
+    trouble: str
+    """As in `Status`."""
+    keys: int
+    data_bytes: int
+    """Keys and values, without what it costs to hold them."""
+    sessions: int
+    groups: int
+    batches: int
+    refused: dict[str, int]
+    """Batches that were answered, and not taken, by reason."""
+    group_writes: Histogram
+    sync_seconds: Histogram
+    appended_bytes: int
+    log_bytes: int
+    """Of the log that no snapshot holds."""
+    segments: int
+    free_bytes: int
+    snapshot_bytes: int
+    checkpoint_due_bytes: int
+    """As much sealed log makes a checkpoint due."""
+    checkpoints: dict[str, int]
+    """By outcome."""
+    checkpoint_seconds: float
+    """How long the last one took; 0 when there was none."""
+    checkpoint_at: float
+    """When the newest snapshot was finished, as seconds since 1970; 0 when there is none."""
+    finding: str
+    """What recovery found, as in logd/recovery.py."""
+    recovery_seconds: float
+    dropped_bytes: int
+    """Of a write that was cut short; recovery dropped them."""
+    cpu_seconds: float
+    resident_bytes: int
+    """0 where the system does not tell."""
+
+
+Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode

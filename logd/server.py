@@ -9,13 +9,25 @@ at most one finished group, and lets all writes that came be the next one.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import zmq
 
 from logd import protocol
-from logd.protocol import Committed, Hello, ReadBatch, Reply, Status, StatusRequest, Values, WriteBatch
+from logd.counts import Counts
+from logd.protocol import (
+    Committed,
+    Hello,
+    ReadBatch,
+    Reply,
+    Stats,
+    StatsRequest,
+    Status,
+    StatusRequest,
+    Values,
+    WriteBatch,
+)
 
 log = logging.getLogger("logd.server")
 
@@ -24,6 +36,8 @@ _DRAIN_MESSAGES_MAX = 1000  # so that replies of a finished group do not wait fo
 
 class Storage(Protocol):
     """What the server needs of storage."""
+
+    counts: Counts
 
     def fileno(self) -> int:
         """A descriptor that is readable when `collect` has something to do."""
@@ -65,10 +79,13 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_b
 class Server:
     """Serves until the lifeline closes, which is how the supervisor says stop, and how its death is noticed."""
 
-    def __init__(self, socket: zmq.Socket[bytes], storage: Storage, lifeline_fd: int) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], storage: Storage, lifeline_fd: int, stats: Callable[[int], Stats]
+    ) -> None:
         self._socket = socket
         self._storage = storage
         self._lifeline_fd = lifeline_fd
+        self._stats = stats
         self._peers: dict[bytes, bytes] = {}
         """Session to the connection that it last wrote from."""
 
@@ -110,6 +127,7 @@ class Server:
             return
         if isinstance(request, WriteBatch):
             if reply := self._storage.submit(raw, request):
+                self._storage.counts.answer(reply)
                 self._send(peer, reply)
             else:
                 self._peers[request.session] = peer
@@ -117,6 +135,8 @@ class Server:
             self._answer_reads(peer, request)
         elif isinstance(request, StatusRequest):
             self._send(peer, Status(request.number, self._storage.trouble()))
+        elif isinstance(request, StatsRequest):
+            self._send(peer, self._stats(request.number))
 
     def _answer_reads(self, peer: bytes, request: ReadBatch) -> None:
         first, size, values = 0, 0, []
@@ -135,6 +155,7 @@ class Server:
                 self._send(peer, reply)
             if not isinstance(reply, Committed):  # nothing of this session waits any more, and it may never come back
                 self._peers.pop(session, None)
+                self._storage.counts.answer(reply)
 
     def _send(self, peer: bytes, reply: Reply) -> None:
         try:

@@ -177,7 +177,7 @@ def import_(disk: Disk, lines: IO[str], *, progress: bool = False) -> int:
             entry = decode(line)
         except DECODE_ERRORS as error:
             raise CannotImport(f"line {number}: {error}") from error
-        store.data[entry.key] = entry.value.encode()
+        store.put({entry.key: entry.value.encode()})
     snapshot.write(disk, store, 0)
     wal.Wal(disk, 1, segment_bytes=1).close()
     return len(store.data)

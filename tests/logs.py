@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from logd import frame, protocol, snapshot, wal
 from logd.disk import DiskFile, LocalDisk
-from logd.protocol import WriteBatch
+from logd.protocol import Histogram, Stats, WriteBatch
 from logd.store import Store
 from tests.harness import await_true
 
@@ -45,8 +45,9 @@ def state(sequence: int) -> Store:
 
 
 def same(one: Store, other: Store) -> bool:
-    """Equal in all that counts: keys, values, sessions and their order."""
-    return one.data == other.data and list(one.sessions.items()) == list(other.sessions.items())
+    """Equal in all that counts: keys, values, their size, sessions and their order."""
+    sessions = [list(store.sessions.items()) for store in (one, other)]
+    return (one.data, one.data_bytes, sessions[0]) == (other.data, other.data_bytes, sessions[1])
 
 
 GARBAGE = {
@@ -65,6 +66,37 @@ GARBAGE = {
     "a nest without end": bytes.fromhex("94 02 01 90") + b"\x91" * 100_000 + b"\x01",
 }
 """What is no message, by what is wrong with it."""
+
+
+def stats(number: int) -> Stats:
+    """Numbers that logd may tell."""
+    return Stats(
+        number=number,
+        trouble="",
+        keys=2,
+        data_bytes=300,
+        sessions=3,
+        groups=4,
+        batches=5,
+        refused={"gap": 6},
+        group_writes=Histogram([1.0], [7, 8], 0.5),
+        sync_seconds=Histogram([], [9], 0.0),
+        appended_bytes=10,
+        log_bytes=11,
+        segments=12,
+        free_bytes=13,
+        snapshot_bytes=14,
+        checkpoint_due_bytes=15,
+        checkpoints={"done": 16},
+        checkpoint_seconds=1.0,
+        checkpoint_at=2.0,
+        finding="NEW",
+        recovery_seconds=0.0,
+        dropped_bytes=17,
+        cpu_seconds=0.5,
+        resident_bytes=18,
+    )
+
 
 # Files ---------------------------------------------------------------------------------------------------
 

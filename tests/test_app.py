@@ -52,6 +52,9 @@ class Storage:
         self._fail()
         return self._trouble
 
+    async def stats(self):
+        raise Unavailable("the log writer is not reachable")
+
 
 class Answer(NamedTuple):
     status: int
@@ -140,6 +143,7 @@ def put(storage, path, *pieces):
         ("DELETE /kv/c", b"", 200, b"", ABC),
         ("DELETE /clear", b"", 200, b"", {}),
         ("GET /health", b"", 200, b"ok", ABC),
+        ("GET /live", b"", 200, b"ok", ABC),
         ("PUT /kv/", b"3", 400, b"key cannot be empty\n", ABC),
         ("GET /kv/", b"", 400, b"key cannot be empty\n", ABC),
         ("DELETE /kv/", b"", 400, b"key cannot be empty\n", ABC),
@@ -154,7 +158,7 @@ def test_a_request_gets_its_answer_and_changes_what_it_says(request_, body, stat
     assert (got.status, got.body, storage.data) == (status, answer, data)
 
 
-@pytest.mark.parametrize("path", ["/kv/a", "/kv/none", "/kv/", "/kv/%FF", "/health", "/nope"])
+@pytest.mark.parametrize("path", ["/kv/a", "/kv/none", "/kv/", "/kv/%FF", "/health", "/live", "/nope"])
 @pytest.mark.parametrize("trouble", ["", "the disk is on fire"])
 def test_head_is_get_without_the_body(path, trouble):
     storage = Storage({"a": "ü".encode()}, trouble=trouble)
@@ -175,6 +179,8 @@ WEBDAV = ["COPY", "LOCK", "MKCOL", "MOVE", "PROPFIND", "PROPPATCH", "UNLOCK", "R
         ("/kv/%FF", KEY_METHODS),
         ("/clear", "DELETE"),
         ("/health", "GET, HEAD"),
+        ("/live", "GET, HEAD"),
+        ("/metrics", "GET, HEAD"),
     ],
 )
 def test_a_method_that_is_not_offered_is_405_and_the_answer_names_those_that_are(path, allow):
@@ -400,3 +406,10 @@ def test_a_defect_is_500_and_is_logged_without_telling_the_client_more(request_,
 def test_health_says_why_the_server_cannot_take_reads_and_writes():
     answer = ask(Storage(trouble="no space left on device"), "GET /health")
     assert (answer.status, answer.body) == (503, b"no space left on device\n")
+    assert answer.headers["retry-after"].isdecimal()
+
+
+@pytest.mark.parametrize("failure", [Unavailable("the log writer is not reachable"), ZeroDivisionError()])
+def test_a_worker_says_that_it_lives_whatever_is_wrong_behind_it(failure):
+    answer = ask(Storage(failure=failure, trouble="no space left on device"), "GET /live")
+    assert (answer.status, answer.body) == (200, b"ok")

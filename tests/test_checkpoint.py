@@ -298,6 +298,9 @@ def test_a_checkpoint_starts_when_it_is_due_and_the_accounting_begins_anew(tmp_p
     assert set(disk.names()) == file_names("6-6 7-7 @5 @6")
     assert [child.returncode for child in children] == [Exit.STOPPED, Exit.STOPPED]
     assert errors(caplog) == []
+    assert checkpointer.outcomes == {"done": 2, "failed": 0}
+    assert checkpointer.last_at >= (tmp_path / file_name("@6")).stat().st_mtime
+    assert checkpointer.log_bytes(1700) == 100
 
 
 def test_the_size_of_the_new_snapshot_counts_for_the_next(tmp_path, children, settled):
@@ -361,6 +364,7 @@ def test_a_checkpoint_that_fails_is_one_log_line_and_changes_nothing(held, child
     settled()
     assert len(errors(caplog)) == 1
     assert f"frame 5 failed (status {Exit.CRASHED:d})" in errors(caplog)[0]
+    assert (checkpointer.outcomes, checkpointer.last_at) == ({"done": 0, "failed": 1}, 0.0)
     assert {name for name in os.listdir(held.directory) if not name.endswith(".tmp")} == file_names("1-3 4-5 6-6")
     assert same(recovery.load(LocalDisk(held.directory)).store, state(6))
 
@@ -372,6 +376,7 @@ def test_stopping_ends_a_running_checkpoint_without_a_word(held, children, settl
     checkpointer.stop()
     assert children[0].returncode == -signal.SIGKILL
     settled()
+    assert checkpointer.outcomes == {"done": 0, "failed": 0}
     assert errors(caplog) == []
     assert set(os.listdir(held.directory)) == file_names("1-3 4-5 6-6")
 

@@ -23,11 +23,13 @@ from logd.protocol import (
     ReadBatch,
     Reason,
     Refused,
+    StatsRequest,
     Status,
     StatusRequest,
     Values,
     WriteBatch,
 )
+from tests.logs import stats
 
 GUARD_SECONDS = 20.0
 SHORT_SECONDS = 0.25
@@ -784,6 +786,22 @@ async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
     (status,) = await turn(client.trouble())
     assert status.done()  # at once
     assert await outcome(status) is Unavailable
+
+
+@scenario()
+async def test_stats_are_what_logd_tells(client, logd):
+    (asked,) = await turn(client.stats())
+    request = await logd.receive(StatsRequest)
+    told = stats(request.number)
+    logd.reply(told)
+    assert await asked == told
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_stats_are_unavailable_when_logd_is_silent(client, logd):
+    (asked,) = await turn(client.stats())
+    await logd.receive(StatsRequest)
+    assert await outcome(asked) is Unavailable
 
 
 @scenario()

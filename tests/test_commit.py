@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from logd import protocol, recovery
 from logd.commit import DiskFailed, GroupCommit
+from logd.frame import HEADER_BYTES
 from logd.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
 from logd.store import SESSIONS_MAX, Store
 from logd.wal import Wal
@@ -163,6 +164,21 @@ def test_a_group_is_one_append_and_one_sync_and_is_reported_once(engine):
     engine.settle()
     assert [call.operation for call in engine.disk.calls] == ["append", "sync"]
     assert engine.groups_seen == before + 1
+
+
+def test_a_group_is_counted_with_its_batches_and_writes_and_with_what_the_log_grew_by(engine):
+    await_held = engine.hold()
+    engine.send(C, 1)
+    await_held()
+    engine.send(A, 1, puts={"k": b"a", "a": b"1"}, deletes=["b"])
+    engine.send(B, 1, clear=True)
+    engine.let_go()
+    engine.settle()
+    counts = engine.commit.counts
+    assert (counts.groups, counts.batches) == (3 + 2, 3 + 3)
+    assert (counts.group_writes.counts[:3], counts.group_writes.total) == ([4, 0, 1], 4)
+    assert (sum(counts.sync_seconds.counts), counts.sync_seconds.total > 0) == (5, True)
+    assert counts.appended_bytes == recovery.load(engine.disk).log_bytes - HEADER_BYTES
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])

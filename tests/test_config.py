@@ -174,6 +174,7 @@ def test_what_is_no_size_has_no_unit(capsys, text):
 SECONDS = st.floats(0.1, 1e6)
 SIZES = st.integers(1024, 1 << 40)
 TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)
+DESCRIPTORS = st.integers(0, 1 << 20)
 CONFIGS = st.builds(
     Config,
     host=TEXTS,
@@ -203,9 +204,9 @@ def test_options_survive_the_environment_unchanged(config):
     assert set(environment) == {variable(name) for name in NAMES}
 
 
-@given(st.integers(0, 1 << 20), st.integers(0, 1 << 20), TEXTS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address):
-    inherited = Inherited(listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address)
+@given(DESCRIPTORS, DESCRIPTORS, TEXTS, DESCRIPTORS)
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, board_fd):
+    inherited = Inherited(listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, board_fd=board_fd)
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited
     assert Config.from_environment(environment) == DEFAULTS

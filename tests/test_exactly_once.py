@@ -163,7 +163,7 @@ class World:
     def logd_starts(self, _):
         if not self.storage:
             self.storage, self.synced = commit.GroupCommit(self, self, replay(self.log)[0]), False
-            self.server = server.Server(self, self.storage, -1)
+            self.server = server.Server(self, self.storage, -1, stats=None)
 
     def logd_dies(self, _=None):
         if self.storage:

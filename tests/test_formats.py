@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,16 +21,32 @@ from logd.protocol import (
     Dropped,
     Gap,
     Hello,
+    Histogram,
     ReadBatch,
     Reason,
     Refused,
+    Stats,
+    StatsRequest,
     Status,
     StatusRequest,
     Values,
     WriteBatch,
 )
 from logd.store import Store
-from tests.logs import GARBAGE, MARKER, OTHER_MARKER, A, B, batch, flipped, framed, payload_of, read_segment, segment
+from tests.logs import (
+    GARBAGE,
+    MARKER,
+    OTHER_MARKER,
+    A,
+    B,
+    batch,
+    flipped,
+    framed,
+    payload_of,
+    read_segment,
+    segment,
+    stats,
+)
 
 MIB = 1 << 20
 SIZES = pytest.mark.parametrize("size", [MIB // 10, MIB, 16 * MIB], ids=["0.1 MiB", "1 MiB", "16 MiB"])
@@ -44,6 +61,7 @@ REQUESTS = [
     ),
     (ReadBatch(300, ["a", "b"]), "93 02 cd012c 92 a161 a162"),
     (StatusRequest(1), "92 03 01"),
+    (StatsRequest(1), "92 04 01"),
 ]
 REPLIES = [
     (Hello(4711), "92 0a cd1267"),
@@ -53,6 +71,12 @@ REPLIES = [
     (Dropped(A, 9), f"93 0e {_A} 09"),
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),
     (Status(1, "full"), "93 10 01 a466756c6c"),
+    (
+        stats(1),
+        "dc0019 11 01 a0 02 cd012c 03 04 05 81a367617006 93 91cb3ff0000000000000 920708 cb3fe0000000000000"
+        "93 90 9109 cb0000000000000000 0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
+        "a34e4557 cb0000000000000000 11 cb3fe0000000000000 12",
+    ),
 ]
 MESSAGES = [
     pytest.param(message, bytes.fromhex(golden), decode, id=type(message).__name__)
@@ -102,10 +126,19 @@ _write_batch = st.builds(
     st.dictionaries(st.text(), st.binary(), max_size=5),
     st.lists(st.text(), max_size=5),
 )
+_float = st.floats(allow_nan=False)
+_of_type = {
+    int: _number,
+    float: _float,
+    str: st.text(),
+    dict[str, int]: st.dictionaries(st.text(), _number, max_size=3),
+    Histogram: st.builds(Histogram, st.lists(_float, max_size=3), st.lists(_number, max_size=3), _float),
+}
 _request = st.one_of(
     _write_batch,
     st.builds(ReadBatch, _number, st.lists(st.text(), max_size=5)),
     st.builds(StatusRequest, _number),
+    st.builds(StatsRequest, _number),
 )
 _reply = st.one_of(
     st.builds(Hello, _number),
@@ -115,6 +148,7 @@ _reply = st.one_of(
     st.builds(Dropped, _session, _number),
     st.builds(Values, _number, _number, st.lists(st.none() | st.binary(), max_size=5)),
     st.builds(Status, _number, st.text()),
+    st.builds(Stats, **{field.name: _of_type[field.type] for field in msgspec.structs.fields(Stats)}),
 )
 
 
@@ -135,7 +169,7 @@ def test_a_message_with_changed_bytes_is_another_message_or_a_decode_error(case,
         decoded = protocol.decode_request(bytes(raw))
     except DECODE_ERRORS:
         return
-    assert isinstance(decoded, WriteBatch | ReadBatch | StatusRequest)
+    assert isinstance(decoded, WriteBatch | ReadBatch | StatusRequest | StatsRequest)
 
 
 # Headers and single frames -------------------------------------------------------------------------------

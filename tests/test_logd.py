@@ -23,6 +23,8 @@ from logd.protocol import (
     Gap,
     Hello,
     ReadBatch,
+    Stats,
+    StatsRequest,
     Status,
     StatusRequest,
     Values,
@@ -294,6 +296,25 @@ def test_a_question_without_keys_is_answered(peer):
     peer.send(StatusRequest(6))
     assert peer.receive() == Values(5, 0, [])
     assert peer.receive() == Status(6, "")
+
+
+def test_it_tells_how_it_is_and_what_it_refused(logd, peer):
+    assert peer.ask(batch(A, 1, base=1, puts={"k": b"v", "key": b"value"})) == Committed(A, [1])
+    assert isinstance(peer.ask(batch(A, 3, base=2)), Gap)
+    assert isinstance(peer.ask(batch(B, 1, base=1)), Dropped)
+    stats = peer.ask(StatsRequest(8))
+    assert isinstance(stats, Stats)
+    assert (stats.number, stats.trouble, stats.finding) == (8, "", "NEW")
+    assert (stats.keys, stats.data_bytes, stats.sessions) == (2, 10, 1)
+    assert (stats.groups, stats.batches, stats.group_writes.total) == (2, 2, 2)
+    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0}
+    assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
+
+
+def test_a_directory_that_is_gone_does_not_keep_it_from_telling(logd, peer):
+    shutil.rmtree(logd.directory)
+    stats = peer.ask(StatsRequest(8))
+    assert (stats.number, stats.segments) == (8, 0)
 
 
 @pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GARBAGE.items() if raw])

@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 def store_of(data=None, sessions=None):
     store = Store()
-    store.data = data or {}
+    store.put(data or {})
     store.sessions = sessions or {}
     return store
 

@@ -1,5 +1,8 @@
 """The state machine: what each batch does, and that it does it once."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from logd.store import SESSIONS_MAX, Store
 from tests.logs import A, B, batch
 
@@ -53,3 +56,16 @@ def test_the_session_that_wrote_least_recently_makes_room():
     assert A in store.sessions
     assert B not in store.sessions
     assert not store.apply(batch(B, 1, puts={"x": b"1"}))
+
+
+_keys = st.sampled_from(["a", "bb", "ccc"])
+_writes = st.tuples(st.booleans(), st.dictionaries(_keys, st.binary(max_size=3)), st.lists(_keys, unique=True))
+
+
+@given(st.lists(_writes, max_size=20))
+def test_the_size_of_the_data_is_that_of_all_keys_and_values(writes):
+    store = opened()
+    for number, (clear, puts, deletes) in enumerate(writes, start=1):
+        store.apply(batch(number=number, clear=clear, puts=puts, deletes=deletes))
+        store.apply(batch(number=number, puts={"repeated": b"and not applied"}))
+        assert store.data_bytes == sum(len(key) + len(value) for key, value in store.data.items())

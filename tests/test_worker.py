@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 
-from kv import lifeline
+from kv import board, lifeline
 from kv.config import Config, Inherited
 from tests.harness import ROOT, Answer, await_true, call
 
@@ -136,7 +136,8 @@ class Gunicorn:
         self.port = self._listener.getsockname()[1]
         read, self._lifeline = lifeline.make()
         listen_fd = self._listener.fileno()
-        inherited = Inherited(listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody")
+        board_fd = board.make(workers=1)
+        inherited = Inherited(listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody", board_fd=board_fd)
         (directory / "conf.py").write_text(
             CONF.format(listen_fd=listen_fd, worker_class=worker_class, stops=self._stops, more=conf)
         )
@@ -146,13 +147,14 @@ class Gunicorn:
                 [sys.executable, "-m", "gunicorn", "-c", directory / "conf.py", "hosted:app"],
                 cwd=directory,
                 env=clean | {"PYTHONPATH": f"{ROOT}:{directory}"} | inherited.to_environment() | environment,
-                pass_fds=(listen_fd, read),
+                pass_fds=(listen_fd, read, board_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         os.close(read)
+        os.close(board_fd)
 
     def __enter__(self):
         return self

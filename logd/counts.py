@@ -1,0 +1,61 @@
+"""What logd counts about its own work: plain numbers, updated once a group.
+
+Knows nothing of who reports them (logd/stats.py), nor of what a number is called where it is shown (kv/metrics.py).
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from logd.protocol import Dropped, Gap, Histogram, Reason, Refused, Reply, WriteBatch
+
+_OUT_OF_ORDER: Final = "out_of_order"
+_DROPPED: Final = "session_dropped"
+_GROUP_WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SYNC_SECONDS: Final = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Counts:
+    """The work of one logd since it was started."""
+
+    def __init__(self) -> None:
+        self.groups = 0
+        self.batches = 0
+        self.appended_bytes = 0
+        self.refused: Counter[str] = Counter(dict.fromkeys((_OUT_OF_ORDER, _DROPPED, *map(_name, Reason)), 0))
+        """Batches that were answered, and not taken, by reason."""
+        self.group_writes = empty(_GROUP_WRITES)
+        self.sync_seconds = empty(_SYNC_SECONDS)
+
+    def group(self, batches: Sequence[WriteBatch], frame_bytes: int, sync_seconds: float) -> None:
+        """Take note of a group that is durable."""
+        self.groups += 1
+        self.batches += len(batches)
+        self.appended_bytes += frame_bytes
+        observe(self.group_writes, sum(len(each.puts) + len(each.deletes) + each.clear for each in batches))
+        observe(self.sync_seconds, sync_seconds)
+
+    def answer(self, reply: Reply) -> None:
+        """Take note of an answer to a batch that is not, or not yet, applied."""
+        if isinstance(reply, Refused):
+            self.refused[_name(reply.reason)] += len(reply.numbers)
+        elif isinstance(reply, Gap):
+            self.refused[_OUT_OF_ORDER] += 1
+        elif isinstance(reply, Dropped):
+            self.refused[_DROPPED] += 1
+
+
+def _name(reason: Reason) -> str:
+    return reason.name.lower()
+
+
+def empty(bounds: Sequence[float]) -> Histogram:
+    """A histogram of nothing yet."""
+    return Histogram(list(bounds), [0] * (len(bounds) + 1), 0.0)
+
+
+def observe(histogram: Histogram, value: float) -> None:
+    """Add one value to a histogram."""
+    histogram.counts[bisect_left(histogram.bounds, value)] += 1
+    histogram.total += value

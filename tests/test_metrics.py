@@ -1,0 +1,292 @@
+"""What /metrics shows of a server that serves, is killed, or has lost its log writer; and what builds on that."""
+
+import contextlib
+import http.client
+import itertools
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness import ROOT, Server, SlowPut, await_true, exchange, idle_connection
+
+ALERTS = ROOT / "deploy" / "alerts.yml"
+DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"
+ROW = re.compile(r"\| `(?P<name>kv_\w+)` \| (?P<kind>\w+) \|(?P<labels>[^|]*)\| (?P<meaning>[^|]+) \|[^|]*\|")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("metrics") / "data", "--workers=2") as server:
+        yield server
+
+
+class Scrape:
+    """What was shown at one moment."""
+
+    def __init__(self, server):
+        answer = server.call("GET", "/metrics")
+        assert answer.status == 200
+        shown = list(text_string_to_metric_families(answer.body.decode()))
+        self.families = {family.name + "_total" * (family.type == "counter"): family for family in shown}
+        self.samples = [sample for family in shown for sample in family.samples]
+
+    def value(self, name, **labels):
+        """The sum of the samples that have these labels; None when there are none."""
+        found = [each.value for each in self.samples if each.name == name and labels.items() <= each.labels.items()]
+        return sum(found) if found else None
+
+    def restarts(self):
+        roles = ("logd", "gunicorn", "worker")
+        return tuple(self.value("kv_process_restarts_total", role=role) for role in roles)
+
+
+def value(server, name, **labels):
+    return Scrape(server).value(name, **labels)
+
+
+def await_shown(server, condition, what):
+    """Wait until a scrape is as it should be. One may hit a process that dies, too."""
+
+    def is_shown():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return condition(Scrape(server))
+        return False
+
+    await_true(is_shown, 30, what)
+
+
+def await_value(server, expected, name, **labels):
+    await_shown(server, lambda shown: shown.value(name, **labels) == expected, f"{name} {labels} at {expected}")
+
+
+def documented():
+    rows = (ROOT / "docs" / "metrics.md").read_text().splitlines()
+    return {match["name"]: match for row in rows if (match := ROW.fullmatch(row))}
+
+
+def expressions():
+    """All that is asked of Prometheus, with what the dashboard leaves to the user filled in."""
+    rules = [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    board = json.loads(DASHBOARD.read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return rules, [each.replace("$__rate_interval", "1m") for each in asked]
+
+
+# What is counted -----------------------------------------------------------------------------------------
+
+
+def test_it_is_plain_text_as_all_answers_are_and_head_gives_its_headers(server):
+    get, head = server.call("GET", "/metrics"), server.call("HEAD", "/metrics")
+    assert (head.status, head.body) == (200, b"")
+    for answer in (get, head):
+        assert (
+            answer.headers["content-type"] == "text/plain; charset=utf-8"
+        )  # Prometheus takes it; a version is optional
+        assert answer.headers["content-length"].isdecimal()
+
+
+def test_requests_of_all_workers_are_counted_by_method_and_status_whichever_is_asked(tmp_path):
+    with Server(tmp_path / "data", "--workers=3") as server:
+        for number in range(60):
+            server.put(f"key{number % 20}", b"value")
+        assert server.get("nothing") is None
+        assert exchange(server.port, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        for name in ("kv_http_requests_total", "kv_http_request_duration_seconds_count"):
+            await_value(server, 60, name, method="PUT")
+        await_value(server, 1, "kv_http_requests_total", method="GET", status="404")
+        await_value(server, 1, "kv_http_requests_total", method="other", status="400")
+        assert value(server, "kv_http_request_duration_seconds_bucket", method="PUT", le="+Inf") == 60
+        assert value(server, "kv_http_request_duration_seconds_sum", method="PUT") > 0
+        assert value(server, "kv_workers_configured") == 3
+        await_value(server, 3, "kv_workers")  # it is ready with the first
+
+
+def test_the_log_the_data_and_the_checkpoints_are_shown_and_so_they_are_after_a_restart(tmp_path):
+    with Server(tmp_path / "data", "--segment-bytes=10000", "--checkpoint-log-bytes=80000") as server:  # one
+        for number in range(100):
+            server.put(f"key-{number:04}", b"x" * 1000)
+        server.put("key-0000", b"shorter")
+        server.call("DELETE", "/kv/key-0001")
+        data_bytes = 98 * 1008 + 15
+        assert (value(server, "kv_keys"), value(server, "kv_data_bytes")) == (99, data_bytes)
+        assert value(server, "kv_log_group_writes_sum") == 102
+        groups = value(server, "kv_log_groups_total")
+        assert groups == value(server, "kv_log_sync_duration_seconds_count")
+        assert groups <= value(server, "kv_log_batches_total")
+        assert value(server, "kv_log_appended_bytes_total") > 100_000
+        await_shown(server, lambda shown: shown.value("kv_checkpoints_total", outcome="done"), "a checkpoint")
+        shown = Scrape(server)
+        started = shown.value("kv_process_start_time_seconds", role="supervisor")
+        assert shown.value("kv_checkpoint_last_timestamp_seconds") > started
+        log_bytes = shown.value("kv_log_bytes")
+        assert log_bytes < 100_000
+        server.stop()
+        server.start()
+        assert (value(server, "kv_keys"), value(server, "kv_data_bytes")) == (99, data_bytes)
+        assert value(server, "kv_recovery_info", finding="CLEAN") == 1
+        assert value(server, "kv_log_bytes") == pytest.approx(
+            log_bytes, abs=1000
+        )  # headers of segments are not counted
+        assert value(server, "kv_checkpoint_last_timestamp_seconds") > 0
+        server.call("DELETE", "/clear")
+        assert (value(server, "kv_keys"), value(server, "kv_data_bytes")) == (0, 0)
+
+
+def test_what_is_in_hand_is_shown_and_gone_when_it_is_done(server):
+    with idle_connection(server.port), SlowPut(server.port, "slow", b"x" * 100) as put:
+        await_value(server, 1, "kv_http_requests_in_flight")
+        await_shown(server, lambda shown: shown.value("kv_http_connections") >= 2, "the connections")
+        put.socket.close()
+    await_value(server, 0, "kv_http_requests_in_flight")
+    await_value(server, 0, "kv_http_connections")
+
+
+# What dies -----------------------------------------------------------------------------------------------
+
+
+def test_whatever_dies_no_request_that_was_counted_is_lost_and_what_was_not_asked_for_counts_as_a_restart(tmp_path):
+    with Server(tmp_path / "data", "--workers=2") as server:
+
+        def await_restarts(logd, gunicorn, worker):
+            await_shown(server, lambda shown: shown.restarts() == (logd, gunicorn, worker), "the restarts")
+
+        def await_puts(count):
+            await_value(server, count, "kv_http_requests_total", method="PUT", status="200")
+
+        server.put("key", b"value")
+        await_puts(1)
+        await_value(server, 2, "kv_workers")
+        server.role("worker")[0].kill()
+        await_restarts(0, 0, 1)
+        server.put("key", b"value")
+        await_puts(2)
+        before = {process.pid for process in server.role("worker")}
+        server.only("supervisor").send_signal(signal.SIGHUP)
+        await_true(lambda: before.isdisjoint(each.pid for each in server.role("worker")), what="other workers")
+        await_value(server, 2, "kv_workers")
+        await_restarts(0, 0, 1)
+        started = value(server, "kv_process_start_time_seconds", role="logd")
+        server.only("logd").kill()
+        await_restarts(1, 0, 1)
+        await_value(server, 1, "kv_ready")
+        assert value(server, "kv_process_start_time_seconds", role="logd") > started
+        server.only("gunicorn").kill()
+        await_restarts(1, 1, 3)
+        await_puts(2)
+
+
+def test_without_logd_a_worker_tells_what_it_knows_and_that_it_lives(server):
+    logd = server.only("logd")
+    logd.suspend()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as waiting:
+            waiting.sendall(b"PUT /kv/key HTTP/1.1\r\nContent-Length: 5\r\n\r\nvalue")
+            shown = Scrape(server)  # which takes the time that it waits for logd
+            assert [shown.value(name) for name in ("kv_logd_up", "kv_ready", "kv_keys")] == [0, 0, None]
+            assert shown.value("kv_http_queued_writes") == 1
+            assert shown.value("kv_http_queued_bytes") > 5
+            assert server.call("GET", "/live").body == b"ok"
+            assert server.call("GET", "/health").headers["retry-after"].isdecimal()
+            logd.resume()
+            assert waiting.recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        logd.resume()
+    await_value(server, 1, "kv_logd_up")
+    await_value(server, 0, "kv_http_queued_writes")
+
+
+# What builds on it ---------------------------------------------------------------------------------------
+
+
+def test_the_documentation_has_a_row_for_each_metric_with_its_type_and_labels(server):
+    shown, rows = Scrape(server).families, documented()
+    assert set(rows) == set(shown)
+    for name, family in shown.items():
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert (family.type, labels) == (rows[name]["kind"], set(re.findall(r"`(\w+)`", rows[name]["labels"])) & labels)
+        assert bool(labels) == bool(rows[name]["labels"].strip())
+
+
+def test_the_documentation_names_each_value_of_a_label_that_it_lists(server):
+    for name, family in Scrape(server).families.items():
+        label, colon, listed = documented()[name]["labels"].partition(": ")
+        if colon:
+            shown = {sample.labels[label.strip(" `")] for sample in family.samples}
+            assert (name, set(re.findall(r"\w+", listed))) == (name, shown)
+
+
+def test_names_follow_the_conventions(server):
+    for name, family in Scrape(server).families.items():
+        assert name.startswith("kv_")
+        assert name.endswith("_total") == (family.type == "counter")
+        assert not re.search(r"_(ms|us|kb|mb|percent|minutes|hours|age)(_|$)", name)
+        assert family.documentation
+
+
+def _used(expression):
+    return set(re.findall(r"\bkv_\w+", expression))
+
+
+def test_rules_and_dashboard_ask_for_nothing_that_is_not_there(server):
+    there = {sample.name for sample in Scrape(server).samples}
+    rules, panels = expressions()
+    assert set().union(*map(_used, rules + panels)) <= there
+    assert all(map(_used, panels))
+
+
+def test_rules_and_dashboard_ask_for_no_label_that_is_not_there(server):
+    labels = {label for sample in Scrape(server).samples for label in sample.labels}
+    for expression in itertools.chain(*expressions()):
+        selected = re.findall(r"(\w+)(?:=~|!~|!=|=)\"", expression)
+        grouped = re.findall(r"\w+", " ".join(re.findall(r"(?:by|on) \(([^)]*)\)", expression)))
+        assert {*selected, *grouped} <= labels | {"job", "instance"}
+
+
+def test_every_metric_that_a_person_should_look_at_is_on_the_dashboard(server):
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for each in expressions()[1] for name in _used(each)}
+    assert set(Scrape(server).families) - shown <= {
+        "kv_workers_configured",
+        "kv_recovery_info",
+        "kv_recovery_dropped_bytes",
+    }
+
+
+@pytest.fixture
+def promtool():
+    found = shutil.which("promtool")
+    if not found:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    return lambda *arguments: subprocess.run([found, *arguments], check=False, capture_output=True, text=True)
+
+
+def test_prometheus_takes_the_rules(promtool):
+    done = promtool("check", "rules", ALERTS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_alert_when_they_should_and_not_otherwise(promtool):
+    done = promtool("test", "rules", ROOT / "tests" / "alerts.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_what_the_dashboard_asks_for(promtool, tmp_path):
+    rules = [{"record": f"panel:{n}", "expr": each} for n, each in enumerate(expressions()[1])]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = promtool("check", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_finds_nothing_wrong_with_the_names(server, promtool):
+    text = server.call("GET", "/metrics").body.decode()
+    checked = subprocess.run(
+        [shutil.which("promtool"), "check", "metrics"], input=text, check=False, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
