@@ -1,6 +1,5 @@
 """The command line of the server. `run.sh` ends up here."""
 
-import dataclasses
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ def main() -> int:
     logs.set_up("supervisor", config.log_level, config.log_format)
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")
     try:
-        return Supervisor(dataclasses.replace(config, working_dir=config.working_dir.absolute())).run()
+        return Supervisor(config.with_absolute_paths()).run()
     except CannotStart as error:
         if str(error):
             logging.getLogger("kv.supervisor").critical("%s", error)

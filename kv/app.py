@@ -13,6 +13,7 @@ import falcon.asgi
 from kv import board, metrics, resources
 from kv.client import Client, RequestFailed
 from kv.config import Config, Inherited
+from kv.gate import Gate
 from kv.openapi import DescriptionResource
 
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -40,7 +41,10 @@ def main() -> App:
         report_queue=lambda writes, size: board.my_slot().queued(writes, size),
     )
     shared = board.of_this_process()
-    return create_app(client, config.value_bytes_max, [_Lifespan(client)], shared=shared, workers=config.workers)
+    middleware: list[Any] = [_Lifespan(client)]
+    if config.token_file:
+        middleware.append(Gate(config.token_file))
+    return create_app(client, config.value_bytes_max, middleware, shared=shared, workers=config.workers)
 
 
 def create_app(

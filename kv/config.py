@@ -19,6 +19,7 @@ from logd.protocol import VALUE_BYTES_CEILING
 _MIB: Final = 1 << 20
 _ENVIRONMENT_PREFIX: Final = "KV_"
 _HELP_COLUMNS: Final = 100
+_NONE: Final = "none"  # a file of that name is ./none
 _SIZE_UNITS: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 _HTTP: Final = "HTTP"
 _LIMITS: Final = "Limits and time-outs"
@@ -41,10 +42,15 @@ def _option(default: T, meaning: str, group: str = _LIMITS) -> T:
 class Config:
     """The options. Units are the last word of a name."""
 
-    host: str = _option(
-        "127.0.0.1", "address to listen on; there is no authentication, so think before opening it", _HTTP
-    )
+    host: str = _option("127.0.0.1", "address to listen on; think of --token-file before opening it to others", _HTTP)
     port: int = _option(8080, "TCP port to listen on", _HTTP)
+    token_file: Path | None = _option(
+        None,
+        "file with the token that every request but /health and /live has to carry, as Authorization: Bearer",
+        _HTTP,
+    )
+    tls_cert_file: Path | None = _option(None, "certificate chain, as PEM: serve HTTPS", _HTTP)
+    tls_key_file: Path | None = _option(None, "its private key, as PEM", _HTTP)
     working_dir: Path = _option(Path("data"), "directory of the log and the snapshots; made when missing", _STORAGE)
     workers: int = _option(max(2, min(os.cpu_count() or 2, 16)), "HTTP worker processes", _PROCESSES)
     value_bytes_max: int = _option(16 * _MIB, "largest value; a larger one is answered 413")
@@ -68,6 +74,8 @@ class Config:
                 raise ConfigError(f"{_flag(name)} must be a finite number, not {getattr(self, name)}")
             if getattr(self, name) < least:
                 raise ConfigError(f"{_flag(name)} must be at least {least}, not {getattr(self, name)}")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ConfigError("--tls-cert-file and --tls-key-file go together")
         if self.port > 65535:
             raise ConfigError(f"--port must be at most 65535, not {self.port}")
         if self.value_bytes_max > VALUE_BYTES_CEILING:
@@ -119,7 +127,15 @@ class Config:
 
     def to_environment(self) -> dict[str, str]:
         """The variables that make `from_environment` give an equal Config."""
-        return {_variable(field.name): str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        values = {_variable(field.name): getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {variable: _NONE if value is None else str(value) for variable, value in values.items()}
+
+    def with_absolute_paths(self) -> Self:
+        """The same, for processes that run in another directory."""
+        paths: dict[str, Any] = {
+            name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
+        }
+        return dataclasses.replace(self, **paths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +196,10 @@ def _variable(name: str) -> str:
     return _ENVIRONMENT_PREFIX + name.upper()
 
 
+def _is_path(field: dataclasses.Field[Any]) -> bool:
+    return field.default is None or isinstance(field.default, Path)
+
+
 def _is_size(field: dataclasses.Field[Any]) -> bool:
     return "bytes" in field.name.split("_")
 
@@ -187,7 +207,9 @@ def _is_size(field: dataclasses.Field[Any]) -> bool:
 def _parse(field: dataclasses.Field[Any], text: str, said: str) -> Any:  # noqa: ANN401
     if not text:
         raise ConfigError(f"{_flag(field.name)} (or {said}) must not be empty")
-    kind: type[Any] = Path if isinstance(field.default, Path) else type(field.default)
+    if field.default is None and text == _NONE:
+        return None
+    kind: type[Any] = Path if _is_path(field) else type(field.default)
     try:
         return _parse_size(text) if _is_size(field) else kind(text)
     except ValueError:
@@ -208,7 +230,7 @@ def _shown(field: dataclasses.Field[Any], value: object) -> str:
         for unit, factor in _SIZE_UNITS.items():
             if value and value % factor == 0:
                 return f"{value // factor} {unit}"
-    return str(value).removesuffix(".0")
+    return _NONE if value is None else str(value).removesuffix(".0")
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -215,6 +215,8 @@ def answer(req: Request, resp: falcon.asgi.Response, status: str, text: str) -> 
 async def on_refusal(req: Request, resp: falcon.asgi.Response, error: Refusal, params: dict[str, Any]) -> None:
     """The request is wrong."""
     answer(req, resp, error.status, error.text)
+    if error.status == falcon.HTTP_401:
+        resp.set_header("WWW-Authenticate", "Bearer")
 
 
 async def on_failure(req: Request, resp: falcon.asgi.Response, error: RequestFailed, params: dict[str, Any]) -> None:

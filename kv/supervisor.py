@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kv import board, lifeline, notify
+from kv import access, board, lifeline, notify
 from kv.config import Config, Inherited
 from logd.protocol import MESSAGE_OVERHEAD_BYTES, Exit
 
@@ -131,6 +131,11 @@ class Supervisor:
         self._catch_signals()
         _raise_descriptor_limit()
         _prefer_throughput()
+        try:
+            access.check(self._config)
+        except access.CannotUse as error:
+            raise CannotStart(str(error), Exit.USAGE) from error
+        access.warn(self._config)
         self._listener = _bind(self._config.host, self._config.port)
         self._runtime = Path(tempfile.mkdtemp(prefix="kv-"))  # of its own: its mode is 0700, and DIR may be too long
         try:
@@ -192,8 +197,16 @@ class Supervisor:
                 notify.tell("STOPPING=1")
                 self._listener.close()  # once the workers have closed theirs too, nobody can connect any more
             elif number == signal.SIGHUP and self._gunicorn.process and not self._stopping:
-                log.info("restarting the workers on SIGHUP")
-                self._gunicorn.process.send_signal(signal.SIGHUP)
+                self._reload(self._gunicorn.process)
+
+    def _reload(self, gunicorn: subprocess.Popen[bytes]) -> None:
+        try:
+            access.check(self._config)
+        except access.CannotUse as error:
+            log.error("the workers are not restarted: %s", error)
+            return
+        log.info("restarting the workers on SIGHUP")
+        gunicorn.send_signal(signal.SIGHUP)
 
     def _reap(self) -> None:
         """Collect ended children, and whatever became ours when its parent ended."""
@@ -286,8 +299,9 @@ class Supervisor:
         except OSError as error:  # somebody who had bound it too, without listening, was faster
             raise CannotStart(_cannot_bind(self._config.host, self._config.port, error)) from error
         host, port = self._listener.getsockname()[:2]
-        log.info("listening on http://%s:%d, data in %s", host, port, self._config.working_dir)
-        notify.tell(f"READY=1\nSTATUS=listening on http://{host}:{port}")
+        url = f"{'https' if self._config.tls_cert_file else 'http'}://{host}:{port}"
+        log.info("listening on %s, data in %s", url, self._config.working_dir)
+        notify.tell(f"READY=1\nSTATUS=listening on {url}")
 
     def _start_gunicorn(self) -> None:
         read, held = lifeline.make()

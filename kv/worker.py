@@ -14,6 +14,7 @@ import gc
 import logging
 import os
 import signal
+import ssl
 import sys
 import time
 from types import FrameType
@@ -55,6 +56,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         "proxy_headers": False,
         "server_header": False,
         "date_header": False,
+        "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # 1.2 at least
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401

@@ -49,7 +49,14 @@ def changed(name):
     default = getattr(DEFAULTS, name)
     if name in OTHER_WORDS:
         return OTHER_WORDS[name]
-    return default / "x" if isinstance(default, Path) else default + ("x" if isinstance(default, str) else 1)
+    if default is None or isinstance(default, Path):
+        return (default or Path()) / "x"
+    return default + ("x" if isinstance(default, str) else 1)
+
+
+def companions(name):
+    """What has to be said beside an option, and is said with the same value."""
+    return [other for other in ("tls_cert_file", "tls_key_file") if name.startswith("tls_") and other != name]
 
 
 # Where a value comes from --------------------------------------------------------------------------------
@@ -61,18 +68,21 @@ def test_nothing_said_gives_the_defaults():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_has_a_flag_in_two_forms_and_a_variable(name):
-    expected = dataclasses.replace(DEFAULTS, **{name: changed(name)})
+    expected = dataclasses.replace(DEFAULTS, **dict.fromkeys([name, *companions(name)], changed(name)))
     text = str(changed(name))
-    assert read(flag(name), text) == expected
-    assert read(f"{flag(name)}={text}") == expected
-    assert read(**{variable(name): text}) == expected
+    beside = {variable(other): text for other in companions(name)}
+    assert read(flag(name), text, **beside) == expected
+    assert read(f"{flag(name)}={text}", **beside) == expected
+    assert read(**{variable(name): text}, **beside) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flag_wins_over_a_variable_whatever_that_says(name):
     text = str(changed(name))
-    assert getattr(read(flag(name), text, **{variable(name): str(getattr(DEFAULTS, name))}), name) == changed(name)
-    assert getattr(read(flag(name), text, **{variable(name): "?"}), name) == changed(name)
+    beside = {variable(other): text for other in companions(name)}
+    default = DEFAULTS.to_environment()[variable(name)]
+    assert getattr(read(flag(name), text, **{variable(name): default}, **beside), name) == changed(name)
+    assert getattr(read(flag(name), text, **{variable(name): "?"}, **beside), name) == changed(name)
 
 
 def test_the_public_harness_is_understood():
@@ -240,7 +250,7 @@ def shown(name):
     sizes = {
         size << shift: f"{size} {unit}" for size in (16, 32, 64, 256) for shift, unit in ((10, "KiB"), (20, "MiB"))
     }
-    return sizes.get(default, str(default).removesuffix(".0"))
+    return "none" if default is None else sizes.get(default, str(default).removesuffix(".0"))
 
 
 def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning_within_100_columns(capsys):
