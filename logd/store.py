@@ -19,6 +19,17 @@ class Store:
         self.data: dict[str, bytes] = {}
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
+        self._data_bytes: int | None = None
+
+    @property
+    def data_bytes(self) -> int:
+        """Keys and values together.
+
+        Counted when it is first asked for and kept up from then on, so that replay and checkpoints do not pay for it.
+        """
+        if self._data_bytes is None:
+            self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
+        return self._data_bytes
 
     def apply(self, batch: WriteBatch) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
@@ -40,6 +51,20 @@ class Store:
     def _write(self, batch: WriteBatch) -> None:
         if batch.clear:
             self.data = {}
+            self._data_bytes = None if self._data_bytes is None else 0
+        if self._data_bytes is not None:
+            self._data_bytes += self._growth_bytes(batch.puts)
         self.data.update(batch.puts)
         for key in batch.deletes:
-            self.data.pop(key, None)
+            value = self.data.pop(key, None)
+            if value is not None and self._data_bytes is not None:
+                self._data_bytes -= len(key) + len(value)
+
+    def _growth_bytes(self, puts: dict[str, bytes]) -> int:
+        """What these would add to the bytes of data, or take away."""
+        growth = 0
+        known = self.data.get
+        for key, value in puts.items():
+            old = known(key)
+            growth += len(key) + len(value) if old is None else len(value) - len(old)
+        return growth
