@@ -76,7 +76,6 @@ _UNREACHABLE: Final = "the log writer is not reachable; nothing was written"
 _NO_ANSWER: Final = "the log writer did not answer in time"
 _UNKNOWN: Final = "the deadline passed; whether the write was applied is not known"
 _SESSION_LOST: Final = "the log writer has dropped the session; whether the write was applied is not known"
-_OUT_OF_ORDER: Final = "an earlier write was refused; this one was not written"
 
 
 @dataclass(slots=True)
@@ -402,7 +401,7 @@ class Client:
         self._session.is_draining = True
         for number in reply.numbers:
             if reply.reason is Reason.MEMORY:
-                self._send_again_without(number, reply.too_large)
+                self._send_again_without(number, set(reply.too_large))
             else:
                 self._fail_batch(number, _NO_SPACE)
         if (
@@ -414,8 +413,8 @@ class Client:
                 _fail(write.future, _NO_SPACE)
             self._writes.clear()
 
-    def _send_again_without(self, number: int, too_large: list[str]) -> None:
-        """A batch was refused because of these values: what else was in it goes into another."""
+    def _send_again_without(self, number: int, too_large: set[str]) -> None:
+        """A batch was not taken and never will be: all of it but these values, which do not fit, goes into another."""
         sent = self._session.unanswered.get(number)
         if sent is None:
             return
@@ -452,7 +451,8 @@ class Client:
             return
         if reply.expected not in session.unanswered:
             # The expected one was refused, and logd ended before it refused this one too: nobody took it or will.
-            self._fail_batch(reply.number, Unavailable(_OUT_OF_ORDER))
+            session.is_draining = True
+            self._send_again_without(reply.number, set())
         elif session.resent_from != reply.expected:
             session.resent_from = reply.expected
             for number, sent in session.unanswered.items():
