@@ -61,29 +61,36 @@ class NoSpace(RequestFailed):
     """The device of the log is full. The write was certainly not applied."""
 
 
+class MemoryFull(RequestFailed):
+    """The value would take the data beyond its limit. The write was certainly not applied."""
+
+
 class OutcomeUnknown(RequestFailed):
     """The write may have been applied, may be later, or not."""
 
 
-_REFUSALS: Final = {Reason.NO_SPACE: NoSpace("no space left on device")}
+_NO_SPACE: Final = NoSpace("no space left on device")
+_MEMORY_FULL: Final = MemoryFull("memory limit reached")
+_IN_BATCH: Final = b""
 _REQUEST_OVERHEAD_BYTES: Final = 512  # what a waiting write costs beside its key and value
 _STATUS_TIMEOUT_SECONDS: Final = 2.0
 _UNREACHABLE: Final = "the log writer is not reachable; nothing was written"
 _NO_ANSWER: Final = "the log writer did not answer in time"
 _UNKNOWN: Final = "the deadline passed; whether the write was applied is not known"
 _SESSION_LOST: Final = "the log writer has dropped the session; whether the write was applied is not known"
-_OUT_OF_ORDER: Final = "an earlier write was refused; this one was not written"
 
 
 @dataclass(slots=True)
 class _Write:
-    """`value` is None for a delete; `key` is None for a clear."""
+    """`value` is None for a delete, and empty while a batch holds it; `key` is None for a clear."""
 
     key: str | None
     value: bytes | None
     future: asyncio.Future[None]
     deadline: float
     size: int
+    is_again: bool = False
+    """It was in a batch that was refused because of others."""
 
 
 @dataclass(slots=True)
@@ -126,7 +133,8 @@ class _Session:
     """By number, in order. Kept until answered, also past the deadline of its requests."""
     is_open: bool = False
     is_draining: bool = False
-    """A batch was refused, and so will be those sent behind it, which say that it is not settled: await them first."""
+    """Send nothing before all that was sent is answered: a batch was refused, or may well be, and so will be those sent
+    behind it, which say that it is not settled."""
     resent_from: int = -1
 
 
@@ -239,7 +247,7 @@ class Client:
         return await status.future
 
     def _write(self, key: str | None, value: bytes | None) -> asyncio.Future[None]:
-        size = _REQUEST_OVERHEAD_BYTES + len(key or "") + len(value or b"")
+        size = _write_size(key, value)
         write = _Write(key, value, self._loop.create_future(), self._loop.time() + self._timeout_s, size)
         if self._queue_bytes and self._queue_bytes + size > self._queue_bytes_max:
             _fail(write.future, Unavailable("too many writes are waiting; this one was not written"))
@@ -310,7 +318,8 @@ class Client:
         puts: dict[str, bytes] = {}
         deletes: set[str] = set()
         size = 0
-        while self._writes and size < protocol.BATCH_BYTES_SOFT_MAX:
+        is_again = self._writes[0].is_again  # never with new ones, whose values could have it refused again and again
+        while self._writes and size < protocol.BATCH_BYTES_SOFT_MAX and self._writes[0].is_again == is_again:
             write = self._writes.popleft()
             writes.append(write)
             size += write.size
@@ -325,6 +334,7 @@ class Client:
                 puts[write.key] = write.value
                 deletes.discard(write.key)
         self._send_batch(writes, clear, puts, deletes, size)
+        self._session.is_draining = is_again
 
     def _send_batch(
         self, writes: list[_Write], clear: bool, puts: dict[str, bytes], deletes: Iterable[str], size: int
@@ -334,7 +344,8 @@ class Client:
         base = next(iter(session.unanswered), number)
         raw = protocol.encode(WriteBatch(session.id, number, base, clear, puts, list(deletes)))
         for write in writes:
-            write.value = None  # the batch holds it now
+            if write.value and puts.get(write.key or "") is write.value:
+                write.value = _IN_BATCH
         session.next_number += 1
         session.unanswered[number] = _SentWrites(raw, writes, size)
         self._send(raw)
@@ -409,18 +420,38 @@ class Client:
     def _on_refused(self, reply: Refused) -> None:
         if reply.session != self._session.id:
             return
-        failure = _REFUSALS[reply.reason]
         self._session.is_draining = True
         for number in reply.numbers:
-            self._fail_batch(number, failure)
+            if reply.reason is Reason.MEMORY:
+                self._send_again_without(number, set(reply.too_large))
+            else:
+                self._fail_batch(number, _NO_SPACE)
         if (
             not self._session.is_open
         ):  # batch 0 was refused: its number is used up, and what waits for it has its answer
             self._session = _Session()
             for write in self._writes:
                 self._queue_bytes -= write.size
-                _fail(write.future, failure)
+                _fail(write.future, _NO_SPACE)
             self._writes.clear()
+
+    def _send_again_without(self, number: int, too_large: set[str]) -> None:
+        """A batch was not taken and never will be: all of it but these values, which do not fit, goes into another."""
+        sent = self._session.unanswered.get(number)
+        if sent is None:
+            return
+        puts = protocol.decode_write_batch(sent.raw).puts
+        again = []
+        for write in self._settle(number):
+            if write.key in too_large and write.size >= _write_size(write.key, puts[write.key]):
+                _fail(write.future, _MEMORY_FULL)
+            elif not write.future.done():
+                if write.value == _IN_BATCH:
+                    write.value = puts[write.key or ""]
+                write.is_again = True
+                self._queue_bytes += write.size
+                again.append(write)
+        self._writes = deque(sorted([*again, *self._writes], key=lambda write: write.deadline))  # as they came
 
     def _fail_batch(self, number: int, failure: RequestFailed) -> None:
         for write in self._settle(number):
@@ -442,7 +473,8 @@ class Client:
             return
         if reply.expected not in session.unanswered:
             # The expected one was refused, and logd ended before it refused this one too: nobody took it or will.
-            self._fail_batch(reply.number, Unavailable(_OUT_OF_ORDER))
+            session.is_draining = True
+            self._send_again_without(reply.number, set())
         elif session.resent_from != reply.expected:
             session.resent_from = reply.expected
             for number, sent in session.unanswered.items():
@@ -492,6 +524,11 @@ class Client:
             if not _fail_first([status], now, Unavailable(_NO_ANSWER)):
                 break
             del self._sent_statuses[number]
+
+
+def _write_size(key: str | None, value: bytes | None) -> int:
+    """What a write counts for while it waits."""
+    return _REQUEST_OVERHEAD_BYTES + len(key or "") + len(value or b"")
 
 
 def _fail_first(waiting: Iterable[_Waiting], now: float, failure: RequestFailed) -> bool:

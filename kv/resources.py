@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import falcon
 import falcon.asgi
 
-from kv.client import NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.client import MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
 from logd.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
@@ -23,6 +23,7 @@ _FAILURES: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
     OutcomeUnknown: falcon.HTTP_504,
     NoSpace: falcon.HTTP_507,
+    MemoryFull: falcon.HTTP_507,
 }
 """Which status tells what became of a request that logd did not carry out."""
 

@@ -16,9 +16,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import msgspec
 import setproctitle
@@ -66,6 +66,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     serve.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
     serve.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; written to once recovered")
     serve.add_argument("--message-bytes-max", required=True, type=int)
+    serve.add_argument("--memory-bytes-max", default=0, type=int)
     serve.add_argument("--segment-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-log-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-ratio", required=True, type=float)
@@ -87,7 +88,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say what add_subparsers returns
-    """The commands for people. They take a directory that no server uses."""
+    """The commands for people. All but `export` take a directory that no server uses."""
 
     def add(name: str, run: Callable[[LocalDisk, argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
         tool: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
@@ -102,8 +103,10 @@ def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say w
     add("dump", _dump, "the operations in the log as JSON lines")
     mend = add("repair", _repair, "show what has to be cut off so that the server starts, and what is lost with it")
     mend.add_argument("--yes", action="store_true", help="do it; what is cut off is kept in files of its own")
-    out = add("export", _export, "the keys and values as JSON lines")
-    out.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to; - is standard output")
+    out = add("export", _export, "the keys and values as JSON lines, also while a server runs")
+    out.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="where to, whole or not at all; - is standard output"
+    )
     into = add("import", _import, "make an empty directory hold what export wrote")
     into.add_argument("file", metavar="FILE", nargs="?", default="-", help="where from; - is standard input")
 
@@ -114,7 +117,8 @@ def _use_tool(run: Callable[[LocalDisk, argparse.Namespace], int], arguments: ar
     try:
         if run is _import:
             make_directory(directory)
-        lock.acquire()
+        if run is not _export:
+            lock.acquire()
         return run(LocalDisk(directory), arguments)
     except BlockingIOError:
         log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
@@ -122,6 +126,9 @@ def _use_tool(run: Callable[[LocalDisk, argparse.Namespace], int], arguments: ar
     except tools.CannotImport as error:
         log.critical("%s: %s", arguments.file, error)
         return Exit.USAGE
+    except tools.NoData:
+        log.critical("there is no data in %s", directory)
+        return Exit.UNUSABLE
     except NoSpace:
         log.critical("no space left on the device of %s", directory)
         return Exit.UNUSABLE
@@ -169,22 +176,37 @@ def _repair(disk: LocalDisk, arguments: argparse.Namespace) -> int:
 
 
 def _export(disk: LocalDisk, arguments: argparse.Namespace) -> int:
-    with _opened(arguments.file, "w", sys.stdout) as file:
-        tools.export(disk, file, progress=_is_watched())
+    recovered = tools.read_state(disk)
+    parts = tools.export(recovered.store, progress=_is_watched())
+    path = Path(os.path.realpath(arguments.file))
+    if arguments.file == "-":
+        sys.stdout.buffer.writelines(parts)
+    elif path.exists() and not path.is_file():  # a pipe or a device, which must not be replaced
+        with path.open("wb") as file:
+            file.writelines(parts)
+    else:
+        _write_durably(path, parts)
+    log.warning("exported %d keys as of frame %d", len(recovered.store.data), recovered.sequence)
     return Exit.STOPPED
 
 
+def _write_durably(path: Path, parts: Iterable[bytes]) -> None:
+    try:
+        tools.write_durably(LocalDisk(path.parent), path.name, parts)
+    except OSError as error:
+        error.filename = path  # not that of the temporary file, nor none
+        raise
+
+
 def _import(disk: LocalDisk, arguments: argparse.Namespace) -> int:
-    with _opened(arguments.file, "r", sys.stdin) as file:
+    with _opened(arguments.file) as file:
         count = tools.import_(disk, file, progress=_is_watched())
     log.warning("imported %d keys", count)
     return Exit.STOPPED
 
 
-def _opened(name: str, mode: str, standard: IO[str]) -> contextlib.AbstractContextManager[IO[str]]:
-    if name == "-":
-        return contextlib.nullcontext(standard)
-    return open(name, mode, encoding="utf-8")
+def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    return contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb")
 
 
 def _is_watched() -> bool:
@@ -244,6 +266,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         wal,
         recovered.store,
         group_bytes_max=arguments.message_bytes_max,
+        memory_bytes_max=arguments.memory_bytes_max,
         on_group=lambda: checkpointer.maybe_start(wal.sealed),
     )
     observer = Observer(disk, recovered.store, storage, checkpointer, Recovery.of(recovered))

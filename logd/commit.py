@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from logd.counts import Counts
 from logd.disk import Disk
 from logd.frame import FRAME_HEADER_BYTES
+from logd.memory import MemoryLimit
 from logd.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 from logd.store import SESSIONS_MAX, Store
 from logd.wal import NoSpace, Wal, encode_payload
@@ -44,13 +45,19 @@ class Taken(NamedTuple):
 class Intake:
     """How far a session has been taken in. Not durable: after a restart `taken` is what the log says."""
 
-    __slots__ = ("refused", "taken")
+    __slots__ = ("reason", "refused", "taken")
 
     def __init__(self, taken: int) -> None:
         self.taken = taken
         self.refused = -1
         """The highest number that was refused. A batch whose base is not above it was sent without knowing that, and is
         refused too: taking it would make the refused one look like a repeat of something applied."""
+        self.reason = Reason.NO_SPACE
+
+    def refuse(self, number: int, reason: Reason) -> None:
+        """Remember that a batch was refused, and why."""
+        self.refused = max(self.refused, number)
+        self.reason = reason
 
 
 class GroupCommit:
@@ -63,6 +70,7 @@ class GroupCommit:
         store: Store,
         *,
         group_bytes_max: int = MESSAGE_BYTES_CEILING,
+        memory_bytes_max: int = 0,
         on_group: Callable[[], None] = lambda: None,
     ) -> None:
         self._disk = disk
@@ -70,6 +78,7 @@ class GroupCommit:
         self._store = store
         self.counts = Counts()
         self._group_bytes_max = group_bytes_max
+        self._memory = MemoryLimit(store, memory_bytes_max) if memory_bytes_max else None
         self._on_group = on_group
         self._intakes: dict[bytes, Intake] = {}
         self._waiting: deque[Taken] = deque()
@@ -108,11 +117,14 @@ class GroupCommit:
         if batch.number <= intake.taken:
             return self._answer_repeat(batch)
         if batch.base <= intake.refused:
-            intake.refused = max(intake.refused, batch.number)
-            return Refused(batch.session, [batch.number], Reason.NO_SPACE)
+            intake.refuse(batch.number, intake.reason)
+            return Refused(batch.session, [batch.number], intake.reason)
         expected = max(intake.taken + 1, batch.base)
         if batch.number != expected:
             return Gap(batch.session, batch.number, expected)
+        if self._memory and (too_large := self._memory.admit(len(raw), batch)):
+            intake.refuse(batch.number, Reason.MEMORY)
+            return Refused(batch.session, [batch.number], Reason.MEMORY, too_large)
         intake.taken = batch.number
         self._waiting.append(Taken(raw, batch))
         return None
@@ -208,7 +220,12 @@ class GroupCommit:
                 committed.setdefault(batch.session, []).append(batch.number)
             else:
                 dropped.append((batch.session, Dropped(batch.session, batch.number)))
+        self._settle_memory(len(group))
         return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
+
+    def _settle_memory(self, count: int) -> None:
+        if self._memory:
+            self._memory.settle(count)
 
     def _refuse(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
         """Answer a group that found no space, and all that waits behind it: taking those would leave a gap."""
@@ -219,11 +236,12 @@ class GroupCommit:
         for raw, batch in (*group, *self._waiting):
             refused.setdefault(batch.session, []).append(batch.number)
             self._needed_bytes += len(raw)
+        self._settle_memory(len(group) + len(self._waiting))
         self._waiting.clear()
         for session, numbers in refused.items():
             intake = self._intakes[session]
             intake.taken = self._store.sessions.get(session, -1)
-            intake.refused = numbers[-1]
+            intake.refuse(numbers[-1], Reason.NO_SPACE)
         return [(session, Refused(session, numbers, Reason.NO_SPACE)) for session, numbers in refused.items()]
 
 

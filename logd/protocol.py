@@ -43,6 +43,8 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
+    MEMORY = 2
+    """The data would have grown beyond its limit."""
 
 
 class Exit(IntEnum):
@@ -120,11 +122,17 @@ class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
-    """These batches of a session were not applied and never will be."""
+    """These batches of a session were not applied and never will be.
+
+    With `Reason.MEMORY`, `too_large` are the keys of the only batch whose values do not fit: what else was in it may be
+    sent again, in another batch. It is empty when none was looked at, because they were sent before the worker knew of
+    an earlier refusal: then all of it may.
+    """
 
     session: bytes
     numbers: list[int]
     reason: Reason
+    too_large: list[str] = []
 
 
 class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
@@ -210,6 +218,7 @@ Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+decode_write_batch: Final = msgspec.msgpack.Decoder(WriteBatch).decode
 decode_write_batches: Final = msgspec.msgpack.Decoder(list[WriteBatch]).decode
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by the decoders when the bytes are not one of their messages."""

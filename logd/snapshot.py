@@ -154,4 +154,4 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
         if isinstance(chunk, Sessions):
             store.sessions.update(chunk.numbers)
         else:
-            store.put(chunk.data)
+            store.data.update(chunk.data)

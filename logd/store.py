@@ -17,10 +17,19 @@ class Store:
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
-        self.data_bytes = 0
-        """The size of all keys and values."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
+        self._data_bytes: int | None = None
+
+    @property
+    def data_bytes(self) -> int:
+        """Keys and values together.
+
+        Counted when it is first asked for and kept up from then on, so that replay and checkpoints do not pay for it.
+        """
+        if self._data_bytes is None:
+            self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
+        return self._data_bytes
 
     def apply(self, batch: WriteBatch) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
@@ -39,22 +48,23 @@ class Store:
         self._write(batch)
         return True
 
-    def put(self, entries: dict[str, bytes]) -> None:
-        """Add or replace entries. Many at once cost no Python code for each."""
-        data = self.data
-        replaced = list(filter(None, map(data.get, entries)))
-        if len(replaced) < len(entries):
-            self.data_bytes += sum([len(key) for key in entries if key not in data])
-        self.data_bytes += sum(map(len, entries.values())) - sum(map(len, replaced))
-        data.update(entries)
-
     def _write(self, batch: WriteBatch) -> None:
         if batch.clear:
             self.data = {}
-            self.data_bytes = 0
-        if batch.puts:
-            self.put(batch.puts)
+            self._data_bytes = None if self._data_bytes is None else 0
+        if self._data_bytes is not None:
+            self._data_bytes += self._growth_bytes(batch.puts)
+        self.data.update(batch.puts)
         for key in batch.deletes:
             value = self.data.pop(key, None)
-            if value is not None:
-                self.data_bytes -= len(key) + len(value)
+            if value is not None and self._data_bytes is not None:
+                self._data_bytes -= len(key) + len(value)
+
+    def _growth_bytes(self, puts: dict[str, bytes]) -> int:
+        """What these would add to the bytes of data, or take away. Many at once cost no Python code for each."""
+        data = self.data
+        replaced = list(filter(None, map(data.get, puts)))
+        growth = sum(map(len, puts.values())) - sum(map(len, replaced))
+        if len(replaced) < len(puts):
+            growth += sum([len(key) for key in puts if key not in data])
+        return growth

@@ -1,16 +1,19 @@
-"""Commands for a person, on the directory of a stopped server: look, verify, mend, move in and out.
+"""Commands for a person, on a directory: look, verify, mend, move in and out.
 
 They use the decoders of the server itself, so what they say is what it would do. Only `repair --yes` and `import`
-change anything; `repair` keeps whatever it cuts off in files of its own.
+change anything; `repair` keeps whatever it cuts off in files of its own. All but `export` want a stopped server;
+`export` only reads, and knows that files may change and vanish under its feet.
 """
 
 import contextlib
+import errno
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO, Final
 
 import msgspec
 from tqdm import tqdm
@@ -19,6 +22,13 @@ from logd import frame, recovery, snapshot, wal
 from logd.disk import Disk, DiskFile
 from logd.protocol import DECODE_ERRORS, KEY_PATTERN, WriteBatch, decode_write_batches
 from logd.store import Store
+
+_READ_ATTEMPTS_MAX: Final = 20
+_PART_BYTES: Final = 1 << 20
+
+
+class NoData(Exception):
+    """There is no data in the directory: most likely it is another one that is meant."""
 
 
 class CannotImport(Exception):
@@ -152,13 +162,30 @@ def _operations(batch: WriteBatch) -> Iterator[dict[str, Any]]:
         yield {**origin, "operation": "delete", "key": key}
 
 
-def export(disk: Disk, out: IO[str], *, progress: bool = False) -> int:
-    """Write the state as JSON lines, `{"key": …, "value": …}`; how many. Raises recovery.Damaged."""
-    data = recovery.load(disk).store.data
-    for key, value in tqdm(data.items(), unit=" keys", disable=not progress):
-        json.dump({"key": key, "value": value.decode()}, out, ensure_ascii=False)
-        out.write("\n")
-    return len(data)
+def read_state(disk: Disk) -> recovery.Recovered:
+    """The state after the last frame that is whole, also while a server writes and checkpoints remove what they cover.
+
+    Raises recovery.Damaged, NoData, or OSError. What is found twice, in the same place, is not a trace of a change.
+    """
+    found: tuple[object, ...] = ()
+    for _ in range(_READ_ATTEMPTS_MAX):
+        try:
+            recovered = recovery.load(disk)
+        except (recovery.Damaged, FileNotFoundError) as error:
+            before, found = found, _place(error)
+            if found == before:
+                raise
+        else:
+            if recovered.finding is recovery.Finding.NEW:
+                raise NoData
+            return recovered
+    raise TimeoutError(errno.ETIMEDOUT, f"its files changed {_READ_ATTEMPTS_MAX} times while they were read")
+
+
+def _place(error: recovery.Damaged | FileNotFoundError) -> tuple[object, ...]:
+    if isinstance(error, recovery.Damaged):
+        return error.finding, error.name, error.offset
+    return (error.filename,)
 
 
 class _Line(msgspec.Struct):
@@ -166,7 +193,37 @@ class _Line(msgspec.Struct):
     value: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-def import_(disk: Disk, lines: IO[str], *, progress: bool = False) -> int:
+def export(store: Store, *, progress: bool = False) -> Iterator[bytes]:
+    """The state as JSON lines, `{"key": …, "value": …}`, many to a part."""
+    encode = msgspec.json.Encoder().encode_into
+    part = bytearray()
+    for key, value in tqdm(store.data.items(), unit=" keys", disable=not progress):
+        encode(_Line(key, value.decode()), part, -1)
+        part += b"\n"
+        if len(part) >= _PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
+
+
+def write_durably(disk: Disk, name: str, parts: Iterable[bytes]) -> None:
+    """Make a file of these parts, whole or not at all, in place of one of that name."""
+    temporary = f"{name}.{os.getpid()}{wal.TEMPORARY_SUFFIX}"  # another backup may run at the same time
+    file = disk.create(temporary)
+    try:
+        for part in parts:
+            file.append(part)
+        file.sync()
+        disk.rename(temporary, name)
+    except BaseException:  # also when somebody does not want to wait
+        disk.remove(temporary)
+        raise
+    finally:
+        file.close()
+    disk.sync_directory()
+
+
+def import_(disk: Disk, lines: Iterable[bytes], *, progress: bool = False) -> int:
     """Make an empty directory hold the state that `export` wrote, durably; how many keys. Raises CannotImport."""
     if wal.list_segments(disk.names()) or snapshot.list_snapshots(disk.names()):
         raise CannotImport("the directory holds data; import only into an empty one")
@@ -177,7 +234,7 @@ def import_(disk: Disk, lines: IO[str], *, progress: bool = False) -> int:
             entry = decode(line)
         except DECODE_ERRORS as error:
             raise CannotImport(f"line {number}: {error}") from error
-        store.put({entry.key: entry.value.encode()})
+        store.data[entry.key] = entry.value.encode()
     snapshot.write(disk, store, 0)
     wal.Wal(disk, 1, segment_bytes=1).close()
     return len(store.data)

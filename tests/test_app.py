@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from kv.app import create_app
-from kv.client import NoSpace, OutcomeUnknown, Unavailable
+from kv.client import MemoryFull, NoSpace, OutcomeUnknown, Unavailable
 
 LIMIT = 64
 TEXT = "text/plain; charset=utf-8"
@@ -388,6 +388,7 @@ def test_a_put_whose_body_does_not_end_as_it_should_stores_nothing(length, piece
         (Unavailable("too many writes are waiting"), 503, True),
         (OutcomeUnknown("whether it was applied is not known"), 504, False),
         (NoSpace("no space left on device"), 507, False),
+        (MemoryFull("memory limit reached"), 507, False),
     ],
 )
 def test_a_failure_of_the_storage_is_told_by_status_and_reason(request_, failure, status, retry_after):

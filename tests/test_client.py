@@ -12,7 +12,7 @@ import pytest
 import uvloop
 import zmq
 
-from kv.client import Client, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
 from logd import protocol
 from logd.protocol import (
     BATCH_BYTES_SOFT_MAX,
@@ -102,6 +102,9 @@ class Logd:
 
     def refuse(self, *numbers):
         self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
+
+    def refuse_for_memory(self, number, *too_large):
+        self.reply(Refused(self.session, [number], Reason.MEMORY, list(too_large)))
 
     async def sends_nothing_more(self, client):
         """Whatever the client had to send would come before the answer to this."""
@@ -666,19 +669,19 @@ async def test_a_gap_has_everything_from_the_expected_batch_sent_again_once_per_
 
 
 @scenario()
-async def test_a_gap_that_cannot_be_filled_means_that_the_batch_was_not_written(client, logd):
+async def test_a_gap_that_cannot_be_filled_means_that_the_batch_was_not_written_and_it_gets_another_number(
+    client, logd
+):
     writes, _ = await sent(client, logd, 2, 3)
     logd.refuse(2)
     logd.reply(Gap(logd.session, 3, 2))
-    assert await outcomes(writes) == [NoSpace, Unavailable]
-    assert client._queue_bytes == 0
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"key3": b"value"}, [])
     await logd.vanish(client)
     logd.appear()
-    (later,) = await turn(client.put("later", b"1"))
-    batch = await logd.receive(WriteBatch)
-    assert (batch.number, batch.base) == (4, 4)
+    await logd.batch(4)
     logd.commit(4)
-    assert await later is None
+    assert await outcomes(writes) == [NoSpace, None]
+    assert client._queue_bytes == 0
 
 
 @scenario()
@@ -738,6 +741,127 @@ async def test_clients_that_a_fork_made_of_one_have_sessions_of_their_own(client
         twin.close()
         await outcome(write)
     assert sessions[0] != sessions[1]
+
+
+# A limit on the data -------------------------------------------------------------------------------------
+
+
+@scenario()
+async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_is_sent_again(client, logd):
+    writes = await turn(
+        client.put("large", b"1"), client.put("small", b"2"), client.delete("a"), client.put("grows", b"3")
+    )
+    await logd.batch(2)
+    logd.refuse_for_memory(2, "large", "grows")
+    again = await logd.receive(WriteBatch)
+    assert again == WriteBatch(logd.session, 3, 3, False, {"small": b"2"}, ["a"])
+    logd.commit(3)
+    assert await outcomes(writes) == [MemoryFull, None, None, MemoryFull]
+    assert client._queue_bytes == 0
+
+
+@scenario()
+async def test_of_the_writes_to_a_key_only_those_fail_that_are_as_large_as_the_one_that_does_not_fit(client, logd):
+    values = (b"22", None, b"55555", b"1", b"4444")
+    writes = await turn(*(client.delete("k") if value is None else client.put("k", value) for value in values))
+    await logd.batch(2)
+    logd.refuse_for_memory(2, "k")
+    assert (await logd.receive(WriteBatch)).puts == {"k": b"1"}
+    logd.refuse_for_memory(3, "k")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {}, ["k"])
+    logd.commit(4)
+    assert await outcomes(writes) == [MemoryFull, None, MemoryFull, MemoryFull, MemoryFull]
+
+
+@scenario()
+async def test_a_clear_outlives_the_refusal_of_what_came_behind_it(client, logd):
+    writes = await turn(client.put("before", b"1"), client.clear(), client.put("behind", b"2"))
+    await logd.batch(2)
+    logd.refuse_for_memory(2, "behind")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 3, 3, True, {}, [])
+    logd.commit(3)
+    assert await outcomes(writes) == [None, None, MemoryFull]
+
+
+@scenario()
+async def test_batches_that_were_not_looked_at_go_again_as_a_whole_in_order_once_all_is_answered(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4, 5)
+    logd.refuse_for_memory(3, "key3")
+    logd.refuse_for_memory(4)
+    logd.refuse_for_memory(5)
+    assert await outcome(writes[1]) is MemoryFull
+    await logd.sends_nothing_more(client)
+    logd.commit(2)
+    assert list((await logd.receive(WriteBatch)).puts) == ["key4", "key5"]
+    logd.commit(6)
+    assert await outcomes(writes) == [None, MemoryFull, None, None]
+
+
+@scenario()
+async def test_what_is_sent_again_has_nothing_new_beside_it_or_behind_it_until_it_is_answered(client, logd):
+    writes = await turn(client.put("large", b"1"), client.delete("a"))
+    await logd.batch(2)
+    new = await turn(client.put("new", b"1"))
+    await logd.batch(3)
+    logd.refuse_for_memory(2, "large")
+    assert await outcome(writes[0]) is MemoryFull
+    newer = await turn(client.put("newer", b"1"))
+    await logd.sends_nothing_more(client)
+    logd.refuse_for_memory(3)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"new": b"1"}, ["a"])
+    await logd.sends_nothing_more(client)
+    logd.refuse_for_memory(4, "new")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {}, ["a"])
+    await logd.sends_nothing_more(client)
+    logd.commit(5)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 6, 6, False, {"newer": b"1"}, [])
+    logd.commit(6)
+    assert await outcomes(writes + new + newer) == [MemoryFull, None, MemoryFull, None]
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_what_waits_to_be_sent_again_is_certainly_not_written_when_its_deadline_passes(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4)
+    logd.refuse_for_memory(3, "key3")
+    logd.refuse_for_memory(4)
+    assert await outcomes(writes) == [OutcomeUnknown, MemoryFull, Unavailable]
+    logd.commit(2)
+    await logd.sends_nothing_more(client)
+    assert client._queue_bytes == 0
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_what_nobody_waits_for_any_more_is_not_sent_again(client, logd):
+    writes = await turn(client.put("large", b"1"), client.delete("a"))
+    await logd.batch(2)
+    assert await outcomes(writes) == [OutcomeUnknown] * 2
+    logd.refuse_for_memory(2, "large")
+    await logd.sends_nothing_more(client)
+    assert client._queue_bytes == 0
+
+
+@scenario()
+async def test_what_is_sent_again_survives_a_restart_of_logd(client, logd):
+    writes = await turn(client.put("large", b"1"), client.put("small", b"2"))
+    await logd.batch(2)
+    logd.refuse_for_memory(2, "large")
+    raw = await logd.batch(3)
+    await logd.vanish(client)
+    logd.appear()
+    assert await logd.batch(3) == raw
+    logd.commit(3)
+    assert await outcomes(writes) == [MemoryFull, None]
+
+
+@scenario()
+async def test_what_waits_to_be_sent_again_goes_into_the_next_session_when_its_own_is_lost(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse_for_memory(3)
+    logd.reply(Dropped(logd.session, 2))
+    await logd.open_session()
+    assert (await logd.receive(WriteBatch)).puts == {"key3": b"value"}
+    logd.commit(1)
+    assert await outcomes(writes) == [OutcomeUnknown, None]
 
 
 # Bounds, health, the end ---------------------------------------------------------------------------------

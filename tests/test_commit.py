@@ -475,6 +475,125 @@ def test_without_room_for_the_next_segment_writes_are_refused_and_then_go_on(sta
     assert start().look_up("k") == [b"4"]
 
 
+# A limit on the data -------------------------------------------------------------------------------------
+
+
+def too_large(session, number, *keys):
+    return Refused(session, [number], Reason.MEMORY, list(keys))
+
+
+@pytest.fixture
+def limited(start):
+    """A limit of 100 bytes, of which `a` and `b` take 40 each."""
+    engine = start(memory_bytes_max=100)
+    engine.open(A, B)
+    engine.send(A, 1, puts={"a": bytes(39), "b": bytes(39)})
+    assert engine.settle() == [committed(A, 1)]
+    return engine
+
+
+def test_a_value_that_fits_to_the_byte_is_taken_and_one_byte_more_is_not(limited):
+    assert limited.send(A, 2, puts={"c": bytes(20)}) == too_large(A, 2, "c")
+    assert limited.send(A, 3, puts={"c": bytes(19)}) is None
+    limited.settle()
+    assert limited.look_up("c") == [bytes(19)]
+
+
+def test_what_was_refused_is_not_in_the_log_and_nothing_waits_for_it(start, limited):
+    limited.send(A, 2, puts={"c": bytes(20)})
+    assert limited.commit.idle()
+    assert limited.look_up("c") == [None]
+    assert start().look_up("c") == [None]
+
+
+def test_a_refusal_names_the_values_that_do_not_fit_beside_those_that_do(limited):
+    puts = {"large": bytes(60), "c": bytes(9), "a": bytes(10), "d": bytes(10), "e": bytes(8)}
+    assert limited.send(A, 2, puts=puts) == too_large(A, 2, "large", "d")
+    assert limited.send(A, 3, puts={key: value for key, value in puts.items() if key in "cae"}) is None
+
+
+def test_with_no_room_left_what_does_not_grow_is_taken(limited):
+    limited.send(A, 2, puts={"c": bytes(19)})
+    limited.settle()
+    for number, writes in enumerate(
+        ({"puts": {"a": b"x" * 39}}, {"puts": {"b": b"x"}}, {"deletes": ["c", "nothing"]}, {"clear": True}, {}), start=3
+    ):
+        assert limited.send(A, number, **writes) is None
+        limited.settle()
+    limited.open(C)
+
+
+@pytest.mark.parametrize("writes", [{"deletes": ["a"]}, {"clear": True}, {"puts": {"a": b"x"}}])
+def test_room_that_was_made_can_be_filled_as_soon_as_that_is_answered(limited, writes):
+    assert limited.send(A, 2, **writes) is None
+    assert limited.send(B, 1, puts={"c": bytes(40)}) == too_large(B, 1, "c")  # until then it counts
+    limited.settle()
+    assert limited.send(B, 2, puts={"c": bytes(40)}) is None
+    assert limited.settle() == [committed(B, 2)]
+
+
+def test_what_is_on_its_way_counts(limited):
+    await_held = limited.hold()
+    assert limited.send(A, 2, puts={"c": bytes(9)}) is None
+    await_held()
+    assert limited.send(B, 1, puts={"d": bytes(9), "c": bytes(5)}) is None
+    assert limited.send(A, 3, base=2, puts={"e": b"x"}) == too_large(A, 3, "e")
+    limited.let_go()
+    limited.settle()
+    assert limited.send(A, 4, puts={"e": b"x"}) is None  # the smaller c was the last
+
+
+def test_what_a_full_disk_refused_counts_no_more(limited):
+    limited.disk.room = 10
+    limited.send(A, 2, puts={"c": bytes(19)})
+    assert limited.settle() == [refused(A, 2)]
+    limited.disk.room = 10_000
+    assert limited.send(A, 3, puts={"c": bytes(19)}) is None
+
+
+def test_a_batch_sent_before_a_refusal_for_memory_was_known_is_refused_as_one_that_was_not_looked_at(limited):
+    await_held = limited.hold()
+    limited.send(A, 2)
+    await_held()
+    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
+    assert limited.send(A, 4, base=2, deletes=["a"]) == too_large(A, 4)
+    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3)  # a repeat
+    limited.let_go()
+    assert limited.settle() == [committed(A, 2)]
+    assert limited.send(A, 5, base=5, deletes=["a"]) is None
+
+
+def test_a_full_disk_behind_a_refusal_for_memory_does_not_make_that_be_forgotten(limited):
+    await_held = limited.hold("append")
+    limited.send(A, 2)
+    await_held()
+    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
+    limited.disk.room = 10
+    limited.let_go()
+    assert limited.settle() == [refused(A, 2)]
+    limited.disk.room = 10_000
+    assert limited.send(A, 4, base=3, deletes=["a"]) == Refused(A, [4], Reason.NO_SPACE)
+    assert limited.send(A, 5, base=5, deletes=["a"]) is None
+
+
+def test_a_limit_below_what_is_stored_refuses_growth_alone(start, limited):
+    engine = start(memory_bytes_max=50)
+    assert engine.look_up("a") == [bytes(39)]
+    assert engine.send(A, 2, puts={"a": bytes(40), "b": bytes(38)}) == too_large(A, 2, "a")
+    assert engine.send(A, 3, puts={"b": bytes(38)}) is None
+    engine.settle()
+    assert engine.send(A, 4, deletes=["b"]) is None
+    engine.settle()
+    assert engine.send(A, 5, puts={"a": bytes(49)}) is None
+
+
+def test_the_least_limit_takes_no_value_at_all(start):
+    engine = start(memory_bytes_max=1)
+    engine.open(A)
+    assert engine.send(A, 1, puts={"a": b"x"}) == too_large(A, 1, "a")
+    assert engine.send(A, 2, clear=True, deletes=["a"]) is None
+
+
 # A disk that fails ---------------------------------------------------------------------------------------
 
 FAILURES = {

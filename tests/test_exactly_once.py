@@ -1,8 +1,8 @@
 """Clients against the real group commit, over a network and a disk that do their worst, simulated from a seed.
 
 The network keeps the order of one connection and nothing else: it may be cut at any point, each direction loses a
-suffix, and a client goes on sending into the void until it notices. The disk may be full, and logd and workers may be
-killed, at any point.
+suffix, and a client goes on sending into the void until it notices. The disk may be full, the data may have reached its
+limit, and logd and workers may be killed, at any point.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections import deque
 import pytest
 import zmq
 
-from kv.client import Client, NoSpace, OutcomeUnknown, RequestFailed
+from kv.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed
 from logd import commit, protocol, server, store, wal
 
 
@@ -50,7 +50,8 @@ class Worker(Client):
 def replay(log):
     """The state that a log gives, and the keys in the order in which it puts them."""
     state, keys = store.Store(), []
-    state._write = lambda batch: keys.extend(batch.puts)
+    write = state._write
+    state._write = lambda batch: (keys.extend(batch.puts), write(batch))
     for payload in log:
         for batch in protocol.decode_write_batches(payload):
             state.apply(batch)
@@ -60,10 +61,11 @@ def replay(log):
 class World:
     """Everything there is, and what may happen next. To logd it is the socket, the disk and the log."""
 
-    def __init__(self, seed, workers=3):
+    def __init__(self, seed, workers=3, memory_bytes_max=0):
+        self.memory_bytes_max = memory_bytes_max
         self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
         self.loop.time = lambda: self.now
-        self.log, self.verdicts, self.writes, self.connections = [], queue.SimpleQueue(), [], {}
+        self.log, self.verdicts, self.writes, self.deletes, self.connections = [], queue.SimpleQueue(), [], [], {}
         self.storage = self.server = None
         self.workers = [Worker(self.loop) for _ in range(workers)]
         good = [self.logd_starts, self.logd_receives, self.disk_syncs, self.logd_collects]
@@ -125,14 +127,23 @@ class World:
         self.writes.append(self.loop.create_task(self._write(worker, str(len(self.writes)))))
 
     async def _write(self, worker, key):
+        outcome = await self._outcome(worker, worker.put(key, b"v" * self.random.choice([1, 500])))
+        assert outcome or key in replay(self.log)[1], "acknowledged and not durable"
+        return worker, key, outcome
+
+    def delete(self, worker):
+        if self.storage and self.storage._store.data:  # what is applied is not put again, and so none undoes the other
+            key = self.random.choice(list(self.storage._store.data))
+            self.deletes.append(self.loop.create_task(self._outcome(worker, worker.delete(key))))
+
+    async def _outcome(self, worker, request):
         deadline, outcome = self.now + worker._timeout_s + 0.3, None
         try:
-            await worker.put(key, b"v" * self.random.choice([1, 500]))
-            assert key in replay(self.log)[1], "acknowledged and not durable"
+            await request
         except RequestFailed as failure:
             outcome = type(failure)
         assert self.now <= deadline, "it hung"
-        return worker, key, outcome
+        return outcome
 
     def worker_connects(self, worker):
         if self.storage and not worker.connection:
@@ -162,7 +173,9 @@ class World:
 
     def logd_starts(self, _):
         if not self.storage:
-            self.storage, self.synced = commit.GroupCommit(self, self, replay(self.log)[0]), False
+            state = replay(self.log)[0]
+            self.storage = commit.GroupCommit(self, self, state, memory_bytes_max=self.memory_bytes_max)
+            self.synced = False
             self.server = server.Server(self, self.storage, -1, stats=None)
 
     def logd_dies(self, _=None):
@@ -201,14 +214,16 @@ def few_sessions(monkeypatch):
         monkeypatch.setattr(module, "SESSIONS_MAX", 3)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(45))
 def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_never(seed):
-    with World(seed) as world:
+    with World(seed, memory_bytes_max=3000 if seed % 3 == 0 else 0) as world:
         faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
         faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2, 0.8])
         for _ in range(1000):
             rare = faults if world.random.random() < rate else []
-            world.step(*world.good, world.write, world.write, *rare)
+            world.step(*world.good, world.write, world.write, world.delete, *rare)
+        world.memory_bytes_max = 0  # with the next life of logd
+        world.logd_dies()
         for _ in range(4):  # sessions that were dropped meanwhile are opened anew
             world.settle()
             for worker in world.workers:
@@ -222,7 +237,24 @@ def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_neve
             assert outcome is OutcomeUnknown or (key in order) == (outcome is None)
             assert latest.get(worker, -1) < order.get(key, 1 << 60)
             latest[worker] = order.get(key, latest.get(worker, -1))
+        assert MemoryFull not in [delete.result() for delete in world.deletes]
         assert [write.result()[2] for write in world.writes[-3:]] == [None] * 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_data_never_exceeds_its_limit_and_deletes_go_on_beside_writes_that_do_not_fit(seed):
+    limit = 3000
+    with World(seed, memory_bytes_max=limit) as world:
+        for worker in world.workers:
+            worker._timeout_s = 1000.0
+        for _ in range(1000):
+            world.step(*world.good, world.write, world.write, world.delete)
+            assert world.storage is None or world.storage._store.data_bytes <= limit
+        world.settle()
+        outcomes = [write.result()[2] for write in world.writes]
+        assert set(outcomes) == {None, MemoryFull}
+        assert {delete.result() for delete in world.deletes} == {None}
+        assert outcomes[-100:].count(None) > 5  # the room that deletes make is used
 
 
 def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():

@@ -66,7 +66,8 @@ REQUESTS = [
 REPLIES = [
     (Hello(4711), "92 0a cd1267"),
     (Committed(A, [1, 2]), f"93 0b {_A} 92 01 02"),
-    (Refused(A, [3], Reason.NO_SPACE), f"94 0c {_A} 91 03 01"),
+    (Refused(A, [3], Reason.NO_SPACE), f"95 0c {_A} 91 03 01 90"),
+    (Refused(A, [3], Reason.MEMORY, ["k"]), f"95 0c {_A} 91 03 02 91 a16b"),
     (Gap(A, 5, 3), f"94 0d {_A} 05 03"),
     (Dropped(A, 9), f"93 0e {_A} 09"),
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),
@@ -143,7 +144,7 @@ _request = st.one_of(
 _reply = st.one_of(
     st.builds(Hello, _number),
     st.builds(Committed, _session, _numbers),
-    st.builds(Refused, _session, _numbers, st.sampled_from(Reason)),
+    st.builds(Refused, _session, _numbers, st.sampled_from(Reason), st.lists(st.text(), max_size=5)),
     st.builds(Gap, _session, _number, _number),
     st.builds(Dropped, _session, _number),
     st.builds(Values, _number, _number, st.lists(st.none() | st.binary(), max_size=5)),

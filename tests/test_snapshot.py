@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 def store_of(data=None, sessions=None):
     store = Store()
-    store.put(data or {})
+    store.data.update(data or {})
     store.sessions = sessions or {}
     return store
 

@@ -3,8 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logd import recovery, snapshot
+from logd.disk import LocalDisk
 from logd.store import SESSIONS_MAX, Store
-from tests.logs import A, B, batch
+from tests.logs import A, B, batch, file_name, lay_out, state
 
 
 def opened(*sessions):
@@ -58,14 +60,33 @@ def test_the_session_that_wrote_least_recently_makes_room():
     assert not store.apply(batch(B, 1, puts={"x": b"1"}))
 
 
-_keys = st.sampled_from(["a", "bb", "ccc"])
-_writes = st.tuples(st.booleans(), st.dictionaries(_keys, st.binary(max_size=3)), st.lists(_keys, unique=True))
+KEYS = st.sampled_from(["a", "bb", "a.long.key"])
+VALUES = st.binary(max_size=5)
+WRITES = st.tuples(st.booleans(), st.dictionaries(KEYS, VALUES), st.lists(KEYS))
 
 
-@given(st.lists(_writes, max_size=20))
-def test_the_size_of_the_data_is_that_of_all_keys_and_values(writes):
-    store = opened()
-    for number, (clear, puts, deletes) in enumerate(writes, start=1):
-        store.apply(batch(number=number, clear=clear, puts=puts, deletes=deletes))
-        store.apply(batch(number=number, puts={"repeated": b"and not applied"}))
-        assert store.data_bytes == sum(len(key) + len(value) for key, value in store.data.items())
+def bytes_of(data):
+    return sum(len(key) + len(value) for key, value in data.items())
+
+
+@given(st.lists(WRITES, max_size=8), st.integers(0, 8))
+def test_the_bytes_of_data_are_those_of_its_keys_and_values_whenever_they_are_first_asked_for(history, asked_at):
+    store, model = opened(), {}
+    for number, (clear, puts, deletes) in enumerate(history, start=1):
+        if clear:
+            model.clear()
+        model |= puts
+        for key in deletes:
+            model.pop(key, None)
+        for _ in range(2):  # a repeat counts once
+            store.apply(batch(number=number, clear=clear, puts=puts, deletes=deletes))
+        if number >= asked_at:
+            assert store.data_bytes == bytes_of(model)
+    assert store.data == model
+    assert store.data_bytes == bytes_of(model)
+
+
+def test_the_bytes_of_data_are_right_after_a_snapshot_and_replay(tmp_path):
+    lay_out(tmp_path, "1-3 @3 4-6")
+    assert recovery.load(LocalDisk(tmp_path)).store.data_bytes == bytes_of(state(6).data)
+    assert snapshot.read(LocalDisk(tmp_path), file_name("@3"))[0].data_bytes == bytes_of(state(3).data)

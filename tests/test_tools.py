@@ -1,6 +1,5 @@
 """The commands for people: look, verify, mend, move in and out."""
 
-import io
 import json
 import os
 import random
@@ -107,13 +106,12 @@ def test_export_and_import_move_the_state_unchanged(tmp_path, capsys):
 def test_any_text_goes_through_export_and_import(tmp_path):
     lay_out(tmp_path / "from", "1-1")
     text = '"\\\n\t\0 \u2028 é 𝄞 {}'
-    lines = io.StringIO(json.dumps({"key": "k", "value": text}) + "\n")
+    lines = [json.dumps({"key": "k", "value": text}).encode()]
     (tmp_path / "to").mkdir()
     disk = LocalDisk(tmp_path / "to")
     assert tools.import_(disk, lines) == 1
-    out = io.StringIO()
-    tools.export(disk, out)
-    assert [json.loads(line) for line in out.getvalue().split("\n")[:-1]] == [{"key": "k", "value": text}]
+    out = b"".join(tools.export(tools.read_state(disk).store))
+    assert [json.loads(line) for line in out.split(b"\n")[:-1]] == [{"key": "k", "value": text}]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def test_any_text_goes_through_export_and_import(tmp_path):
 )
 def test_import_refuses_what_export_does_not_write_and_leaves_the_directory_empty(tmp_path, lines, complaint):
     with pytest.raises(tools.CannotImport, match=complaint):
-        tools.import_(LocalDisk(tmp_path), io.StringIO(lines))
+        tools.import_(LocalDisk(tmp_path), lines.encode().splitlines())
     assert not os.listdir(tmp_path)
 
 
@@ -237,7 +235,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path, capsys, caplog):
     lock = DirectoryLock(tmp_path)
     lock.acquire()
     lock.write_note("ipc:///somewhere")
-    for command in (["inspect"], ["verify"], ["dump"], ["repair", "--yes"], ["export"], ["import"]):
+    for command in (["inspect"], ["verify"], ["dump"], ["repair", "--yes"], ["import"]):
         done = shell(f"{sys.executable} -m logd {' '.join(command)} {tmp_path}")
         assert done.returncode == Exit.LOCKED
         assert "is in use by a living server, on ipc:///somewhere" in done.stderr
