@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     except recovery.Damaged as error:
         tool = f"{sys.executable} -m logd"
         log.critical("%s. Nothing was changed", error)
+        if error.finding is recovery.Finding.OTHER_VERSION:
+            log.critical("nothing has to be mended: start the version of the program that wrote it")
+            return Exit.DAMAGED
         log.critical("to see more: %s inspect DIR; to mend: %s repair DIR, in %s", tool, tool, _ROOT)
         return Exit.DAMAGED
     except BrokenPipeError:  # head(1) has seen enough

@@ -44,6 +44,10 @@ class BadHeader(Exception):
     """The file does not begin with a header of the wanted kind; the message says in what way."""
 
 
+class OtherVersion(BadHeader):
+    """The header is whole, and says that another version of this program wrote the file. Nothing is damaged."""
+
+
 class End(enum.Enum):
     """How the frames of a file end."""
 
@@ -82,7 +86,7 @@ def encode_header(magic: bytes, header: Header) -> bytes:
 
 
 def decode_header(magic: bytes, data: bytes | memoryview) -> Header:
-    """Read the first 32 bytes of a file. Raises BadHeader."""
+    """Read the first 32 bytes of a file. Raises BadHeader, of which OtherVersion is one."""
     if len(data) < HEADER_BYTES:
         raise BadHeader(f"its header is cut short at {len(data)} of {HEADER_BYTES} bytes")
     found, version, marker, sequence, _ = _HEADER.unpack_from(data)
@@ -91,7 +95,7 @@ def decode_header(magic: bytes, data: bytes | memoryview) -> Header:
     if _CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(data[: _HEADER.size]):
         raise BadHeader("its header is damaged")
     if version != VERSION:
-        raise BadHeader(f"it has format version {version}, and this program reads version {VERSION}")
+        raise OtherVersion(f"it has format version {version}, and this program reads version {VERSION}")
     return Header(marker, sequence)
 
 

@@ -14,6 +14,7 @@ What it decides (`Finding`), and the labels that its log lines and errors carry:
 | BAD_SNAPSHOT     | a snapshot is bad and nothing can stand in for it                      | refuse                |
 | MISSING_SEGMENT  | frames behind the snapshot, or between two segments, are in no segment | refuse                |
 | BAD_SEGMENT      | the header of a segment cannot be read                                 | refuse                |
+| OTHER_VERSION    | another version of this program wrote a file                           | refuse                |
 | DAMAGED_FRAME    | a bad frame with whole ones, or a later segment, behind it             | refuse                |
 | UNREADABLE_FRAME | a frame is whole, and its payload is not what this program writes      | refuse                |
 """
@@ -42,6 +43,7 @@ class Finding(enum.Enum):
     BAD_SNAPSHOT = "refuse: a snapshot is bad and nothing can stand in for it"
     MISSING_SEGMENT = "refuse: frames are in no segment"
     BAD_SEGMENT = "refuse: the header of a segment cannot be read"
+    OTHER_VERSION = "refuse: another version of this program wrote a file, and can read it"
     DAMAGED_FRAME = "refuse: whole data is behind a bad frame"
     UNREADABLE_FRAME = "refuse: a whole frame does not hold what this program writes"
 
@@ -161,6 +163,8 @@ def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) ->
         try:
             store, sequence = snapshot.read(disk, candidate.name)
             return _Base(store, sequence, candidate.name), bad
+        except frame.OtherVersion as error:  # older ones would do, but nothing is wrong with this one
+            raise Damaged(Finding.OTHER_VERSION, candidate.name, 0, str(error)) from error
         except snapshot.BadSnapshot as error:
             log.warning("[%s] %s: %s", Finding.BAD_SNAPSHOT.name, candidate.name, error)
             failure = failure or Damaged(Finding.BAD_SNAPSHOT, candidate.name, 0, str(error))
@@ -213,6 +217,8 @@ class _Replay:
     def _header(self, segment: wal.Segment, data: bytes) -> frame.Header:
         try:
             header = wal.decode_segment_header(data)
+        except frame.OtherVersion as error:
+            raise Damaged(Finding.OTHER_VERSION, segment.name, 0, str(error)) from error
         except frame.BadHeader as error:
             raise Damaged(Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
         if header.sequence != segment.first:

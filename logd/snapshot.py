@@ -121,11 +121,14 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
 def read(disk: Disk, name: str) -> tuple[Store, int]:
     """Load a snapshot, every byte of it verified, and the sequence that it is of.
 
-    Raises BadSnapshot when any of it is not as it was written, OSError when it cannot be read.
+    Raises BadSnapshot when any of it is not as it was written, frame.OtherVersion when it is, and not for this program,
+    OSError when it cannot be read.
     """
     with disk.open(name) as file:
         try:
             header = frame.decode_header(MAGIC, file.read(frame.HEADER_BYTES))
+        except frame.OtherVersion:
+            raise
         except frame.BadHeader as error:
             raise BadSnapshot(str(error)) from error
         store = Store()

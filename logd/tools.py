@@ -97,7 +97,7 @@ def _inspect_snapshot(disk: Disk, found: snapshot.Snapshot) -> FileReport:
     try:
         store, _ = snapshot.read(disk, found.name)
         report.keys, report.end = len(store.data), frame.End.CLEAN.value
-    except snapshot.BadSnapshot as error:
+    except (snapshot.BadSnapshot, frame.OtherVersion) as error:
         report.trouble = str(error)
     return report
 
@@ -140,6 +140,8 @@ def dump(disk: Disk, out: IO[str]) -> None:
         data = _read(disk, segment.name)
         try:
             frames = frame.FrameReader(data, wal.decode_segment_header(data), segment.first)
+        except frame.OtherVersion as error:
+            raise recovery.Damaged(recovery.Finding.OTHER_VERSION, segment.name, 0, str(error)) from error
         except frame.BadHeader as error:
             raise recovery.Damaged(recovery.Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
         for each in frames:
@@ -263,13 +265,18 @@ class Plan:
 
 
 def plan_repair(disk: Disk) -> Plan:
-    """The least that has to be set aside so that recovery serves what is before the damage. Changes nothing."""
+    """The least that has to be set aside so that recovery serves what is before the damage. Changes nothing.
+
+    Raises recovery.Damaged for files of another version: they are whole, and nothing of them may be set aside.
+    """
     view = _View(disk)
     plan = Plan([], [], 0, 0)
     while True:
         try:
             recovered = recovery.load(view)
         except recovery.Damaged as damage:
+            if damage.finding is recovery.Finding.OTHER_VERSION:
+                raise
             plan.damage.append(str(damage))
             for step in _steps(view, damage):
                 _apply(view, step)

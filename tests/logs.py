@@ -8,6 +8,7 @@ import contextlib
 import errno
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -166,6 +167,12 @@ def offsets(data: bytes) -> list[int]:
         at += frame.FRAME_HEADER_BYTES + int.from_bytes(data[at + 4 : at + 8], "little")
         found.append(at)
     return found
+
+
+def of_other_version(data: bytes) -> bytes:
+    """The file as the next version of the format might begin it."""
+    header = data[:8] + (frame.VERSION + 1).to_bytes(4, "little") + data[12:28]
+    return header + zlib.crc32(header).to_bytes(4, "little") + data[32:]
 
 
 def flipped(data: bytes, bit: int) -> bytes:

@@ -3,8 +3,6 @@
 import functools
 import io
 import random
-import struct
-import zlib
 from pathlib import Path
 
 import msgspec
@@ -42,6 +40,7 @@ from tests.logs import (
     batch,
     flipped,
     framed,
+    of_other_version,
     payload_of,
     read_segment,
     segment,
@@ -195,14 +194,12 @@ def test_a_frame_is_these_bytes():
     assert frame.read_frame(io.BytesIO(FRAME), MARKER, 7) == b"hello"
 
 
-def _newer_version() -> bytes:
-    packed = struct.pack("<8sI4sQI", wal.MAGIC, frame.VERSION + 1, MARKER, 7, 0)
-    return packed + struct.pack("<I", zlib.crc32(packed))
-
-
 BAD_HEADERS = {
     "foreign magic": (frame.encode_header(snapshot.MAGIC, Header(MARKER, 7)), "not a file of this kind"),
-    "newer version": (_newer_version(), f"version {frame.VERSION + 1}, and this program reads version {frame.VERSION}"),
+    "newer version": (
+        of_other_version(HEADER),
+        f"version {frame.VERSION + 1}, and this program reads version {frame.VERSION}",
+    ),
     "cut short": (HEADER[:31], "cut short at 31 of 32 bytes"),
     "empty": (b"", "cut short at 0 of 32 bytes"),
     "all zeros": (bytes(32), "not a file of this kind"),

@@ -14,7 +14,7 @@ from logd.__main__ import main
 from logd.disk import DirectoryLock, LocalDisk
 from logd.protocol import Exit
 from tests.harness import ROOT
-from tests.logs import contents, file_name, lay_out, offsets, state
+from tests.logs import contents, file_name, lay_out, of_other_version, offsets, state
 
 
 def damage(directory, token, offset, size=1):
@@ -192,6 +192,17 @@ def test_repair_goes_as_far_as_a_missing_segment(tmp_path, capsys, layout, gone)
         left = 9  # the snapshot has it
     run(capsys, "repair", "--yes", tmp_path)
     assert recovery.load(LocalDisk(tmp_path)).sequence == left
+
+
+@pytest.mark.parametrize("token", ["1-3", "@3", "4-6"])
+def test_repair_sets_nothing_aside_that_another_version_wrote(tmp_path, capsys, token):
+    lay_out(tmp_path, "1-3 @3 4-6" if token != "1-3" else "1-3")
+    path = tmp_path / file_name(token)
+    path.write_bytes(of_other_version(path.read_bytes()))
+    before = contents(tmp_path)
+    assert run(capsys, "repair", "--yes", tmp_path)[0] == Exit.DAMAGED
+    assert run(capsys, "verify", tmp_path)[0] == Exit.DAMAGED
+    assert contents(tmp_path) == before | {"LOCK": b""}
 
 
 def test_a_second_repair_does_not_overwrite_what_the_first_has_set_aside(tmp_path, capsys):
