@@ -6,7 +6,7 @@ request, because that part decides how fast the server is, and closes what that 
 
 * no deadline for headers, body, or a client that does not read (Kludex/uvicorn#157): `Connection.is_overdue`;
 * no limit on an unfinished header block: `Connection.data_received`;
-* no limit on the bodies that all clients together have sent and not finished: `Connection._hold`;
+* no limit on what all clients together have sent and have no answer to: `Connection.held_bytes`;
 * when stopping it closes connections whose first request has not been parsed yet: `Connection.shutdown`.
 """
 
@@ -29,6 +29,10 @@ from kv.config import Config
 _STOP_GRACE_SECONDS: Final = 0.25
 _PIECE_BYTES: Final = 64
 """What a piece of a body takes besides its bytes: many tiny ones count for what they cost."""
+_REQUEST_BYTES: Final = 1024
+"""What a request takes that waits behind another of its connection, besides its headers and its body."""
+_HEADER_BYTES: Final = 160
+"""What a header takes, besides long names and values."""
 _UNKNOWN_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= /\S* HTTP/1\.[01]\r\n)")
 _ASCII: Final = "".join(map(chr, range(128)))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -86,7 +90,7 @@ class Exchange:
         self.more_body = True
         self.arrived_at = arrived_at
         self.held_bytes = 0
-        """What of its body counts for `Connection.held_bytes`: nothing when it came whole with the headers."""
+        """What of it counts in `Connection.held_bytes`: nothing when it came in one piece and alone."""
         self.status = 0
         self.is_started = False
         self.disconnected = False
@@ -201,7 +205,8 @@ class Connection(HttpToolsProtocol):
     limits: Config
     counts: Slot
     held_bytes = 0
-    """Of bodies that did not arrive at once and have no answer yet, over all connections of the process."""
+    """Over all connections of the process: what unanswered requests take that are pipelined or did not arrive at once.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with nothing received."""
@@ -227,6 +232,13 @@ class Connection(HttpToolsProtocol):
             self._let_go(exchange)
             exchange.disconnect()
         self.flow.resume_writing()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
+        if not self._queue or self._queue[-1].more_body:
+            return False
+        self._queue[-1].keep_alive = False
+        return True
 
     # From bytes to requests ------------------------------------------------------------------------------
 
@@ -311,6 +323,13 @@ class Connection(HttpToolsProtocol):
         if parser.should_upgrade():  # an offer that is not taken: `_parse` goes on without it
             return
         self._unparsed_bytes = 0
+        held_bytes = 0
+        if self._queue:  # pipelined: not too many at once
+            self.flow.pause_reading()
+            held_bytes = _REQUEST_BYTES + _HEADER_BYTES * len(self.headers)
+            if Connection.held_bytes + held_bytes > self.limits.body_bytes_in_flight_max:
+                raise _BadRequest
+            Connection.held_bytes += held_bytes
         self._arriving = Exchange(
             self,
             self._scope(method.decode(), version),
@@ -318,9 +337,8 @@ class Connection(HttpToolsProtocol):
             keep_alive=version == "1.1" and parser.should_keep_alive() and not self._stopping,
             expects_continue=self.expect_100_continue,
         )
+        self._arriving.held_bytes = held_bytes
         self._queue.append(self._arriving)
-        if len(self._queue) > 1:  # pipelined: not too many at once
-            self.flow.pause_reading()
 
     def _scope(self, method: str, version: str) -> dict[str, Any]:
         path, query = _split_url(self.url)
