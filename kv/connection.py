@@ -235,7 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
-        if not self._queue or self._queue[-1].more_body:
+        if not self._queue or self._queue[-1].more_body or self.scheme == "https":  # TLS has no half-closed connections
             return False
         self._queue[-1].keep_alive = False
         return True
