@@ -63,6 +63,9 @@ class Config:
     memory_bytes_max: int = _option(
         0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit", aliases=["--max-memory"]
     )
+    body_bytes_in_flight_max: int = _option(
+        256 * _MIB, "bytes of unanswered bodies a worker may hold; beyond it the largest that arrives gets 503"
+    )
     stop_timeout_s: float = _option(12.0, "time for requests in flight when stopping")
     segment_bytes: int = _option(32 * _MIB, "size at which a log segment is sealed", _STORAGE)
     checkpoint_log_bytes: int = _option(64 * _MIB, "least size of the sealed log that makes a checkpoint due", _STORAGE)
@@ -85,6 +88,10 @@ class Config:
             raise ConfigError(f"--value-bytes-max must be at most {VALUE_BYTES_CEILING}, not {self.value_bytes_max}")
         if self.queue_bytes_max < self.value_bytes_max:
             raise ConfigError("--queue-bytes-max must be at least --value-bytes-max, or the largest value never fits")
+        if self.body_bytes_in_flight_max < self.value_bytes_max:
+            raise ConfigError(
+                "--body-bytes-in-flight-max must be at least --value-bytes-max, or the largest value never fits"
+            )
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}, not {self.log_level!r}")
         if self.log_format not in logs.FORMATS:

@@ -6,11 +6,13 @@ request, because that part decides how fast the server is, and closes what that 
 
 * no deadline for headers, body, or a client that does not read (Kludex/uvicorn#157): `Connection.is_overdue`;
 * no limit on an unfinished header block: `Connection.data_received`;
+* no limit on what all clients together have sent and have no answer to: `Connection.held_bytes`;
 * when stopping it closes connections whose first request has not been parsed yet: `Connection.shutdown`.
 """
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Coroutine
 from time import monotonic  # the clock of the loop counts milliseconds
@@ -25,6 +27,13 @@ from kv.board import OTHER, Slot
 from kv.config import Config
 
 _STOP_GRACE_SECONDS: Final = 0.25
+_PIECE_BYTES: Final = 64
+"""What a piece of a body takes besides its bytes: many tiny ones count for what they cost."""
+_REQUEST_BYTES: Final = 1024
+"""What a request takes that waits behind another of its connection, besides its headers and its body."""
+_HEADER_BYTES: Final = 160
+"""What a header takes, besides long names and values."""
+_UNKNOWN_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= /\S* HTTP/1\.[01]\r\n)")
 _ASCII: Final = "".join(map(chr, range(128)))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
@@ -56,6 +65,7 @@ class Exchange:
         "arrived_at",
         "disconnected",
         "expects_continue",
+        "held_bytes",
         "is_started",
         "keep_alive",
         "more_body",
@@ -79,6 +89,8 @@ class Exchange:
         self.expects_continue = expects_continue
         self.more_body = True
         self.arrived_at = arrived_at
+        self.held_bytes = 0
+        """What of it counts in `Connection.held_bytes`: nothing when it came in one piece and alone."""
         self.status = 0
         self.is_started = False
         self.disconnected = False
@@ -124,6 +136,11 @@ class Exchange:
         self._parts_bytes += len(body)
         if self._parts_bytes > HIGH_WATER_LIMIT:
             self._connection.flow.pause_reading()
+        self.wake()
+
+    def disconnect(self) -> None:
+        """No answer can be sent any more."""
+        self.disconnected = True
         self.wake()
 
     def wake(self) -> None:
@@ -187,6 +204,9 @@ class Connection(HttpToolsProtocol):
 
     limits: Config
     counts: Slot
+    held_bytes = 0
+    """Over all connections of the process: what unanswered requests take that are pipelined or did not arrive at once.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with nothing received."""
@@ -209,9 +229,16 @@ class Connection(HttpToolsProtocol):
         """Tell the application, where a request waits for an answer."""
         self.connections.discard(self)
         for exchange in self._queue:
-            exchange.disconnected = True
-            exchange.wake()
+            self._let_go(exchange)
+            exchange.disconnect()
         self.flow.resume_writing()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
+        if not self._queue or self._queue[-1].more_body or self.scheme == "https":  # TLS has no half-closed connections
+            return False
+        self._queue[-1].keep_alive = False
+        return True
 
     # From bytes to requests ------------------------------------------------------------------------------
 
@@ -228,6 +255,8 @@ class Connection(HttpToolsProtocol):
         self._parse(data)
         if self._unparsed_bytes > self.limits.header_bytes_max:
             self._refuse(431, "request header fields too large")
+        if self._in_message:
+            self._hold(len(data) + _PIECE_BYTES)
         self._start_next()
 
     def _parse(self, data: bytes) -> None:
@@ -237,11 +266,20 @@ class Connection(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as offer:
                 data = self._head_without_upgrade() + data[offer.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            except httptools.HttpParserError:
-                self._refuse(*self._refusal)
-                return
+            except httptools.HttpParserError as error:
+                data = (
+                    self._with_known_method(data) if isinstance(error, httptools.HttpParserInvalidMethodError) else b""
+                )
+                if not data:
+                    self._refuse(*self._refusal)
+                    return
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+
+    def _with_known_method(self, data: bytes) -> bytes:
+        """A request of its own in one piece, with a method that the application can refuse; empty for anything else."""
+        method = _UNKNOWN_METHOD.match(data)
+        return b"TRACE" + data[method.end() :] if method and self._unparsed_bytes == len(data) else b""
 
     def _head_without_upgrade(self) -> bytes:
         """The head that was just parsed, to be parsed again: with an offer to upgrade, it is taken to have no body."""
@@ -285,6 +323,13 @@ class Connection(HttpToolsProtocol):
         if parser.should_upgrade():  # an offer that is not taken: `_parse` goes on without it
             return
         self._unparsed_bytes = 0
+        held_bytes = 0
+        if self._queue:  # pipelined: not too many at once
+            self.flow.pause_reading()
+            held_bytes = _REQUEST_BYTES + _HEADER_BYTES * len(self.headers)
+            if Connection.held_bytes + held_bytes > self.limits.body_bytes_in_flight_max:
+                raise _BadRequest
+            Connection.held_bytes += held_bytes
         self._arriving = Exchange(
             self,
             self._scope(method.decode(), version),
@@ -292,9 +337,8 @@ class Connection(HttpToolsProtocol):
             keep_alive=version == "1.1" and parser.should_keep_alive() and not self._stopping,
             expects_continue=self.expect_100_continue,
         )
+        self._arriving.held_bytes = held_bytes
         self._queue.append(self._arriving)
-        if len(self._queue) > 1:  # pipelined: not too many at once
-            self.flow.pause_reading()
 
     def _scope(self, method: str, version: str) -> dict[str, Any]:
         path, query = _split_url(self.url)
@@ -340,6 +384,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The first request of the queue has its answer: go on with the next."""
         answered = self._queue.popleft()
+        self._let_go(answered)
         self.server_state.total_requests += 1
         self._last_active = monotonic()
         self.counts.answered(answered.scope["method"], answered.status, self._last_active - answered.arrived_at)
@@ -361,7 +406,7 @@ class Connection(HttpToolsProtocol):
         """Answer what cannot be served, in its turn, and close."""
         self._is_refused = True
         if self._queue and self._queue[-1].more_body and len(self._queue) > 1:
-            self._queue.pop()  # it will never be complete
+            self._let_go(self._queue.pop())  # it will never be complete
         if self._queue and not self._queue[-1].more_body:  # what is bad came after a request that waits for its answer
             self._queue[-1].keep_alive = False
         elif self._queue and self._queue[0].response_started:
@@ -374,8 +419,9 @@ class Connection(HttpToolsProtocol):
             return
         body = text.encode() + b"\n"
         self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
-        head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[status] + head + body)
+        head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        more = b"retry-after: 1\r\n\r\n" if status == 503 else b"\r\n"
+        self.transport.write(STATUS_LINE[status] + head + more + body)
         self.transport.close()
 
     # Limits ----------------------------------------------------------------------------------------------
@@ -384,6 +430,42 @@ class Connection(HttpToolsProtocol):
     def in_flight(self) -> int:
         """How many requests have no answer yet."""
         return len(self._queue)
+
+    def _unfinished(self) -> Exchange | None:
+        """The request whose body is arriving, while it can still be refused."""
+        last = self._queue[-1] if self._queue else None
+        return last if last and last.more_body and not (last.response_started or self._is_refused) else None
+
+    def _hold(self, size: int) -> None:
+        """Count a piece of a body. Beyond the limit the largest unfinished one goes: small ones are not in danger.
+
+        One that is alone is left to the limit on a value.
+        """
+        unfinished = self._unfinished()
+        if not unfinished:
+            return
+        unfinished.held_bytes += size
+        Connection.held_bytes += size
+        if Connection.held_bytes > max(self.limits.body_bytes_in_flight_max, unfinished.held_bytes):
+            connections = [each for each in self.connections if isinstance(each, Connection)]
+            max(connections, key=Connection._unfinished_bytes)._give_up()
+
+    def _unfinished_bytes(self) -> int:
+        unfinished = self._unfinished()
+        return unfinished.held_bytes if unfinished else 0
+
+    def _give_up(self) -> None:
+        """Refuse the request whose body is arriving, and drop what there is of it."""
+        unfinished = self._queue[-1]
+        self._refuse(503, "too many bytes of bodies in flight; the write was not made")
+        self._let_go(unfinished)
+        unfinished.disconnect()
+
+    def _let_go(self, exchange: Exchange) -> None:
+        """What a request has sent is not held any more, or by somebody who counts it."""
+        if exchange.held_bytes:
+            Connection.held_bytes -= exchange.held_bytes
+            exchange.held_bytes = 0
 
     def _header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

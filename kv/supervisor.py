@@ -37,6 +37,7 @@ _FAULTS_MAX: Final = 5
 _FAULTS_WINDOW_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault in that time
 _DESCRIPTORS_MAX: Final = 1 << 20
+_DESCRIPTORS_MIN: Final = 4096
 _GIVE_UP: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
 _HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
 
@@ -381,4 +382,7 @@ def _raise_descriptor_limit() -> None:
     wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    log.info("starting; %d file descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    granted = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    log.info("starting; %d file descriptors", granted)
+    if granted < _DESCRIPTORS_MIN:
+        log.warning("%d file descriptors are few: a worker resets the connections that it has none left for", granted)

@@ -119,6 +119,7 @@ FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)
         ("checkpoint_log_bytes", "1023"),
         ("header_timeout_s", "0.09"),
         ("queue_bytes_max", str(DEFAULTS.value_bytes_max - 1)),
+        ("body_bytes_in_flight_max", str(DEFAULTS.value_bytes_max - 1)),
         ("log_level", "loud"),
         ("log_level", ""),
         ("log_format", "yaml"),
@@ -133,11 +134,12 @@ def test_a_bad_value_is_refused_with_one_line_that_names_the_option(capsys, name
     assert flag(name) in line or variable(name) in line
 
 
-def test_options_that_do_not_go_together_are_refused(capsys):
-    line = refusal(capsys, "--value-bytes-max=2000", "--queue-bytes-max=1999")
+@pytest.mark.parametrize("name", ["queue_bytes_max", "body_bytes_in_flight_max"])
+def test_options_that_do_not_go_together_are_refused(capsys, name):
+    line = refusal(capsys, "--value-bytes-max=2000", f"{flag(name)}=1999")
     assert "--value-bytes-max" in line
-    assert "--queue-bytes-max" in line
-    assert read("--value-bytes-max=2000", "--queue-bytes-max=2000").queue_bytes_max == 2000
+    assert flag(name) in line
+    assert getattr(read("--value-bytes-max=2000", f"{flag(name)}=2000"), name) == 2000
 
 
 @pytest.mark.parametrize(
@@ -203,6 +205,7 @@ CONFIGS = st.builds(
     keep_alive_s=SECONDS,
     request_timeout_s=SECONDS,
     queue_bytes_max=st.integers(1 << 24, 1 << 40),
+    body_bytes_in_flight_max=st.integers(1 << 24, 1 << 40),
     stop_timeout_s=st.floats(0, 1e6),
     segment_bytes=SIZES,
     checkpoint_log_bytes=SIZES,

@@ -1,0 +1,409 @@
+"""Clients and neighbours that mean no good, against the real server: each gets its answer or the end of its connection.
+
+While they are at it others read and write, and nobody of those notices. What the parser makes of strange bytes, and
+every deadline, is in test_worker.py.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import (
+    ROOT,
+    Load,
+    Server,
+    await_true,
+    exchange,
+    idle_connection,
+    need_descriptors,
+    read_to_end,
+)
+
+MIB = 1 << 20
+VALUE_BYTES_MAX = 4 * MIB
+HELD_BYTES_MAX = 32 * MIB
+GROWTH_BYTES_MAX = 64 * MIB
+"""What a worker may take beyond what it holds for clients: buffers, and what the allocator does not give back."""
+ALLOW_KEY = "DELETE, GET, HEAD, PUT"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    flags = (
+        "--workers=1",
+        f"--value-bytes-max={VALUE_BYTES_MAX}",
+        f"--body-bytes-in-flight-max={HELD_BYTES_MAX}",
+        "--body-timeout-s=3",
+        "--header-timeout-s=2",
+    )
+    with Server(tmp_path_factory.mktemp("hostile") / "data", *flags) as server:
+        server.put("large", b"v" * (64 << 10))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def load(server):
+    with Load(server.port, clients=2) as load:
+        yield load
+    load.verify()
+
+
+@pytest.fixture(autouse=True)
+def others_are_served(request):
+    """Meanwhile and afterwards, in every test that uses the server of the module."""
+    if "server" not in request.fixturenames:
+        yield
+        return
+    load = request.getfixturevalue("load")
+    yield
+    load.await_progress()
+    assert load.wrong == []
+    assert load.failures == []
+
+
+@pytest.fixture
+def connect(server):
+    """Makes connections that are closed in the end."""
+    with contextlib.ExitStack() as clients:
+
+        def connect(sent=b""):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", server.port), 30))
+            client.sendall(sent)
+            return client
+
+        yield connect
+
+
+def put(key, size, *fields):
+    return "\r\n".join([f"PUT /kv/{key} HTTP/1.1", f"Content-Length: {size}", *fields, "\r\n"]).encode()
+
+
+def answers(received):
+    """The answers in what was received, as (status, body)."""
+    found = []
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        found.append((int(head.split()[1]), received[:length]))
+        received = received[length:]
+    return found
+
+
+def rss_bytes(server):
+    return server.only("worker").memory_info().rss
+
+
+def has_ended(client):
+    """Whether the other side has closed it. What came before is thrown away."""
+    client.setblocking(False)
+    try:
+        while client.recv(1 << 16):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+# Odd requests --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key", ["%", "%4", "%zz", "%00", "%C3%BC", "%FF", "a%2Fb", "a%0D%0Ab", "%u0041", "../x", ".%2F."]
+)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_key_that_is_badly_encoded_or_tries_to_be_a_path_is_refused(server, method, key):
+    answer = server.call(method, f"/kv/{key}", b"v" if method == "PUT" else None)
+    assert answer[:2] == (400, b"key contains invalid characters\n")
+
+
+def test_a_value_may_have_any_control_character(server):
+    value = bytes(range(128))
+    server.put("controls", value)
+    assert server.get("controls") == value
+
+
+@pytest.mark.parametrize("method", ["BREW", "get", "GETX", "PROPFIND", "TRACE", "OPTIONS", "x" * 200])
+@pytest.mark.parametrize(
+    ("path", "status", "allow"),
+    [("/kv/x", 405, ALLOW_KEY), ("/clear", 405, "DELETE"), ("/health", 405, "GET, HEAD"), ("/nope", 404, None)],
+)
+def test_a_method_that_is_not_offered_is_405_also_when_nobody_has_heard_of_it(server, method, path, status, allow):
+    answer = server.call(method, path)
+    assert (answer.status, answer.headers.get("allow")) == (status, allow)
+
+
+def test_a_request_after_one_with_an_unknown_method_is_served(server):
+    received = exchange(server.port, b"BREW /kv/x HTTP/1.1\r\n\r\nGET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert answers(received) == [(405, b"method not allowed\n"), (200, b"ok")]
+
+
+def test_the_body_of_a_request_with_an_unknown_method_is_not_taken_for_a_request(server):
+    smuggled = put("smuggled", 1) + b"v"
+    exchange(
+        server.port,
+        b"BREW /kv/x HTTP/1.1\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(smuggled) + smuggled,
+    )
+    assert server.get("smuggled") is None
+
+
+def test_an_unknown_method_after_another_request_ends_the_connection_after_its_answer(server):
+    received = exchange(server.port, b"GET /health HTTP/1.1\r\n\r\nBREW /kv/x HTTP/1.1\r\n\r\n")
+    assert answers(received) == [(200, b"ok")]
+
+
+# Connections that end oddly ------------------------------------------------------------------------------
+
+
+def test_a_client_that_has_nothing_more_to_say_is_answered(server):
+    assert answers(exchange(server.port, put("half", 5) + b"value", half_close=True)) == [(200, b"")]
+    assert (
+        answers(exchange(server.port, b"GET /kv/half HTTP/1.1\r\n\r\n" * 3, half_close=True)) == [(200, b"value")] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"PUT /kv/cut HT",
+        put("cut", 5) + b"val",
+        b"PUT /kv/cut HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nvalue\r\n",
+        b"PUT /kv/cut HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nvalue\r\n0\r\n",
+    ],
+)
+def test_half_a_request_is_never_served(server, sent):
+    assert exchange(server.port, sent, half_close=True) == b""
+    assert server.get("cut") is None
+
+
+def test_half_a_request_after_a_whole_one_does_not_take_its_answer(server):
+    received = exchange(server.port, b"GET /health HTTP/1.1\r\n\r\n" + put("cut", 5) + b"val", half_close=True)
+    assert (200, b"ok") in answers(received) or received == b""
+    assert server.get("cut") is None
+
+
+def test_a_reset_in_the_middle_of_a_body_stores_nothing(server, connect):
+    for _ in range(50):
+        client = connect(put("reset", MIB) + b"v" * (MIB // 2))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    assert server.get("reset") is None
+
+
+# Memory --------------------------------------------------------------------------------------------------
+
+
+def test_clients_that_pipeline_deeply_and_do_not_read_take_bounded_memory_and_are_cut_off(server, connect):
+    before = rss_bytes(server)
+    clients = [connect() for _ in range(40)]
+    for client in clients:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.send(b"GET /kv/large HTTP/1.1\r\n\r\n" * 10_000)
+    peak = 0
+
+    def are_cut_off():
+        nonlocal peak
+        peak = max(peak, rss_bytes(server))
+        return not [each for each in server.only("worker").net_connections() if each.raddr and each.raddr.port in ports]
+
+    ports = {client.getsockname()[1] for client in clients}
+    await_true(are_cut_off, 20, "the end of those who do not read")
+    assert peak - before < HELD_BYTES_MAX + GROWTH_BYTES_MAX
+
+
+def test_a_client_that_pipelines_deeply_and_reads_is_answered_in_full(server):
+    received = exchange(server.port, b"GET /live HTTP/1.1\r\n\r\n" * 9_999 + b"GET /live HTTP/1.0\r\n\r\n")
+    assert answers(received) == [(200, b"ok")] * 10_000
+
+
+def test_a_chunked_body_far_beyond_the_limit_is_not_stored_in_memory(server, connect):
+    before = rss_bytes(server)
+    client = connect(b"PUT /kv/endless HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"%x\r\n" % MIB + b"v" * MIB + b"\r\n"
+    with contextlib.suppress(ConnectionError):
+        for _ in range(200):
+            client.sendall(chunk)
+    assert read_to_end(client)[:12] in (b"HTTP/1.1 413", b"")  # the reset may overtake it
+    assert rss_bytes(server) - before < GROWTH_BYTES_MAX
+    assert server.get("endless") is None
+
+
+def test_bodies_that_do_not_end_take_bounded_memory_and_no_place_of_small_ones(server, connect):
+    before = rss_bytes(server)
+    size = 3 * MIB
+    clients = []
+    refused = []
+    for number in range(40):
+        clients.append(connect(put(f"slow{number}", size)))
+        with contextlib.suppress(ConnectionError):
+            clients[-1].sendall(b"v" * (size - 1))
+        small = connect(put("small", 5))
+        assert_answers_in_two_pieces(small)
+        for client in clients[:]:
+            if has_ended(client):
+                clients.remove(client)
+                refused.append(client)
+    assert rss_bytes(server) - before < HELD_BYTES_MAX + GROWTH_BYTES_MAX
+    assert len(clients) < HELD_BYTES_MAX // size + 1
+    for client in clients:
+        client.close()
+    assert server.get("slow0") is None
+
+
+def assert_answers_in_two_pieces(client):
+    client.sendall(b"small")
+    assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_is_too_much_is_told_so_and_what_it_took_is_free_again(server, connect):
+    size = 4 * MIB - 1000
+    uploads = [connect() for _ in range(HELD_BYTES_MAX // size)]
+    for number, upload in enumerate(uploads):
+        upload.sendall(put(f"full{number}", size, "Expect: 100-continue"))
+        assert upload.recv(100).startswith(b"HTTP/1.1 100 ")
+        upload.sendall(b"v" * (size - 1000))
+    last = connect(put("last", size, "Expect: 100-continue"))
+    assert last.recv(100).startswith(b"HTTP/1.1 100 ")
+    last.sendall(b"v" * (size - 1000))
+    ended = []
+
+    def one_is_refused():
+        ended[:] = [each for each in [*uploads, last] if is_readable(each)]
+        return ended
+
+    await_true(one_is_refused, what="a refusal")
+    (answer,) = answers(read_to_end(ended[0]))
+    assert answer == (503, b"too many bytes of bodies in flight; the write was not made\n")
+    for upload in [*uploads, last]:
+        if upload is not ended[0]:
+            upload.sendall(b"v" * 1000)
+            assert upload.recv(1000).startswith(b"HTTP/1.1 200 ")
+    server.put("after", b"v" * VALUE_BYTES_MAX)
+
+
+def is_readable(client):
+    client.setblocking(False)
+    try:
+        return client.recv(1, socket.MSG_PEEK) != b"never"
+    except BlockingIOError:
+        return False
+    finally:
+        client.settimeout(30)
+
+
+# Descriptors ---------------------------------------------------------------------------------------------
+
+IDLE = 10_000
+
+
+class PoorServer(Server):
+    """A server that may have few descriptors, and cannot raise that."""
+
+    def command(self):
+        return ["sh", "-c", f"ulimit -n 128; exec {shlex.join(super().command())}"]
+
+
+def test_a_worker_out_of_descriptors_serves_whom_it_has_and_recovers(tmp_path):
+    with PoorServer(tmp_path / "data", "--workers=1") as server, contextlib.ExitStack() as stack:
+        assert "WARNING 128 file descriptors are few" in server.log
+        before = {process.pid for process in server.members()}
+        first = stack.enter_context(idle_connection(server.port))
+        greedy = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)) for _ in range(300)]
+        await_true(lambda: any(map(has_ended, greedy)), what="a reset")
+
+        first.sendall(put("poor", 1) + b"v")
+        assert first.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert cpu_share(server, seconds=1.0) < 0.5
+
+        for client in greedy:
+            client.close()
+        await_true(lambda: is_served(server), what="a new connection")
+        assert server.get("poor") == b"v"
+        assert {process.pid for process in server.members()} == before
+
+
+def cpu_share(server, seconds):
+    """How many processors the whole tree keeps busy."""
+
+    def used():
+        times = [process.cpu_times() for process in server.members()]
+        return sum(each.user + each.system for each in times)
+
+    before, began = used(), time.monotonic()
+    await_true(lambda: time.monotonic() - began >= seconds)
+    return (used() - before) / (time.monotonic() - began)
+
+
+def is_served(server):
+    with contextlib.suppress(OSError):
+        return server.call("GET", "/live").status == 200
+    return False
+
+
+def test_idle_connections_by_the_thousand_keep_nobody_from_being_served(server):
+    need_descriptors(IDLE + 500)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 30)) for _ in range(IDLE)]
+        server.put("idle", b"v")
+        assert server.get("idle") == b"v"
+        assert not any(map(has_ended, idle))
+
+
+# Other users ---------------------------------------------------------------------------------------------
+
+AS_NOBODY = """
+import os, socket, sys
+files, directory, address = sys.argv[1].split(":"), sys.argv[2], sys.argv[3]
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+
+def tried(what, do):
+    try:
+        do()
+        print(what, "allowed")
+    except PermissionError:
+        print(what, "denied")
+
+for path in files:
+    tried("read", lambda: open(path, "rb"))
+    tried("write", lambda: open(path, "r+b"))
+tried("list", lambda: os.listdir(directory))
+tried("create", lambda: open(os.path.join(directory, "new"), "wb"))
+tried("connect", lambda: socket.socket(socket.AF_UNIX).connect(address))
+tried("visit", lambda: os.listdir(os.path.dirname(os.path.dirname(directory))))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_gets_at_neither_the_data_nor_the_log_writer():
+    # Not below the directory of the test, which no other user may enter anyway.
+    with tempfile.TemporaryDirectory(prefix="kvt-") as top:
+        Path(top).chmod(0o755)
+        with Server(Path(top) / "open" / "data", "--workers=1") as server:
+            Path(top, "open").chmod(0o755)
+            server.put("secret", b"v")
+            (socket_path,) = server.socket_directory().iterdir()
+            server.temporary.chmod(0o755)
+            files = [str(path) for path in server.directory.iterdir()]
+            told = subprocess.run(
+                [sys.executable, "-c", AS_NOBODY, ":".join(files), str(server.directory), str(socket_path)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            ).stdout.splitlines()
+    assert told.pop() == "visit allowed"  # so it is the server that keeps it out
+    assert len(told) == 2 * len(files) + 3
+    assert [line for line in told if not line.endswith(" denied")] == []
