@@ -4,16 +4,16 @@ Knows neither targets nor cases.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from kv.config import Config
+from tests.arguments import checked
 from tests.bench.cases import HELLO, SERVER, Section
 
-_Parsed = TypeVar("_Parsed")
 _ROUNDS = 3
 _SECONDS = 5
 _EPILOG = """
@@ -89,31 +89,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--only", type=_checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
-    add("--rounds", type=_checked(_count), metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
-    add("--seconds", type=_checked(_count), metavar="N", help=f"how long a load lasts ({_SECONDS})")
+    add("--only", type=checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
+    add("--rounds", type=checked(_count), metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
+    add("--seconds", type=checked(_count), metavar="N", help=f"how long a load lasts ({_SECONDS})")
     add("--quick", action="store_true", help="one round of one second: to see that all works, not to measure")
-    add("--connections", type=_checked(_counts), default=(), metavar="N,…", help="of that section, instead of its own")
+    add("--connections", type=checked(_counts), default=(), metavar="N,…", help="of that section, instead of its own")
     workers = Config().workers
-    add("--workers", type=_checked(_count), default=workers, help=f"of the server and the hello-world ({workers})")
-    add("--peer", type=_checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
+    add("--workers", type=checked(_count), default=workers, help=f"of the server and the hello-world ({workers})")
+    add("--peer", type=checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
     add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
     out = Path("bench-results")
     add("--out", type=Path, default=out, metavar="DIR", help=f"for the results, and the data meanwhile ({out})")
     add("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
     return parser
-
-
-def _checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Have argparse show what a ValueError says."""
-
-    def parse_or_explain(text: str) -> _Parsed:
-        try:
-            return parse_value(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse_or_explain
 
 
 def _count(text: str) -> int:

@@ -6,14 +6,13 @@ Knows neither servers nor clients.
 import argparse
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from tests.arguments import checked
 from tests.killlab.kills import ROLES, Order, at_intervals, at_random, one_of_each, parse_orders, parse_seconds
 
-_Parsed = TypeVar("_Parsed")
 _SERVER_FLAGS = ("--segment-bytes=1048576", "--checkpoint-log-bytes=2097152")
 _EPILOG = f"""
 roles: {", ".join(ROLES)} (all processes at once). Without --kill, --random and --every, each of --roles is
@@ -97,37 +96,37 @@ def _parser() -> argparse.ArgumentParser:
     kills = parser.add_argument_group("what is killed, and when")
     kills.add_argument(
         "--kill",
-        type=_checked(parse_orders),
+        type=checked(parse_orders),
         action="append",
         default=[],
         metavar="ROLE@TIME,…",
         help="kill a process of that role at that time; stop:ROLE@TIME+TIME freezes it for a while instead",
     )
-    kills.add_argument("--random", type=_checked(_count), metavar="N", help="that many kills at random times")
+    kills.add_argument("--random", type=checked(_count), metavar="N", help="that many kills at random times")
     kills.add_argument(
-        "--every", type=_checked(_positive_seconds), metavar="TIME", help="a random kill after each such time"
+        "--every", type=checked(_positive_seconds), metavar="TIME", help="a random kill after each such time"
     )
     kills.add_argument(
-        "--roles", type=_checked(_roles), default=ROLES, metavar="ROLE,…", help="whom the random kills may meet (all)"
+        "--roles", type=checked(_roles), default=ROLES, metavar="ROLE,…", help="whom the random kills may meet (all)"
     )
     length = parser.add_argument_group("how long").add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=_checked(_positive_seconds), default=30.0, help="(30)")
-    length.add_argument("--minutes", type=_checked(_positive), help="instead of --seconds")
+    length.add_argument("--seconds", type=checked(_positive_seconds), default=30.0, help="(30)")
+    length.add_argument("--minutes", type=checked(_positive), help="instead of --seconds")
     load = parser.add_argument_group("load")
-    load.add_argument("--clients", type=_checked(_positive_count), default=64, metavar="N", help="(64)")
-    load.add_argument("--keys", type=_checked(_positive_count), default=500, metavar="N", help="that they share (500)")
+    load.add_argument("--clients", type=checked(_positive_count), default=64, metavar="N", help="(64)")
+    load.add_argument("--keys", type=checked(_positive_count), default=500, metavar="N", help="that they share (500)")
     load.add_argument(
         "--preload",
-        type=_checked(_count),
+        type=checked(_count),
         default=0,
         metavar="N",
         help="keys written before the load and verified after it (0)",
     )
-    load.add_argument("--read-share", type=_checked(_share), default=0.5, metavar="X", help="of the requests (0.5)")
-    load.add_argument("--delete-share", type=_checked(_share), default=0.05, metavar="X", help="of the requests (0.05)")
-    load.add_argument("--clear-share", type=_checked(_share), default=0.0, metavar="X", help="of the requests (0)")
+    load.add_argument("--read-share", type=checked(_share), default=0.5, metavar="X", help="of the requests (0.5)")
+    load.add_argument("--delete-share", type=checked(_share), default=0.05, metavar="X", help="of the requests (0.05)")
+    load.add_argument("--clear-share", type=checked(_share), default=0.0, metavar="X", help="of the requests (0)")
     load.add_argument(
-        "--value-bytes", type=_checked(_positive_count), default=100, metavar="N", help="at least 16 (100)"
+        "--value-bytes", type=checked(_positive_count), default=100, metavar="N", help="at least 16 (100)"
     )
     parser.add_argument(
         "--seed", type=int, default=int.from_bytes(os.urandom(4)), help="of everything random; shown in the report"
@@ -141,18 +140,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
     return parser
-
-
-def _checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Have argparse show what a ValueError says."""
-
-    def parse_or_explain(text: str) -> _Parsed:
-        try:
-            return parse_value(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse_or_explain
 
 
 def _positive(text: str) -> float:
