@@ -391,9 +391,10 @@ class Connection(HttpToolsProtocol):
         if not answered.keep_alive:
             self.transport.close()
             return
-        self.flow.resume_reading()
         if self._queue:
             self.loop.call_soon(self._start_next)
+        else:  # not before: what is pipelined would come in faster than it is answered
+            self.flow.resume_reading()
 
     def abandon(self, exchange: Exchange) -> None:
         """The application has failed to answer a request."""

@@ -6,6 +6,7 @@ every deadline, is in test_worker.py.
 
 import contextlib
 import os
+import select
 import shlex
 import socket
 import struct
@@ -221,6 +222,18 @@ def test_clients_that_pipeline_deeply_and_do_not_read_take_bounded_memory_and_ar
     ports = {client.getsockname()[1] for client in clients}
     await_true(are_cut_off, 20, "the end of those who do not read")
     assert peak - before < HELD_BYTES_MAX + GROWTH_BYTES_MAX
+
+
+def test_a_client_that_pipelines_without_end_and_does_not_read_is_not_read_from_either(server, connect):
+    before = rss_bytes(server)
+    client = connect()
+    client.setblocking(False)
+    requests, sent_bytes = b"GET /live HTTP/1.1\r\n\r\n" * 10_000, 0
+    while sent_bytes < 64 * MIB and select.select([], [client], [], 1.0)[1]:
+        sent_bytes += client.send(requests[sent_bytes % len(requests) :])
+    assert sent_bytes < 64 * MIB
+    assert rss_bytes(server) - before < HELD_BYTES_MAX
+    assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_pipelines_deeply_and_reads_is_answered_in_full(server):
