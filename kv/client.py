@@ -159,6 +159,7 @@ class Client:
         self._queue_bytes_max = queue_bytes_max
         self._queue_bytes = 0
         self._connected = False
+        self._was_connected = False
         self._flush_is_due = False
         self._gathered = 0
         self._gathered_turns = 0
@@ -235,7 +236,7 @@ class Client:
         return stats
 
     async def _ask(self, kind: type[StatusRequest | StatsRequest]) -> Any:  # noqa: ANN401
-        if not self._connected:
+        if self._was_connected and not self._connected:
             raise Unavailable(_UNREACHABLE)
         self._question += 1
         raw = protocol.encode(kind(self._question))
@@ -386,7 +387,7 @@ class Client:
                 self._on_dropped(reply)
 
     def _on_hello(self) -> None:
-        self._connected = True
+        self._connected = self._was_connected = True
         self._session.resent_from = -1
         unanswered: list[_SentWrites | _SentReads | _SentStatus] = []
         unanswered += self._session.unanswered.values()

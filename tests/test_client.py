@@ -912,6 +912,16 @@ async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
     assert await outcome(status) is Unavailable
 
 
+@scenario(connected=False, session=False)
+async def test_a_question_of_a_worker_that_has_just_started_waits_for_its_first_connection(client, logd):
+    (status,) = await turn(client.trouble())
+    assert not status.done()
+    logd.appear()
+    request = await logd.receive(StatusRequest)
+    logd.reply(Status(request.number, ""))
+    assert await status == ""
+
+
 @scenario()
 async def test_stats_are_what_logd_tells(client, logd):
     (asked,) = await turn(client.stats())
