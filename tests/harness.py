@@ -49,6 +49,40 @@ def await_true(condition: Callable[[], object], seconds: float = 10.0, what: str
         time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def running_tool(command: Sequence[str | Path], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A command as a user gives it. Nothing of it may be left: no process, no temporary file but logs of servers."""
+    with tempfile.TemporaryDirectory(prefix="kvt-") as temporary:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment | {"TMPDIR": temporary},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+            left = _processes_given("TMPDIR", temporary)
+            for each in left:
+                each.kill()
+        assert left == []
+        assert [path.name for path in Path(temporary).iterdir() if path.suffix != ".stderr"] == []
+
+
+def _processes_given(name: str, value: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name, "").startswith(value) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 def free_port() -> int:
     """A port of this machine that nobody uses at the moment."""
     with socket.socket() as probe:

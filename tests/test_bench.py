@@ -11,8 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import psutil
 import pytest
@@ -26,7 +24,7 @@ from tests.bench.logd_alone import LogdAlone, Rate
 from tests.bench.rounds import LogdRound, Measured, SyncRound
 from tests.bench.senders import BatchTemplate
 from tests.bench.targets import entries
-from tests.harness import ROOT, Server, await_true
+from tests.harness import ROOT, Server, await_true, running_tool
 
 needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is missing")
 LOAD = ROOT / "tests" / "load"
@@ -354,35 +352,8 @@ def test_logd_alone(tmp_path):
 # The real thing ------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
 def running_bench(*arguments):
-    """The command, as a user gives it. Nothing of it may be left: no process, no temporary file."""
-    with tempfile.TemporaryDirectory(prefix="kvb-") as temporary:
-        process = subprocess.Popen(
-            [ROOT / "tests/bench/run.sh", *arguments],
-            env=os.environ | {"TMPDIR": temporary},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-        assert of_environment("TMPDIR", temporary) == []
-        assert [path.name for path in Path(temporary).iterdir() if path.suffix != ".stderr"] == []
-
-
-def of_environment(name, prefix):
-    """Every process that was given that variable."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(name, "").startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return running_tool([ROOT / "tests/bench/run.sh", *arguments], dict(os.environ))
 
 
 @needs_wrk

@@ -7,17 +7,13 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
-from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.harness import ROOT, await_true, free_port
+from tests.harness import await_true, free_port, running_tool
 from tests.history import (
     ABSENT,
     FOREIGN,
@@ -41,35 +37,8 @@ OK, REFUSED_OUTCOME, UNKNOWN = Outcome
 # The command ---------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
 def running_lab(*arguments):
-    """The command, as a user gives it. Nothing of it may be left: no process, no temporary file."""
-    with tempfile.TemporaryDirectory(prefix="kl-") as temporary:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killlab", *arguments],
-            cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin:/usr/local/bin", "TMPDIR": temporary},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-        assert of_environment("TMPDIR", temporary) == []
-        assert list(Path(temporary).iterdir()) == []
-
-
-def of_environment(name, prefix):
-    """Every process that was given that variable."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(name, "").startswith(prefix) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return running_tool([sys.executable, "-m", "tests.killlab", *arguments], {"PATH": "/usr/bin:/bin:/usr/local/bin"})
 
 
 def test_a_short_run_with_kills_of_every_role(tmp_path):
