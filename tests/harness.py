@@ -56,7 +56,7 @@ def running_tool(command: Sequence[str | Path], environment: dict[str, str]) -> 
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment | {"TMPDIR": temporary},
+            env=environment | {"TMPDIR": temporary, "SPT_NOENV": "1"},  # process titles leave the environment readable
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
