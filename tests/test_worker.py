@@ -395,6 +395,86 @@ def test_a_header_has_a_deadline_however_busy_its_sender_is(quick, theirs, conne
     assert not other.ended()
 
 
+BEHIND = b"GET /echo/1 HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"", b"GET /echo/2 HTTP/1.1\r\n", b"GET /echo/2 HTTP/1.1\r\nA: a\r\nB: "])
+def test_headers_behind_a_whole_request_have_the_deadline_of_headers(quick, connect, rest):
+    client = connect(quick, BEHIND + (rest or b"G"))
+    assert client.answer().status == 200
+    assert refusal(client) == (408, TIMEOUT)
+
+
+def test_headers_after_a_pause_have_the_deadline_of_headers(quick, connect):
+    client = connect(quick, BEHIND)
+    assert client.answer().status == 200
+    client.send(b"G")
+    assert refusal(client) == (408, TIMEOUT)
+
+
+def test_a_body_that_is_not_read_because_others_are_answered_first_is_not_late(quick, connect):
+    client = connect(quick, b"GET /echo/1?slow HTTP/1.1\r\n\r\nPUT /echo/2 HTTP/1.1\r\nContent-Length: 3\r\n\r\n")
+    assert client.answer().status == 200
+    client.send(b"abc")
+    assert client.answer()[:2] == (200, b"PUT /echo/2 abc")
+
+
+def test_headers_that_are_not_read_because_others_are_answered_first_are_not_late(quick, connect):
+    client = connect(quick, b"GET /echo/1?slow HTTP/1.1\r\n\r\n" * 2 + b"GET /echo/2 HT")
+    assert [client.answer().status for _ in range(2)] == [200, 200]
+    client.send(b"TP/1.1\r\n\r\n")
+    assert client.answer()[:2] == (200, b"GET /echo/2 ")
+
+
+UNNEEDED = b"GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+def test_a_body_that_nobody_needs_may_end_and_the_next_request_is_served(quick, connect):
+    client = connect(quick, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    client.send(b"5\r\nabcde\r\n0\r\n\r\n" + BEHIND)
+    assert client.answer()[:2] == (200, b"GET /echo/1 ")
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 1])
+def test_a_body_that_nobody_needs_is_dropped_up_to_the_limit_of_a_value(ours, connect, chunk):
+    client = connect(ours, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    piece = (b"%x\r\n" % chunk + b"a" * chunk + b"\r\n") * (1 + (1 << 20) // (chunk + 64))
+    for _ in range(VALUE_LIMIT >> 20):
+        assert not client.ended()
+        client.send(piece)
+    client.send(piece)
+    await_true(client.ended)
+
+
+@pytest.mark.parametrize("piece", [b"1\r\na\r\n", b"0"])
+def test_a_body_that_nobody_needs_has_a_deadline_however_busy_its_sender_is(quick, connect, piece):
+    client = connect(quick, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+
+    def ended():
+        client.send(piece)
+        return client.ended()
+
+    await_true(ended)
+    assert client.rest() == b""
+
+
+def test_a_body_that_nobody_needs_and_that_is_broken_ends_the_connection_without_another_answer(ours, connect):
+    client = connect(ours, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    client.send(b"zz\r\n")
+    assert client.rest() == b""
+
+
+def test_the_application_is_told_of_a_refusal_at_once(ours, connect):
+    client = connect(ours, b"PUT /large/told HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await_true(lambda: ours.happened("/large/told begins"))
+    client.send(b"zz\r\n")  # and does not read, so that the connection stays
+    await_true(lambda: ours.happened("/large/told disconnected"))
+
+
 def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, theirs, connect):
     for server in (quick, theirs):
         connect(server, b"GET /large/1 HTTP/1.1\r\n\r\n")
@@ -610,6 +690,23 @@ def test_a_request_that_has_one_meaning_is_served_and_so_is_the_next(ours, conne
     assert client.answer()[:2] == (200, answer)
     client.send(b"GET /echo/next HTTP/1.1\r\n\r\n")
     assert client.answer()[:2] == (200, b"GET /echo/next ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "body"),
+    [
+        (b"PUT http://h/kv/absolute HTTP/1.1\r\nContent-Length: 1\r\n\r\nv", 200, b""),
+        (b"GET http://h:1/kv/absolute?q HTTP/1.1\r\n\r\n", 200, b"v"),
+        (b"GET http://h/kv/%61bsolute HTTP/1.1\r\n\r\n", 200, b"v"),
+        (b"GET http://h/kv/a%2Fb HTTP/1.1\r\n\r\n", 400, b"key contains invalid characters\n"),
+        (b"GET http://h/kv/ HTTP/1.1\r\n\r\n", 400, b"key cannot be empty\n"),
+        (b"GET http://h HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+        (b"GET http://h?q HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+    ],
+)
+def test_a_request_may_name_the_host_with_the_path_or_no_path(ours, connect, request_, status, body):
+    assert connect(ours, request_).answer()[:2] == (status, body)
 
 
 @pytest.mark.parametrize("key", [b"\xff", b"a\xc3\xbc", b"a#b"])
