@@ -479,7 +479,9 @@ class Connection(HttpToolsProtocol):
         self._is_over = True
         self._let_go_of_beginning()
         if self._queue and self._queue[-1].more_body and len(self._queue) > 1:
-            self._let_go(self._queue.pop())  # it will never be complete
+            never_complete = self._queue.pop()
+            self._let_go(never_complete)
+            never_complete.disconnect()
         if self._queue and not self._queue[-1].more_body:  # what is bad came after a request that waits for its answer
             self._queue[-1].keep_alive = False
         elif self._is_dropping() or (self._queue and self._queue[0].response_started):

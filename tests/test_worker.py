@@ -749,6 +749,18 @@ def test_pipelined_requests_are_answered_in_order(ours, connect):
 
 
 @pytest.mark.parametrize("query", [b"", b"?slow"])
+def test_large_pipelined_requests_arrive_as_they_were_sent(ours, connect, query):
+    sizes = [1, 70_000, 0, 16_384, 16_300, 200_000, 3]
+    bodies = [bytes([ord("a") + number]) * size for number, size in enumerate(sizes)]
+    head = b"PUT /echo/1%s HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+    requests = [head % (query if not number else b"", len(body)) + body for number, body in enumerate(bodies)]
+    client = connect(ours, b"".join(requests))
+    assert [client.answer().body for _ in bodies] == [b"PUT /echo/1 " + body for body in bodies]
+    client.send(requests[1])
+    assert client.answer().body == b"PUT /echo/1 " + bodies[1]
+
+
+@pytest.mark.parametrize("query", [b"", b"?slow"])
 def test_a_refused_request_does_not_take_the_answer_of_the_one_before_it(ours, connect, query):
     client = connect(ours, b"PUT /echo/1" + query + b" HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGARBAGE\r\n\r\n")
     assert client.answer()[:2] == (200, b"PUT /echo/1 abc")
