@@ -37,6 +37,7 @@ QUICK = {
 APP = """
 import asyncio, os
 from kv.app import create_app
+from kv.connection import Connection
 
 class Storage(dict):
     async def get(self, key): return dict.get(self, key)
@@ -72,6 +73,8 @@ async def app(scope, receive, send):
     path = scope["raw_path"].decode()
     if path == "/events":
         return await answer(send, "\\n".join([*events, ""]).encode())
+    if path == "/held":
+        return await answer(send, b"%d" % Connection.held_bytes)
     if path == "/pid":
         return await answer(send, b"%d" % os.getpid())
     events.append(f"{path} begins")
@@ -473,6 +476,28 @@ def test_the_application_is_told_of_a_refusal_at_once(ours, connect):
     await_true(lambda: ours.happened("/large/told begins"))
     client.send(b"zz\r\n")  # and does not read, so that the connection stays
     await_true(lambda: ours.happened("/large/told disconnected"))
+
+
+SLOW = b"GET /echo/1?slow HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "held_bytes_min"),
+    [
+        (b"GET /echo/1 HTTP/1.1\r\n" + b"A: a\r\n" * 100, 600),
+        (BEHIND + b"GET /echo/1 HTTP/1.1\r\n" + b"A: a\r\n" * 1000, 1000),
+        (b"PUT /kv/held HTTP/1.1\r\nContent-Length: 900000\r\n\r\n" + b"a" * 800_000, 800_000),
+        (SLOW + SLOW, 1000),
+        (SLOW * 9000, 200_000),
+        (SLOW + b"PUT /kv/held HTTP/1.1\r\nContent-Length: 900000\r\n\r\n" + b"a" * 100_000, 80_000),
+    ],
+)
+@pytest.mark.parametrize("then", [b"", b"\0\r\n\r\n"])
+def test_what_a_client_has_sent_counts_until_it_is_gone(ours, connect, sent, held_bytes_min, then):
+    with Client(ours.port, sent) as client:
+        await_true(lambda: int(ours.ask("/held")) >= held_bytes_min)
+        client.send(then)
+    await_true(lambda: ours.ask("/held") == "0")
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, theirs, connect):
