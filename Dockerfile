@@ -32,6 +32,6 @@ EXPOSE 8080
 VOLUME /app/data
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
-    CMD [".venv/bin/python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', os.environ['PORT'], timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
+    CMD [".venv/bin/python", "-m", "kv.healthcheck"]
 # The shell replaces itself, so that the server is process 1 and gets the signals.
 ENTRYPOINT ["/bin/sh", "-c", "exec .venv/bin/python -m kv --port=\"$PORT\" --working-dir=\"$DATA_DIR\" \"$@\"", "kv"]

@@ -22,8 +22,6 @@ chdir = str(Path(__file__).parent)
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
 graceful_timeout = round(_config.stop_timeout_s) + 1  # the worker has the first word
 control_socket_disable = True
-if _config.tls_cert_file:
-    certfile, keyfile = str(_config.tls_cert_file), str(_config.tls_key_file)
 proc_name = "kv"
 
 logs.name_process("gunicorn")

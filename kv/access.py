@@ -31,19 +31,26 @@ def read_token(path: Path) -> bytes:
     return token
 
 
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """What a server needs to speak TLS, 1.2 at least; None when it is not to. Raises CannotUse."""
+    if not config.tls_cert_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file, password=lambda: b"")
+    except OSError as error:  # an ssl.SSLError is one
+        raise CannotUse(
+            f"--tls-cert-file {config.tls_cert_file} and --tls-key-file {config.tls_key_file}"
+            f" cannot be used: {error.strerror or error}"
+        ) from error
+    return context
+
+
 def check(config: Config) -> None:
     """Try what workers will need. Raises CannotUse."""
     if config.token_file:
         read_token(config.token_file)
-    if config.tls_cert_file:
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(config.tls_cert_file, config.tls_key_file, password=lambda: b"")
-        except OSError as error:  # an ssl.SSLError is one
-            raise CannotUse(
-                f"--tls-cert-file {config.tls_cert_file} and --tls-key-file {config.tls_key_file}"
-                f" cannot be used: {error.strerror or error}"
-            ) from error
+    tls_context(config)
 
 
 def warn(config: Config) -> None:

@@ -55,7 +55,7 @@ class Config:
     workers: int = _option(max(2, min(os.cpu_count() or 2, 16)), "HTTP worker processes", _PROCESSES)
     value_bytes_max: int = _option(16 * _MIB, "largest value; a larger one is answered 413")
     header_bytes_max: int = _option(64 * 1024, "largest request line and headers; more is answered 431")
-    header_timeout_s: float = _option(10.0, "time for a request's headers to arrive")
+    header_timeout_s: float = _option(10.0, "time for a request's headers to arrive, or for a TLS handshake")
     body_timeout_s: float = _option(30.0, "time without any progress of a body, or of a client that reads its answer")
     keep_alive_s: float = _option(60.0, "time that an idle connection is kept open")
     request_timeout_s: float = _option(10.0, "time to wait for the log writer, then 503 or 504")
@@ -64,7 +64,7 @@ class Config:
         0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit", aliases=["--max-memory"]
     )
     body_bytes_in_flight_max: int = _option(
-        256 * _MIB, "bytes of unanswered bodies a worker may hold; beyond it the largest that arrives gets 503"
+        256 * _MIB, "bytes of unanswered requests a worker may hold; beyond it the largest that arrives gets 503"
     )
     stop_timeout_s: float = _option(12.0, "time for requests in flight when stopping")
     segment_bytes: int = _option(32 * _MIB, "size at which a log segment is sealed", _STORAGE)

@@ -5,9 +5,11 @@ that it is in (kv/worker.py). uvicorn's protocol class is what it stands on; it 
 request, because that part decides how fast the server is, and closes what that class leaves open:
 
 * no deadline for headers, body, or a client that does not read (Kludex/uvicorn#157): `Connection.is_overdue`;
-* no limit on an unfinished header block: `Connection.data_received`;
+* no limit on an unfinished header block: `Connection._parse`;
 * no limit on what all clients together have sent and have no answer to: `Connection.held_bytes`;
-* when stopping it closes connections whose first request has not been parsed yet: `Connection.shutdown`.
+* no end to the body of a request that has its answer already: `Connection._drop`;
+* when stopping it closes connections whose first request has not been parsed yet: `Connection.shutdown`;
+* and of uvloop: its TLS takes any amount to send at once, and hides it: `Exchange._send_in_pieces`.
 """
 
 import asyncio
@@ -27,6 +29,12 @@ from kv.board import OTHER, Slot
 from kv.config import Config
 
 _STOP_GRACE_SECONDS: Final = 0.25
+_GOODBYE_SECONDS: Final = 1.0
+"""How long a stop waits for the end of a TLS client that has its last answer."""
+_PARSE_BYTES: Final = 16 * 1024
+"""What is parsed at once: as many requests as are in it take memory and time before the first of them is answered."""
+_TLS_BYTES: Final = 64 * 1024
+"""What is sent at once over TLS, and so about what may wait below it unseen; the kernel's buffers are larger."""
 _PIECE_BYTES: Final = 64
 """What a piece of a body takes besides its bytes: many tiny ones count for what they cost."""
 _REQUEST_BYTES: Final = 1024
@@ -139,8 +147,9 @@ class Exchange:
         self.wake()
 
     def disconnect(self) -> None:
-        """No answer can be sent any more."""
+        """No answer can be sent any more, and what there is of the body is not needed."""
         self.disconnected = True
+        self._parts = []
         self.wake()
 
     def wake(self) -> None:
@@ -156,7 +165,8 @@ class Exchange:
         while not (self._parts or self.disconnected or self.response_complete):
             if not (self.more_body or self._announced):
                 break
-            self._connection.flow.resume_reading()
+            if self.more_body:  # else what comes next is another request
+                self._connection.flow.resume_reading()
             self._waiter = self._connection.loop.create_future()
             await self._waiter
         if self.disconnected or self.response_complete:
@@ -181,12 +191,29 @@ class Exchange:
             self._head = self._encode_head(self.status, event["headers"])
             return
         body = b"" if self.scope["method"] == "HEAD" else event.get("body", b"")
-        self._connection.transport.write(self._head + body)
+        if len(body) > _TLS_BYTES and self._connection.scheme == "https":
+            await self._send_in_pieces(body)
+            if self.disconnected:
+                return
+        else:
+            self._connection.transport.write(self._head + body)
         self._head = b""
         if not event.get("more_body", False):
             self.response_complete = True
             self.wake()
             self._connection.on_response_complete()
+
+    async def _send_in_pieces(self, body: bytes) -> None:
+        """Give TLS no more than can be sent, and be done when nearly all is: a close after that cuts nothing off."""
+        transport, flow = self._connection.transport, self._connection.flow
+        transport.write(self._head)
+        view = memoryview(body)
+        for start in range(0, len(body), _TLS_BYTES):
+            transport.write(view[start : start + _TLS_BYTES])
+            if flow.write_paused:
+                await flow.drain()
+            if self.disconnected:
+                return
 
     def _encode_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head as bytes. Without a length, the end of the connection is the end of the body."""
@@ -205,33 +232,46 @@ class Connection(HttpToolsProtocol):
     limits: Config
     counts: Slot
     held_bytes = 0
-    """Over all connections of the process: what unanswered requests take that are pipelined or did not arrive at once.
+    """Over all connections of the process: what requests without an answer take that are pipelined, or did not arrive
+    at once.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with nothing received."""
         super().connection_made(transport)
+        if self.scheme == "https":
+            transport.set_write_buffer_limits(high=1, low=0)  # of what TLS cannot hand on; see `_send_in_pieces`
         self._queue: deque[Exchange] = deque()
         """Requests without an answer: the first is with the application, the last may still be arriving."""
         self._arriving: Exchange | None = None
         """Whose body comes next. It may have its answer already: then the rest is dropped."""
         self._unparsed_bytes = 0  # since the last piece of a request was complete
         self._unparsed_since = 0.0
+        self._rest = b""
+        """Has arrived, and is parsed when at most one request waits for its answer. Nothing is read until then."""
+        self._beginning_bytes = 0
+        """What counts in `held_bytes` of that, and of headers that are not complete."""
+        self._dropped: Exchange | None = None  # whose body is dropped, and how much of it was, since when
+        self._dropped_bytes = 0
+        self._dropped_since = 0.0
         self._last_active = monotonic()
         self._unsent_bytes = 0  # at the last sweep
         self._unsent_since = 0.0
         self._refusal = (400, "bad request")
         self._in_message = False
-        self._is_refused = False
+        self._is_over = False  # nothing is taken any more
         self._stopping = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, where a request waits for an answer."""
         self.connections.discard(self)
-        for exchange in self._queue:
-            self._let_go(exchange)
-            exchange.disconnect()
+        self._hang_up()
         self.flow.resume_writing()
+
+    def resume_writing(self) -> None:
+        """Note the progress: at the next sweep there may be as much to be sent as there was at the last."""
+        self._unsent_bytes = 0
+        super().resume_writing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
@@ -243,23 +283,41 @@ class Connection(HttpToolsProtocol):
     # From bytes to requests ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse, within the limit on what is neither body nor a complete header block."""
-        if self._is_refused:
+        """Parse what has arrived, and begin with the next request."""
+        if self._is_over:
             return
         self._last_active = monotonic()
-        if not self._unparsed_bytes:
-            self._unparsed_since = self._last_active
-        if not (self._in_message or data.isascii()):
-            data = _escape_request_line(data)
-        self._unparsed_bytes += len(data)
-        self._parse(data)
-        if self._unparsed_bytes > self.limits.header_bytes_max:
-            self._refuse(431, "request header fields too large")
         if self._in_message:
-            self._hold(len(data) + _PIECE_BYTES)
+            self._let_go_of_beginning()  # what there is of it by now is counted below
+        elif not data.isascii():
+            data = _escape_request_line(data)
+        if len(data) > _PARSE_BYTES:
+            self._parse_pieces(data)
+        else:
+            self._parse(data)
+            if self._in_message:
+                self._hold(len(data) + _PIECE_BYTES)
         self._start_next()
 
-    def _parse(self, data: bytes) -> None:
+    def _parse_pieces(self, data: bytes) -> None:
+        """Parse until a request waits behind another, and keep the rest."""
+        rest = memoryview(data)
+        while rest and len(self._queue) <= 1 and not self._is_over:
+            piece, rest = rest[:_PARSE_BYTES], rest[_PARSE_BYTES:]
+            self._parse(piece)
+        self._rest = b"" if self._is_over else bytes(rest)
+        self._hold(len(data) - len(rest) + _PIECE_BYTES)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Parse, within the limit on what is neither body nor a complete header block."""
+        if not self._unparsed_bytes:
+            self._unparsed_since = self._last_active
+        self._unparsed_bytes += len(data)
+        self._feed(data)
+        if self._unparsed_bytes > self.limits.header_bytes_max:
+            self._refuse(431, "request header fields too large")
+
+    def _feed(self, data: bytes | memoryview) -> None:
         while data:
             try:
                 self.parser.feed_data(data)
@@ -276,7 +334,7 @@ class Connection(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
-    def _with_known_method(self, data: bytes) -> bytes:
+    def _with_known_method(self, data: bytes | memoryview) -> bytes:
         """A request of its own in one piece, with a method that the application can refuse; empty for anything else."""
         method = _UNKNOWN_METHOD.match(data)
         return b"TRACE" + data[method.end() :] if method and self._unparsed_bytes == len(data) else b""
@@ -360,7 +418,9 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._unparsed_bytes = 0
-        if self._arriving and not self._arriving.response_complete:
+        if self._arriving and self._arriving.response_complete:
+            self._drop(self._arriving, body)
+        elif self._arriving:
             self._arriving.feed(body)
 
     def on_message_complete(self) -> None:
@@ -389,41 +449,68 @@ class Connection(HttpToolsProtocol):
         self._last_active = monotonic()
         self.counts.answered(answered.scope["method"], answered.status, self._last_active - answered.arrived_at)
         if not answered.keep_alive:
-            self.transport.close()
-            return
-        if self._queue:
-            self.loop.call_soon(self._start_next)
-        else:  # not before: what is pipelined would come in faster than it is answered
+            self._close()
+        elif self._queue:
+            self.loop.call_soon(self._go_on)
+        elif self.flow.read_paused:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Go on behind an answer: with what has arrived, and when that is answered with what has not.
+
+        Not before: what is pipelined would come in faster than it is answered.
+        """
+        if self._rest and len(self._queue) <= 1:
+            self._parse_pieces(self._rest)
+        if not self._queue:
+            self._unparsed_since = monotonic()  # who is not read from cannot be late
             self.flow.resume_reading()
+        self._start_next()
 
     def abandon(self, exchange: Exchange) -> None:
         """The application has failed to answer a request."""
         if exchange.response_started:
-            self.transport.close()
+            self._close()
         else:
             self._answer_and_close(500, "internal server error")
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer what cannot be served, in its turn, and close."""
-        self._is_refused = True
+        self._is_over = True
+        self._let_go_of_beginning()
         if self._queue and self._queue[-1].more_body and len(self._queue) > 1:
-            self._let_go(self._queue.pop())  # it will never be complete
+            never_complete = self._queue.pop()
+            self._let_go(never_complete)
+            never_complete.disconnect()
         if self._queue and not self._queue[-1].more_body:  # what is bad came after a request that waits for its answer
             self._queue[-1].keep_alive = False
-        elif self._queue and self._queue[0].response_started:
-            self.transport.close()
+        elif self._is_dropping() or (self._queue and self._queue[0].response_started):
+            self._close()  # it has its answer, or the beginning of it
         else:
             self._answer_and_close(status, text)
 
     def _answer_and_close(self, status: int, text: str) -> None:
-        if self.transport.is_closing():
-            return
-        body = text.encode() + b"\n"
-        self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
-        head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-        more = b"retry-after: 1\r\n\r\n" if status == 503 else b"\r\n"
-        self.transport.write(STATUS_LINE[status] + head + more + body)
+        if not self.transport.is_closing():
+            body = text.encode() + b"\n"
+            self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
+            head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+            more = b"retry-after: 1\r\n\r\n" if status == 503 else b"\r\n"
+            self.transport.write(STATUS_LINE[status] + head + more + body)
+        self._close()
+
+    def _close(self) -> None:
+        """Take nothing any more, and end the connection when what was written is sent."""
         self.transport.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Nobody will hear another answer: tell the application, where it is at work on one."""
+        self._is_over = True
+        self._let_go_of_beginning()
+        for exchange in self._queue:
+            self._let_go(exchange)
+            exchange.disconnect()
+        self._queue.clear()
 
     # Limits ----------------------------------------------------------------------------------------------
 
@@ -435,38 +522,71 @@ class Connection(HttpToolsProtocol):
     def _unfinished(self) -> Exchange | None:
         """The request whose body is arriving, while it can still be refused."""
         last = self._queue[-1] if self._queue else None
-        return last if last and last.more_body and not (last.response_started or self._is_refused) else None
+        return last if last and last.more_body and not (last.response_started or self._is_over) else None
 
     def _hold(self, size: int) -> None:
-        """Count a piece of a body. Beyond the limit the largest unfinished one goes: small ones are not in danger.
+        """Count a piece of what has not arrived whole. Beyond the limit the largest goes: small ones are not in danger.
 
-        One that is alone is left to the limit on a value.
+        One that is alone is left to the limits on a value and on headers.
         """
-        unfinished = self._unfinished()
-        if not unfinished:
+        if self._is_over:
             return
-        unfinished.held_bytes += size
-        Connection.held_bytes += size
-        if Connection.held_bytes > max(self.limits.body_bytes_in_flight_max, unfinished.held_bytes):
+        unfinished = self._unfinished()
+        if unfinished:
+            unfinished.held_bytes += size
+            Connection.held_bytes += size
+        self._hold_beginning()
+        own_bytes = self._unfinished_bytes()
+        if own_bytes and Connection.held_bytes > max(self.limits.body_bytes_in_flight_max, own_bytes):
             connections = [each for each in self.connections if isinstance(each, Connection)]
             max(connections, key=Connection._unfinished_bytes)._give_up()
 
+    def _hold_beginning(self) -> None:
+        """Count what has arrived and is no request yet."""
+        size = len(self._rest)
+        if self._in_message and not (self._arriving and self._arriving.more_body):  # in the middle of its headers
+            if not self._unparsed_bytes:  # they came behind a whole request, and nobody knows how many bytes of them
+                self._unparsed_bytes = 1
+                self._unparsed_since = self._last_active
+            size += self._unparsed_bytes + _HEADER_BYTES * len(self.headers)
+        Connection.held_bytes += size - self._beginning_bytes
+        self._beginning_bytes = size
+
+    def _let_go_of_beginning(self) -> None:
+        """It is dropped, or counted anew."""
+        Connection.held_bytes -= self._beginning_bytes
+        self._beginning_bytes = 0
+        self._rest = b""
+
     def _unfinished_bytes(self) -> int:
         unfinished = self._unfinished()
-        return unfinished.held_bytes if unfinished else 0
+        return (unfinished.held_bytes if unfinished else 0) + self._beginning_bytes
 
     def _give_up(self) -> None:
-        """Refuse the request whose body is arriving, and drop what there is of it."""
-        unfinished = self._queue[-1]
-        self._refuse(503, "too many bytes of bodies in flight; the write was not made")
-        self._let_go(unfinished)
-        unfinished.disconnect()
+        """Refuse what is arriving, and drop what there is of it."""
+        self._refuse(503, "too many bytes in flight; the request was not served")
 
     def _let_go(self, exchange: Exchange) -> None:
         """What a request has sent is not held any more, or by somebody who counts it."""
         if exchange.held_bytes:
             Connection.held_bytes -= exchange.held_bytes
             exchange.held_bytes = 0
+
+    def _is_dropping(self) -> bool:
+        """Whether the rest of a body is on its way that nobody needs: its request has its answer."""
+        return self._arriving is not None and self._arriving.more_body and self._arriving.response_complete
+
+    def _drop(self, exchange: Exchange, body: bytes) -> None:
+        """Wait for the end of such a body, but not longer than any may be."""
+        self._note_dropping(exchange)
+        self._dropped_bytes += len(body) + _PIECE_BYTES
+        if self._dropped_bytes > self.limits.value_bytes_max:
+            self._close()
+            raise _BadRequest
+
+    def _note_dropping(self, exchange: Exchange) -> None:
+        if self._dropped is not exchange:
+            self._dropped, self._dropped_bytes, self._dropped_since = exchange, 0, self._last_active
 
     def _header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -475,24 +595,35 @@ class Connection(HttpToolsProtocol):
         """True when the client has had its time: to send a header or a body, to read, or to say anything at all."""
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes:
+            self._last_active = now  # it has not been idle since
             if unsent_bytes != self._unsent_bytes:
                 self._unsent_bytes, self._unsent_since = unsent_bytes, now
             return now - self._unsent_since > self.limits.body_timeout_s
         self._unsent_bytes = 0
+        if self.transport.is_closing():  # TLS waits for the end of the client, but a stop not for long
+            return self._stopping and now - self._last_active > _GOODBYE_SECONDS
         if self._queue:
-            return self._queue[-1].more_body and now - self._last_active > self.limits.body_timeout_s
+            is_awaited = self._queue[-1].more_body and not self.flow.read_paused
+            return is_awaited and now - self._last_active > self.limits.body_timeout_s
+        return self._is_late(now)
+
+    def _is_late(self, now: float) -> bool:
+        """Whether a client that has all its answers is overdue."""
+        if self._arriving and self._is_dropping():
+            self._note_dropping(self._arriving)
+            return now - self._dropped_since > self.limits.body_timeout_s
         if self._unparsed_bytes:
             return now - self._unparsed_since > self.limits.header_timeout_s
         return now - self._last_active > self.limits.keep_alive_s
 
     def time_out(self) -> None:
         """Close. A request that has begun and is not answered yet is told why."""
-        if self.transport.get_write_buffer_size():
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
         elif self._queue or self._unparsed_bytes:
             self._refuse(408, "request timeout")
         else:
-            self.transport.close()
+            self._close()
 
     def shutdown(self) -> None:
         """Answer what is in flight, then close. A request that is on its way gets a moment to arrive."""
@@ -504,7 +635,9 @@ class Connection(HttpToolsProtocol):
 
     def _close_if_idle(self) -> None:
         if not (self._queue or self.transport.is_closing()):
-            self.transport.close()
+            self._close()
+            if self.scheme == "https":
+                self.transport.abort()  # it was told; many clients do not look while they are idle
 
 
 def _split_url(url: bytes) -> tuple[bytes, bytes]:
@@ -513,7 +646,7 @@ def _split_url(url: bytes) -> tuple[bytes, bytes]:
         path, _, query = url.partition(b"?")
         return path, query
     parsed = httptools.parse_url(url)
-    return parsed.path, parsed.query or b""
+    return parsed.path or b"/", parsed.query or b""
 
 
 def _escape_request_line(data: bytes) -> bytes:

@@ -36,6 +36,7 @@ _LOGD_STOP_SECONDS: Final = 5.0
 _FAULTS_MAX: Final = 5
 _FAULTS_WINDOW_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault in that time
+_FILES_SECONDS: Final = 1.0  # until files that cannot be used are tried again
 _DESCRIPTORS_MAX: Final = 1 << 20
 _DESCRIPTORS_MIN: Final = 4096
 _GIVE_UP: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
@@ -257,7 +258,7 @@ class Supervisor:
         if self._logd.restart_at is not None and now >= self._logd.restart_at:
             self._start_logd()
         if self._gunicorn.restart_at is not None and now >= self._gunicorn.restart_at and self._tree is None:
-            self._start_gunicorn()
+            self._restart_gunicorn(now)
 
     def _start_logd(self) -> None:
         config = self._config
@@ -304,6 +305,16 @@ class Supervisor:
         url = f"{'https' if self._config.tls_cert_file else 'http'}://{host}:{port}"
         log.info("listening on %s, data in %s", url, self._config.working_dir)
         notify.tell(f"READY=1\nSTATUS=listening on {url}")
+
+    def _restart_gunicorn(self, now: float) -> None:
+        """Start it again, when it could serve: a certificate that is being replaced is no reason to give up."""
+        try:
+            access.tls_context(self._config)
+        except access.CannotUse as error:
+            log.error("gunicorn is not started: %s; trying again in %g s", error, _FILES_SECONDS)
+            self._gunicorn.restart_at = now + _FILES_SECONDS
+        else:
+            self._start_gunicorn()
 
     def _start_gunicorn(self) -> None:
         read, held = lifeline.make()

@@ -6,6 +6,8 @@ connections that have had their time (what is due on one of them is for kv/conne
 What UvicornWorker leaves open in the process, and where it is closed here:
 
 * it outlives a killed master, and waits for ever when stopping (Kludex/uvicorn#781): `Worker._watch`, `_orphaned`;
+* a TLS client has a minute to begin: `GracefulServer.startup`;
+* a worker whose certificate cannot be read ends, and its successor, without end: `Worker._tls_context`;
 * under uvloop it closes the listening descriptor twice, when the number may already be libzmq's: `Worker._serve`.
 """
 
@@ -14,6 +16,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -22,10 +25,11 @@ from typing import Any, Final
 
 import setproctitle
 from gunicorn.arbiter import Arbiter
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from kv import board, lifeline
+from kv import access, board, lifeline
 from kv.config import Config, Inherited
 from kv.connection import Connection
 
@@ -43,6 +47,27 @@ class GracefulServer(Server):
         """Stop once what is in flight is answered."""
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the class above, and with TLS a client has no longer than any other to begin, and to end."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        limits = Connection.limits
+        tls: dict[str, Any] = {}
+        if self.config.ssl:
+            tls["ssl"] = self.config.ssl
+            tls["ssl_handshake_timeout"] = limits.header_timeout_s
+            tls["ssl_shutdown_timeout"] = limits.body_timeout_s
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(self._connection, sock=each, backlog=self.config.backlog, **tls)
+            for each in sockets or []
+        ]
+        self.started = True
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
+
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
     """A worker process. Hosted by gunicorn.conf.py, in the tree of kv/supervisor.py."""
@@ -56,13 +81,18 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         "proxy_headers": False,
         "server_header": False,
         "date_header": False,
-        "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # 1.2 at least
     }
+    _tls_context: ssl.SSLContext | None = None
+    """Read by the master, when it has read this code, for all workers until the next reload: one that is started again
+    needs no file that may be gone by then, or be another."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         options = Config.from_environment(os.environ)
         Connection.limits = options
+        Worker._tls_context = tls = Worker._tls_context or access.tls_context(options)
+        if tls:
+            self.config.ssl_context_factory = lambda *_: tls
         self.config.timeout_graceful_shutdown = max(1, round(options.stop_timeout_s))
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are per request
 

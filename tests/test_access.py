@@ -1,17 +1,18 @@
 """Who may talk to the server: the token, TLS, and what is said when a file for them cannot be used."""
 
+import contextlib
 import http.client
 import signal
 import socket
 import ssl
-import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from kv import access
 from kv.config import Config
-from tests.harness import Server, await_true, call, exchange, read_to_end, run_to_end
+from tests.harness import Server, await_true, call, exchange, make_certificate, read_to_end, run_to_end
 
 TOKEN = "correct-horse"
 UNAUTHORIZED = (401, b"unauthorized\n")
@@ -21,15 +22,6 @@ def write_token(path, token=TOKEN, mode=0o600):
     path.write_text(token + "\n")
     path.chmod(mode)
     return path
-
-
-def make_certificate(directory, name="server"):
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    cert, key = directory / f"{name}.pem", directory / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
 
 
 def ask(port, method, path, body=None, *, authorization=None, context=None):
@@ -242,6 +234,121 @@ def test_over_tls_deadlines_hold_and_plain_http_and_old_versions_get_nothing(tls
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection(address, 30) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
         old.wrap_socket(plain)
+
+
+QUICK = ("--workers=1", "--header-timeout-s=0.5", "--body-timeout-s=1", "--keep-alive-s=30")
+LARGE = b"v" * (16 << 20)
+
+
+@contextlib.contextmanager
+def started(server):
+    """Ready over TLS, and ended in the end."""
+    try:
+        server.spawn()
+        await_true(server.is_healthy, 30, "readiness over TLS")
+        yield server
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory, certificate):
+    with started(TlsServer(tmp_path_factory.mktemp("quick") / "data", certificate, *QUICK)) as server:
+        assert server.ask("PUT", "/kv/large", LARGE) == (200, b"")
+        yield server
+
+
+def connect_tls(server, sent=b"", receive_bytes=1 << 16):
+    """A client that takes little at once."""
+    client = socket.socket()
+    client.settimeout(30)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.connect(("127.0.0.1", server.port))
+    wrapped = server.context.wrap_socket(client, server_hostname="127.0.0.1")
+    wrapped.sendall(sent)
+    return wrapped
+
+
+def is_held(server, client):
+    """Whether a worker has the other end of a connection."""
+    port = client.getsockname()[1]
+    return any(each.raddr and each.raddr.port == port for each in server.only("worker").net_connections())
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
+def test_a_handshake_has_the_deadline_of_headers(quick, sent):
+    with socket.create_connection(("127.0.0.1", quick.port), 5) as client:
+        client.sendall(sent)
+        assert read_to_end(client) == b""
+
+
+def test_over_tls_a_client_that_does_not_read_its_answer_is_cut_off(quick):
+    with connect_tls(quick, b"GET /kv/large HTTP/1.1\r\n\r\n") as client:
+        await_true(lambda: not is_held(quick, client), 5, "the end of who does not read")
+
+
+def test_over_tls_a_client_that_does_not_say_goodbye_is_let_go(quick):
+    with connect_tls(quick, b"GET /live HTTP/1.0\r\n\r\n") as client:
+        await_true(lambda: not is_held(quick, client), 5, "the end of who says nothing")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_over_tls_a_large_answer_arrives_whole_however_long_it_takes(quick, version):
+    received, began = 0, time.monotonic()
+    with connect_tls(quick, b"GET /kv/large HTTP/" + version + b"\r\n\r\n") as client:
+        while received < len(LARGE):
+            data = client.recv(1 << 14)
+            assert data, f"the end after {received} bytes"
+            received += len(data)
+            time.sleep(0.003)
+    assert time.monotonic() - began > 2, "too fast to tell"
+
+
+@pytest.mark.parametrize("client", ["idle", "in a handshake", "answered last"])
+def test_over_tls_no_client_holds_up_a_stop(tmp_path, certificate, client):
+    with started(TlsServer(tmp_path / "data", certificate, "--workers=1")) as server:
+        if client == "in a handshake":
+            other = socket.create_connection(("127.0.0.1", server.port), 30)
+        elif client == "idle":
+            other = connect_tls(server, b"GET /live HTTP/1.1\r\n\r\n")
+        else:
+            other = connect_tls(server, b"PUT /kv/a HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+        with other:
+            await_true(lambda: is_held(server, other))
+            if client != "in a handshake":
+                other.recv(1000)
+            server.process.send_signal(signal.SIGTERM)
+            if client == "answered last":
+                await_true(lambda: "stopping on SIGTERM" in server.log)
+                other.sendall(b"v")
+                assert other.recv(1000).startswith(b"HTTP/1.1 200 ")
+            assert server.wait(4) == 0
+
+
+def test_a_certificate_that_is_gone_is_used_until_another_can_be(tmp_path):
+    files = cert, key = make_certificate(tmp_path)
+    with started(TlsServer(tmp_path / "data", files, "--workers=1")) as server:
+        kept = cert.read_bytes()
+        cert.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        await_true(lambda: "the workers are not restarted: --tls-cert-file" in server.log)
+        assert server.ask("GET", "/live") == (200, b"ok")
+
+        server.only("worker").kill()
+        await_true(lambda: server.log.count("INFO started") == 2, what="the next worker")
+        assert server.ask("GET", "/live") == (200, b"ok")
+
+        server.only("gunicorn").kill()  # whose successor has nothing to go on with
+        await_true(lambda: server.log.count("gunicorn is not started: --tls-cert-file") > 1)
+        cert.write_bytes(kept)
+        await_true(server.is_healthy, 30, "health")
+
+        other, other_key = make_certificate(tmp_path, "other")
+        other.rename(cert)
+        other_key.rename(key)
+        server.process.send_signal(signal.SIGHUP)
+        server.context = ssl.create_default_context(cafile=cert)
+        await_true(server.is_healthy, 30, "the other certificate")
 
 
 @pytest.mark.parametrize("damage", ["missing", "no certificate", "the key of another"])

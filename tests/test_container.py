@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import kv
-from tests.harness import ROOT, Server, await_true, free_port
+from tests.harness import ROOT, Server, await_true, free_port, make_certificate
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -175,6 +175,24 @@ def test_the_health_check_says_what_health_says(tmp_path):
         server.only("logd").resume()
         await_true(lambda: check_health(server.port) == 0, what="health")
     assert check_health(free_port()) != 0
+
+
+def test_the_health_check_does_so_over_tls_too(tmp_path):
+    cert, key = make_certificate(tmp_path)
+    server = Server(
+        tmp_path / "data",
+        f"--tls-cert-file={cert}",
+        f"--tls-key-file={key}",
+        "--workers=1",
+        "--request-timeout-s=0.2",
+    )
+    try:
+        server.spawn()
+        await_true(lambda: check_health(server.port) == 0, 30, "health")
+        server.only("logd").suspend()
+        assert check_health(server.port) != 0
+    finally:
+        server.__exit__()
 
 
 # The Dockerfile ------------------------------------------------------------------------------------------

@@ -236,6 +236,41 @@ def test_a_client_that_pipelines_without_end_and_does_not_read_is_not_read_from_
     assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
+def test_of_what_a_client_pipelines_little_is_taken_before_the_first_of_it_is_answered(server, connect):
+    client = connect()
+    client.setblocking(False)
+    client.send(b"GET /kv/large HTTP/1.1\r\n\r\n" * 10_000)
+    in_flight = 0
+
+    def is_waiting():
+        nonlocal in_flight
+        in_flight = metric(server, "kv_http_requests_in_flight")
+        return in_flight > 100
+
+    await_true(is_waiting, what="requests that wait")
+    assert in_flight < 1000
+
+
+def metric(server, name):
+    (line,) = (
+        line for line in server.call("GET", "/metrics").body.decode().splitlines() if line.startswith(f"{name} ")
+    )
+    return float(line.split()[1])
+
+
+def test_headers_that_do_not_end_take_bounded_memory(server, connect):
+    before = rss_bytes(server)
+    clients = [connect(b"GET /live HTTP/1.1\r\n" + b"A: a\r\n" * 10_000) for _ in range(100)]
+    await_true(lambda: is_readable(clients[-1]), what="the end of the last")
+    received = [read_to_end(client) for client in clients]
+    assert rss_bytes(server) - before < HELD_BYTES_MAX + GROWTH_BYTES_MAX
+    assert {answer for each in received for answer in answers(each)} == {
+        (408, b"request timeout\n"),
+        (503, b"too many bytes in flight; the request was not served\n"),
+    }
+    server.put("after", b"v" * VALUE_BYTES_MAX)
+
+
 def test_a_client_that_pipelines_deeply_and_reads_is_answered_in_full(server):
     received = exchange(server.port, b"GET /live HTTP/1.1\r\n\r\n" * 9_999 + b"GET /live HTTP/1.0\r\n\r\n")
     assert answers(received) == [(200, b"ok")] * 10_000
@@ -298,7 +333,7 @@ def test_a_body_that_is_too_much_is_told_so_and_what_it_took_is_free_again(serve
 
     await_true(one_is_refused, what="a refusal")
     (answer,) = answers(read_to_end(ended[0]))
-    assert answer == (503, b"too many bytes of bodies in flight; the write was not made\n")
+    assert answer == (503, b"too many bytes in flight; the request was not served\n")
     for upload in [*uploads, last]:
         if upload is not ended[0]:
             upload.sendall(b"v" * 1000)

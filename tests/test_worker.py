@@ -37,6 +37,7 @@ QUICK = {
 APP = """
 import asyncio, os
 from kv.app import create_app
+from kv.connection import Connection
 
 class Storage(dict):
     async def get(self, key): return dict.get(self, key)
@@ -72,6 +73,8 @@ async def app(scope, receive, send):
     path = scope["raw_path"].decode()
     if path == "/events":
         return await answer(send, "\\n".join([*events, ""]).encode())
+    if path == "/held":
+        return await answer(send, b"%d" % Connection.held_bytes)
     if path == "/pid":
         return await answer(send, b"%d" % os.getpid())
     events.append(f"{path} begins")
@@ -395,6 +398,108 @@ def test_a_header_has_a_deadline_however_busy_its_sender_is(quick, theirs, conne
     assert not other.ended()
 
 
+BEHIND = b"GET /echo/1 HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"", b"GET /echo/2 HTTP/1.1\r\n", b"GET /echo/2 HTTP/1.1\r\nA: a\r\nB: "])
+def test_headers_behind_a_whole_request_have_the_deadline_of_headers(quick, connect, rest):
+    client = connect(quick, BEHIND + (rest or b"G"))
+    assert client.answer().status == 200
+    assert refusal(client) == (408, TIMEOUT)
+
+
+def test_headers_after_a_pause_have_the_deadline_of_headers(quick, connect):
+    client = connect(quick, BEHIND)
+    assert client.answer().status == 200
+    client.send(b"G")
+    assert refusal(client) == (408, TIMEOUT)
+
+
+def test_a_body_that_is_not_read_because_others_are_answered_first_is_not_late(quick, connect):
+    client = connect(quick, b"GET /echo/1?slow HTTP/1.1\r\n\r\nPUT /echo/2 HTTP/1.1\r\nContent-Length: 3\r\n\r\n")
+    assert client.answer().status == 200
+    client.send(b"abc")
+    assert client.answer()[:2] == (200, b"PUT /echo/2 abc")
+
+
+def test_headers_that_are_not_read_because_others_are_answered_first_are_not_late(quick, connect):
+    client = connect(quick, b"GET /echo/1?slow HTTP/1.1\r\n\r\n" * 2 + b"GET /echo/2 HT")
+    assert [client.answer().status for _ in range(2)] == [200, 200]
+    client.send(b"TP/1.1\r\n\r\n")
+    assert client.answer()[:2] == (200, b"GET /echo/2 ")
+
+
+UNNEEDED = b"GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+def test_a_body_that_nobody_needs_may_end_and_the_next_request_is_served(quick, connect):
+    client = connect(quick, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    client.send(b"5\r\nabcde\r\n0\r\n\r\n" + BEHIND)
+    assert client.answer()[:2] == (200, b"GET /echo/1 ")
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 1])
+def test_a_body_that_nobody_needs_is_dropped_up_to_the_limit_of_a_value(ours, connect, chunk):
+    client = connect(ours, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    piece = (b"%x\r\n" % chunk + b"a" * chunk + b"\r\n") * (1 + (1 << 20) // (chunk + 64))
+    for _ in range(VALUE_LIMIT >> 20):
+        assert not client.ended()
+        client.send(piece)
+    client.send(piece)
+    await_true(client.ended)
+
+
+@pytest.mark.parametrize("piece", [b"1\r\na\r\n", b"0"])
+def test_a_body_that_nobody_needs_has_a_deadline_however_busy_its_sender_is(quick, connect, piece):
+    client = connect(quick, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+
+    def ended():
+        client.send(piece)
+        return client.ended()
+
+    await_true(ended)
+    assert client.rest() == b""
+
+
+def test_a_body_that_nobody_needs_and_that_is_broken_ends_the_connection_without_another_answer(ours, connect):
+    client = connect(ours, UNNEEDED)
+    assert client.answer()[:2] == (200, b"ok")
+    client.send(b"zz\r\n")
+    assert client.rest() == b""
+
+
+def test_the_application_is_told_of_a_refusal_at_once(ours, connect):
+    client = connect(ours, b"PUT /large/told HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await_true(lambda: ours.happened("/large/told begins"))
+    client.send(b"zz\r\n")  # and does not read, so that the connection stays
+    await_true(lambda: ours.happened("/large/told disconnected"))
+
+
+SLOW = b"GET /echo/1?slow HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "held_bytes_min"),
+    [
+        (b"GET /echo/1 HTTP/1.1\r\n" + b"A: a\r\n" * 100, 600),
+        (BEHIND + b"GET /echo/1 HTTP/1.1\r\n" + b"A: a\r\n" * 1000, 1000),
+        (b"PUT /kv/held HTTP/1.1\r\nContent-Length: 900000\r\n\r\n" + b"a" * 800_000, 800_000),
+        (SLOW + SLOW, 1000),
+        (SLOW * 9000, 200_000),
+        (SLOW + b"PUT /kv/held HTTP/1.1\r\nContent-Length: 900000\r\n\r\n" + b"a" * 100_000, 80_000),
+    ],
+)
+@pytest.mark.parametrize("then", [b"", b"\0\r\n\r\n"])
+def test_what_a_client_has_sent_counts_until_it_is_gone(ours, connect, sent, held_bytes_min, then):
+    with Client(ours.port, sent) as client:
+        await_true(lambda: int(ours.ask("/held")) >= held_bytes_min)
+        client.send(then)
+    await_true(lambda: ours.ask("/held") == "0")
+
+
 def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, theirs, connect):
     for server in (quick, theirs):
         connect(server, b"GET /large/1 HTTP/1.1\r\n\r\n")
@@ -612,6 +717,23 @@ def test_a_request_that_has_one_meaning_is_served_and_so_is_the_next(ours, conne
     assert client.answer()[:2] == (200, b"GET /echo/next ")
 
 
+@pytest.mark.parametrize(
+    ("request_", "status", "body"),
+    [
+        (b"PUT http://h/kv/absolute HTTP/1.1\r\nContent-Length: 1\r\n\r\nv", 200, b""),
+        (b"GET http://h:1/kv/absolute?q HTTP/1.1\r\n\r\n", 200, b"v"),
+        (b"GET http://h/kv/%61bsolute HTTP/1.1\r\n\r\n", 200, b"v"),
+        (b"GET http://h/kv/a%2Fb HTTP/1.1\r\n\r\n", 400, b"key contains invalid characters\n"),
+        (b"GET http://h/kv/ HTTP/1.1\r\n\r\n", 400, b"key cannot be empty\n"),
+        (b"GET http://h HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+        (b"GET http://h?q HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", 404, b"not found\n"),
+    ],
+)
+def test_a_request_may_name_the_host_with_the_path_or_no_path(ours, connect, request_, status, body):
+    assert connect(ours, request_).answer()[:2] == (status, body)
+
+
 @pytest.mark.parametrize("key", [b"\xff", b"a\xc3\xbc", b"a#b"])
 def test_a_key_with_raw_bytes_that_a_path_cannot_have_is_refused_like_any_other(ours, connect, key):
     client = connect(ours, b"PUT /kv/" + key + b" HTTP/1.1\r\nContent-Length: 1\r\n\r\nx")
@@ -649,6 +771,18 @@ def test_pipelined_requests_are_answered_in_order(ours, connect):
     assert bodies == [b"GET /echo/1 ", b"PUT /echo/2 abc", b"PUT /echo/3 abc", b"GET /echo/4 "]
     assert client.rest() == b""
     assert not ours.happened("/echo/unserved begins")
+
+
+@pytest.mark.parametrize("query", [b"", b"?slow"])
+def test_large_pipelined_requests_arrive_as_they_were_sent(ours, connect, query):
+    sizes = [1, 70_000, 0, 16_384, 16_300, 200_000, 3]
+    bodies = [bytes([ord("a") + number]) * size for number, size in enumerate(sizes)]
+    head = b"PUT /echo/1%s HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+    requests = [head % (query if not number else b"", len(body)) + body for number, body in enumerate(bodies)]
+    client = connect(ours, b"".join(requests))
+    assert [client.answer().body for _ in bodies] == [b"PUT /echo/1 " + body for body in bodies]
+    client.send(requests[1])
+    assert client.answer().body == b"PUT /echo/1 " + bodies[1]
 
 
 @pytest.mark.parametrize("query", [b"", b"?slow"])
