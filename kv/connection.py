@@ -13,6 +13,7 @@ request, because that part decides how fast the server is, and closes what that 
 """
 
 import asyncio
+import functools
 import logging
 import re
 from collections import deque
@@ -222,8 +223,13 @@ class Exchange:
             self.keep_alive = False
         if not self.keep_alive:
             fields[b"connection"] = b"close"
-        lines = [b"%b: %b\r\n" % field for field in fields.items()]
-        return b"".join([STATUS_LINE[status], *lines, b"\r\n"])
+        return _encode_fields(status, tuple(fields.items()))
+
+
+@functools.lru_cache(maxsize=512)
+def _encode_fields(status: int, fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    return b"".join([STATUS_LINE[status], *lines, b"\r\n"])
 
 
 class Connection(HttpToolsProtocol):
