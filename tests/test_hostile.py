@@ -300,6 +300,29 @@ def test_many_who_read_a_large_value_at_once_get_every_byte_within_bounded_memor
     assert_bounded(growth)
 
 
+@pytest.mark.parametrize("received", [0, 1, MIB], ids=["before its answer", "at its beginning", "in the middle of it"])
+@pytest.mark.parametrize("linger", [struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)], ids=["close", "reset"])
+def test_a_large_value_takes_no_room_when_its_client_has_gone(server, connect, received, linger):
+    server.put("huge", LARGE_VALUE)
+    for _ in range(4 * HELD_BYTES_MAX // VALUE_BYTES_MAX):
+        client = connect(b"GET /kv/huge HTTP/1.1\r\n\r\n")
+        if received:
+            assert client.recv(received, socket.MSG_WAITALL).startswith(b"HTTP/1.1 200 "[:received])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        client.close()
+    assert server.get("huge") == LARGE_VALUE
+
+
+def test_head_of_a_large_value_takes_no_room(server):
+    server.put("huge", LARGE_VALUE)
+    count = 4 * HELD_BYTES_MAX // VALUE_BYTES_MAX
+    requests = [b"HEAD /kv/huge HTTP/1.1\r\n\r\n"] * count + [b"HEAD /kv/huge HTTP/1.0\r\n\r\n"]
+    *heads, rest = exchange(server.port, b"".join(requests)).split(b"\r\n\r\n")
+    assert (len(heads), rest) == (len(requests), b"")
+    assert all(head.startswith(b"HTTP/1.1 200 ") and b"content-length: %d" % VALUE_BYTES_MAX in head for head in heads)
+    assert server.get("huge") == LARGE_VALUE
+
+
 def test_a_chunked_body_far_beyond_the_limit_is_not_stored_in_memory(server, connect):
     before = rss_bytes(server)
     client = connect(b"PUT /kv/endless HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
