@@ -38,6 +38,7 @@ def main() -> App:
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
+        large_bytes_max=config.body_bytes_in_flight_max,
         report_queue=lambda writes, size: board.my_slot().queued(writes, size),
     )
     shared = board.of_this_process()

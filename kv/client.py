@@ -4,7 +4,13 @@ Knows the messages and what each means for the outcome of a request; knows no HT
 
 All writes of a few event-loop turns are one numbered batch, all reads one question. While there is no logd, requests
 wait here, unsent. logd greets every new connection with a `Hello`; what was sent and not answered is then sent again,
-in order, before anything new. Hence what an error tells:
+in order, before anything new.
+
+A large value is asked for a second time, alone, when there is room for it: logd answers with its size at first. What
+such values take of a worker, from then until nobody here refers to them, is bounded by `large_bytes_max`. Those that
+find no room wait in the order in which they came.
+
+What an error tells:
 
 * `Unavailable`: the request was never handed to the socket, or logd refused it. The write was not applied and will
   not be.
@@ -28,7 +34,9 @@ from logd.protocol import (
     Dropped,
     Gap,
     Hello,
+    Large,
     ReadBatch,
+    ReadLarge,
     Reason,
     Refused,
     Stats,
@@ -45,6 +53,8 @@ _BATCH_ENOUGH: Final = 32
 _BATCH_TURNS_MAX: Final = 4
 """While each turn of the event loop brings more requests, up to so many turns and so many requests, they are gathered:
 a message wakes four threads, and they take the processor from the clients' next requests."""
+_LARGE_ASKED_BYTES_MAX: Final = 1 << 20
+"""Of large values that have been asked for and are not here: more would wait in logd, and small answers behind them."""
 
 log = logging.getLogger("kv.client")
 
@@ -77,7 +87,26 @@ _STATUS_TIMEOUT_SECONDS: Final = 2.0
 _UNREACHABLE: Final = "the log writer is not reachable; nothing was written"
 _NO_ANSWER: Final = "the log writer did not answer in time"
 _UNKNOWN: Final = "the deadline passed; whether the write was applied is not known"
+_NO_ROOM: Final = "too many large values are being read"
 _SESSION_LOST: Final = "the log writer has dropped the session; whether the write was applied is not known"
+
+
+class LargeValue:
+    """A value that counts against what a worker may hold of such, for as long as anybody refers to this."""
+
+    __slots__ = ("_give_back", "data")
+
+    def __init__(self, data: bytes, give_back: Callable[[int], None]) -> None:
+        self.data = data
+        self._give_back = give_back
+
+    def __del__(self) -> None:
+        """Whoever had it is done with it, however that came about."""
+        self._give_back(len(self.data))
+
+
+Found: TypeAlias = bytes | LargeValue | None
+"""What a read finds; None when there is no such key."""
 
 
 @dataclass(slots=True)
@@ -96,8 +125,13 @@ class _Write:
 @dataclass(slots=True)
 class _Read:
     key: str
-    future: asyncio.Future[bytes | None]
+    future: asyncio.Future[Found]
     deadline: float
+
+
+@dataclass(slots=True)
+class _LargeRead(_Read):
+    size: int
 
 
 @dataclass(slots=True)
@@ -111,6 +145,12 @@ class _SentWrites:
 class _SentReads:
     raw: bytes
     reads: list[_Read]
+
+
+@dataclass(slots=True)
+class _SentLarge:
+    raw: bytes
+    read: _LargeRead
 
 
 @dataclass(slots=True)
@@ -151,6 +191,7 @@ class Client:
         *,
         request_timeout_s: float,
         queue_bytes_max: int,
+        large_bytes_max: int,
         report_queue: Callable[[int, int], None] = lambda _writes, _bytes: None,
     ) -> None:
         self._address = address
@@ -168,12 +209,21 @@ class Client:
         self._writes: deque[_Write] = deque()
         self._reads: deque[_Read] = deque()
         self._sent_reads: dict[int, _SentReads] = {}
+        self._large_bytes_max = large_bytes_max
+        self._large_bytes = 0
+        """Of large values that have been asked for, or are in somebody's hands."""
+        self._large: deque[_LargeRead] = deque()
+        """Reads whose value is known to be large, and that found no room yet."""
+        self._sent_large: dict[int, _SentLarge] = {}
+        """Kept until answered or sent again, also past the deadline: what logd sends takes room."""
         self._sent_statuses: dict[int, _SentStatus] = {}
         self._question = 0
 
     def open(self) -> None:
         """Begin to connect, and go on trying for as long as there is no logd."""
         self._loop = asyncio.get_running_loop()
+        self._nobody: asyncio.Future[Found] = self._loop.create_future()
+        self._nobody.set_result(None)
         self._session = _Session()  # not that of before a fork
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # its I/O thread does not survive a fork
         self._socket = self._connect()
@@ -206,8 +256,8 @@ class Client:
 
     # These return futures and are no coroutines: one less to make and to resume for each request.
 
-    def get(self, key: str) -> asyncio.Future[bytes | None]:
-        """The value of a key; None when there is none. Raises Unavailable."""
+    def get(self, key: str) -> asyncio.Future[Found]:
+        """The value of a key. Raises Unavailable."""
         read = _Read(key, self._loop.create_future(), self._loop.time() + self._timeout_s)
         self._reads.append(read)
         self._schedule_flush()
@@ -276,6 +326,8 @@ class Client:
             return
         while self._reads and self._connected:
             self._send_reads()
+        if self._large:
+            self._send_large()
         while self._writes and self._connected and self._may_write():
             self._send_writes()
         self._drain()  # the descriptor is edge-triggered, and a send may have taken the edge
@@ -300,6 +352,30 @@ class Client:
         raw = protocol.encode(ReadBatch(self._question, [read.key for read in reads]))
         self._sent_reads[self._question] = _SentReads(raw, reads)
         self._send(raw)
+
+    def _send_large(self) -> None:
+        while self._large and self._connected and self._has_room(self._large[0].size):
+            read = self._large.popleft()
+            if read.future.done():
+                continue
+            self._question += 1
+            self._large_bytes += read.size
+            raw = protocol.encode(ReadLarge(self._question, read.key, read.size))
+            self._sent_large[self._question] = _SentLarge(raw, read)
+            self._send(raw)
+
+    def _has_room(self, size: int) -> bool:
+        """True when one more large value may be asked for. One that is alone always may."""
+        if self._large_bytes and self._large_bytes + size > self._large_bytes_max:
+            return False
+        asked_bytes = sum(sent.read.size for sent in self._sent_large.values())
+        return not asked_bytes or asked_bytes + size <= _LARGE_ASKED_BYTES_MAX
+
+    def _give_back(self, size: int) -> None:
+        """There is room again for so many bytes of large values."""
+        self._large_bytes -= size
+        if self._large:
+            self._schedule_flush()
 
     def _may_write(self) -> bool:
         """True with an open session; asks for one when there is none yet."""
@@ -385,13 +461,17 @@ class Client:
                 self._on_gap(reply)
             elif isinstance(reply, Dropped):
                 self._on_dropped(reply)
+            elif isinstance(reply, Large):
+                self._on_large(reply)
 
     def _on_hello(self) -> None:
         self._connected = self._was_connected = True
+        self._forget_large_that_nobody_waits_for()
         self._session.resent_from = -1
-        unanswered: list[_SentWrites | _SentReads | _SentStatus] = []
+        unanswered: list[_SentWrites | _SentReads | _SentLarge | _SentStatus] = []
         unanswered += self._session.unanswered.values()
         unanswered += self._sent_reads.values()
+        unanswered += self._sent_large.values()
         unanswered += self._sent_statuses.values()
         for sent in unanswered:
             self._send(sent.raw)
@@ -400,12 +480,47 @@ class Client:
     def _on_values(self, reply: Values) -> None:
         sent = self._sent_reads.get(reply.number)
         if sent is None:
+            self._on_large_value(reply)
             return
         for read, value in zip(sent.reads[reply.first :], reply.values, strict=False):
             if not read.future.done():
                 read.future.set_result(value)
         if reply.first + len(reply.values) >= len(sent.reads):
             del self._sent_reads[reply.number]
+
+    def _on_large(self, reply: Large) -> None:
+        """A value was not sent, because it is large or has grown."""
+        if sent := self._sent_reads.get(reply.number):
+            read = sent.reads[reply.index]
+            self._large.append(_LargeRead(read.key, read.future, read.deadline, reply.size))
+            read.future = self._nobody  # who waits for it is answered from there, also when this is asked again
+            if reply.index + 1 >= len(sent.reads):
+                del self._sent_reads[reply.number]
+        elif large := self._sent_large.pop(reply.number, None):
+            self._large_bytes -= large.read.size
+            large.read.size = reply.size
+            self._large.appendleft(large.read)
+        self._schedule_flush()
+
+    def _on_large_value(self, reply: Values) -> None:
+        sent = self._sent_large.pop(reply.number, None)
+        if sent is None:
+            return
+        (value,) = reply.values
+        self._give_back(sent.read.size)
+        found: Found = value
+        if value and len(value) > protocol.LARGE_VALUE_BYTES:
+            self._large_bytes += len(value)
+            found = LargeValue(value, self._give_back)
+        if not sent.read.future.done():
+            sent.read.future.set_result(found)
+
+    def _forget_large_that_nobody_waits_for(self) -> None:
+        """With a new connection, what logd has sent on the old one will not come any more."""
+        for number, sent in list(self._sent_large.items()):
+            if sent.read.future.done():
+                del self._sent_large[number]
+                self._give_back(sent.read.size)
 
     def _on_committed(self, reply: Committed) -> None:
         if reply.session != self._session.id:
@@ -521,6 +636,11 @@ class Client:
             if not _fail_first(question.reads, now, Unavailable(_NO_ANSWER)):
                 break
             del self._sent_reads[number]
+        _fail_first([sent.read for sent in self._sent_large.values()], now, Unavailable(_NO_ANSWER))
+        while self._large and self._large[0].deadline <= now:
+            _fail(self._large.popleft().future, Unavailable(_NO_ROOM))
+        if self._large:  # the first may have been larger than the next
+            self._schedule_flush()
         for number, status in list(self._sent_statuses.items()):
             if not _fail_first([status], now, Unavailable(_NO_ANSWER)):
                 break
@@ -541,8 +661,6 @@ def _fail_first(waiting: Iterable[_Waiting], now: float, failure: RequestFailed)
     return True
 
 
-def _fail(
-    future: asyncio.Future[None] | asyncio.Future[bytes | None] | asyncio.Future[Any], failure: RequestFailed
-) -> None:
+def _fail(future: asyncio.Future[None] | asyncio.Future[Found] | asyncio.Future[Any], failure: RequestFailed) -> None:
     if not future.done():
         future.set_exception(type(failure)(*failure.args))  # each its own: raising one adds to its traceback

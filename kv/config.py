@@ -64,7 +64,9 @@ class Config:
         0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit", aliases=["--max-memory"]
     )
     body_bytes_in_flight_max: int = _option(
-        256 * _MIB, "bytes of unanswered requests a worker may hold; beyond it the largest that arrives gets 503"
+        256 * _MIB,
+        "bytes of unanswered requests a worker may hold; beyond it the largest that arrives gets 503;"
+        " and, beside them, of large values that are being read; beyond it others wait",
     )
     stop_timeout_s: float = _option(12.0, "time for requests in flight when stopping")
     segment_bytes: int = _option(32 * _MIB, "size at which a log segment is sealed", _STORAGE)

@@ -6,18 +6,20 @@ must not look complete.
 """
 
 import re
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 import falcon
 import falcon.asgi
 
-from kv.client import MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.client import Found, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
 from logd.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _RETRY_AFTER_SECONDS: Final = "1"
+_PIECE_BYTES: Final = 256 << 10
+"""A large value goes to the network in pieces, each when the client has taken most of the last."""
 
 _FAILURES: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
@@ -31,7 +33,7 @@ _FAILURES: Final[dict[type[RequestFailed], str]] = {
 class Storage(Protocol):
     """What the resources need of the client."""
 
-    def get(self, key: str) -> Awaitable[bytes | None]:
+    def get(self, key: str) -> Awaitable[Found]:
         """The value of a key, or None."""
 
     def put(self, key: str, value: bytes) -> Awaitable[None]:
@@ -106,6 +108,10 @@ class KeyResource(_Resource):
         value = await self._storage.get(_key(req))
         if value is None:  # no error, and too common to pay for an exception
             answer(req, resp, falcon.HTTP_404, "key not found")
+        elif isinstance(value, LargeValue):
+            resp.content_length = len(value.data)
+            if req.method == "GET":
+                resp.stream = _pieces(value)
         else:
             resp.data = value
 
@@ -160,6 +166,13 @@ class HealthResource(_Resource):
         resp.text = "ok"
 
     on_head = on_get
+
+
+async def _pieces(value: LargeValue) -> AsyncIterator[bytes]:
+    """The bytes of a large value. It is referred to until the client has taken most of them, or has gone."""
+    for start in range(0, len(value.data), _PIECE_BYTES):
+        yield value.data[start : start + _PIECE_BYTES]
+    yield b""  # which is asked for at once, and sent only when there is room for it
 
 
 def _key(req: Request) -> str:

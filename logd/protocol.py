@@ -21,6 +21,9 @@ import msgspec
 BATCH_BYTES_SOFT_MAX: Final = 1 << 20
 """A batch, or an answer, that reached this size takes no further entry. One entry may be larger by itself."""
 
+LARGE_VALUE_BYTES: Final = 64 << 10
+"""A value beyond this is not sent to a worker that did not know how large it is: it may have no room for it."""
+
 MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
 """What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
 
@@ -81,7 +84,7 @@ class WriteBatch(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
 
 
 class ReadBatch(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
-    """Look up `keys`. Answered by one or more `Values`."""
+    """Look up `keys`. Answered by one or more `Values` and, for values over LARGE_VALUE_BYTES, `Large`."""
 
     number: int
     keys: list[str]
@@ -99,7 +102,15 @@ class StatsRequest(msgspec.Struct, tag=4, array_like=True, frozen=True, gc=False
     number: int
 
 
-Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest
+class ReadLarge(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
+    """Look up `key`: there is room for `bytes_max`. Answered by `Values`, or by `Large` when that is not enough."""
+
+    number: int
+    key: str
+    bytes_max: int
+
+
+Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest | ReadLarge
 
 # logd to worker ------------------------------------------------------------------------------------------
 
@@ -151,7 +162,7 @@ class Dropped(msgspec.Struct, tag=14, array_like=True, frozen=True, gc=False):
 
 
 class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
-    """Answers to a `ReadBatch`: the values of its keys from index `first` on; None where there is none."""
+    """Answers to a question: the values of its keys from index `first` on; None where there is none."""
 
     number: int
     first: int
@@ -163,6 +174,14 @@ class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
 
     number: int
     trouble: str
+
+
+class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
+    """Takes the place of a value in the answers to a question: that of the key at `index` has so many bytes."""
+
+    number: int
+    index: int
+    size: int
 
 
 class Histogram(msgspec.Struct, array_like=True, gc=False):
@@ -213,7 +232,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     """0 where the system does not tell."""
 
 
-Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats
+Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode

@@ -9,7 +9,7 @@ at most one finished group, and lets all writes that came be the next one.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import zmq
@@ -19,7 +19,9 @@ from logd.counts import Counts
 from logd.protocol import (
     Committed,
     Hello,
+    Large,
     ReadBatch,
+    ReadLarge,
     Reply,
     Stats,
     StatsRequest,
@@ -137,17 +139,17 @@ class Server:
             self._send(peer, Status(request.number, self._storage.trouble()))
         elif isinstance(request, StatsRequest):
             self._send(peer, self._stats(request.number))
+        elif isinstance(request, ReadLarge):
+            for reply in _parts(request.number, self._storage.lookup([request.key]), request.bytes_max):
+                self._send(peer, reply)
 
     def _answer_reads(self, peer: bytes, request: ReadBatch) -> None:
-        first, size, values = 0, 0, []
-        for value in self._storage.lookup(request.keys):
-            values.append(value)
-            size += len(value) if value else 0
-            if size >= protocol.BATCH_BYTES_SOFT_MAX:
-                self._send(peer, Values(request.number, first, values))
-                first, size, values = first + len(values), 0, []
-        if values or not request.keys:
-            self._send(peer, Values(request.number, first, values))
+        values = self._storage.lookup(request.keys)
+        if sum(map(len, filter(None, values))) <= protocol.LARGE_VALUE_BYTES:  # so each is small, as nearly always
+            self._send(peer, Values(request.number, 0, values))
+            return
+        for reply in _parts(request.number, values, protocol.LARGE_VALUE_BYTES):
+            self._send(peer, reply)
 
     def _collect(self) -> None:
         for session, reply in self._storage.collect():
@@ -164,3 +166,20 @@ class Server:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             # The worker is gone, or on another connection, where it asks again.
+
+
+def _parts(number: int, values: list[bytes | None], value_bytes_max: int) -> Iterator[Values | Large]:
+    """The answers to a question: parts of about the soft maximum, and the sizes of values that are too large."""
+    first, size = 0, 0
+    for index, value in enumerate(values):
+        length = len(value) if value else 0
+        if length > value_bytes_max:
+            if first < index:
+                yield Values(number, first, values[first:index])
+            yield Large(number, index, length)
+            first, size = index + 1, 0
+        elif (size := size + length) >= protocol.BATCH_BYTES_SOFT_MAX:
+            yield Values(number, first, values[first : index + 1])
+            first, size = index + 1, 0
+    if first < len(values):
+        yield Values(number, first, values[first:])

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from kv.app import create_app
-from kv.client import MemoryFull, NoSpace, OutcomeUnknown, Unavailable
+from kv.client import LargeValue, MemoryFull, NoSpace, OutcomeUnknown, Unavailable
 
 LIMIT = 64
 TEXT = "text/plain; charset=utf-8"
@@ -278,6 +278,33 @@ def test_a_value_comes_back_byte_by_byte(value):
     storage = Storage()
     assert put(storage, "/kv/a", value).status == 200
     assert ask(storage, "GET /kv/a").body == value
+
+
+class LargeStorage(Storage):
+    """One whose values are all large; says when nobody refers to one any more."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.held_bytes = 0
+
+    async def get(self, key):
+        value = self.data[key]
+        self.held_bytes += len(value)
+        return LargeValue(value, self._give_back)
+
+    def _give_back(self, size):
+        self.held_bytes -= size
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("size", [1, 262_144, 262_145, 1_000_000])
+def test_a_large_value_comes_back_byte_by_byte_and_is_not_held_then(method, size):
+    value = bytes(range(100)) * (size // 100) + b"x" * (size % 100)
+    storage = LargeStorage({"a": value})
+    answer = ask(storage, f"{method} /kv/a")
+    assert (answer.status, answer.headers["content-length"]) == (200, str(size))
+    assert answer.body == (value if method == "GET" else b"")
+    assert storage.held_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 import zmq
 
-from kv.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.client import Client, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
 from logd import protocol
 from logd.protocol import (
     BATCH_BYTES_SOFT_MAX,
@@ -20,7 +20,9 @@ from logd.protocol import (
     Dropped,
     Gap,
     Hello,
+    Large,
     ReadBatch,
+    ReadLarge,
     Reason,
     Refused,
     StatsRequest,
@@ -34,7 +36,7 @@ from tests.logs import stats
 GUARD_SECONDS = 20.0
 SHORT_SECONDS = 0.25
 ADDRESS = "ipc://logd"  # relative to a fresh directory, because a path may have about 100 bytes only
-OPTIONS = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20}
+OPTIONS = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20, "large_bytes_max": 64 << 20}
 MESSAGE_BYTES_MAX = 20 << 20  # what logd accepts by default
 BOTH_LOOPS = (asyncio.run, uvloop.run)
 
@@ -862,6 +864,186 @@ async def test_what_waits_to_be_sent_again_goes_into_the_next_session_when_its_o
     assert (await logd.receive(WriteBatch)).puts == {"key3": b"value"}
     logd.commit(1)
     assert await outcomes(writes) == [OutcomeUnknown, None]
+
+
+# Large values --------------------------------------------------------------------------------------------
+
+LARGE = protocol.LARGE_VALUE_BYTES + 1
+HALF_MIB = 1 << 19
+
+
+async def told_large(client, logd, *keys, size=LARGE):
+    """Reads of values that logd has said to be large."""
+    tasks = await turn(*map(client.get, keys))
+    question = await logd.receive(ReadBatch)
+    assert question.keys == list(keys)
+    logd.reply(*(Large(question.number, index, size) for index in range(len(keys))))
+    return tasks
+
+
+async def answer_large(logd, key, value, *, size=LARGE):
+    """Answer the next question, which has to be for this large value."""
+    question = await logd.receive(ReadLarge)
+    assert (question.key, question.bytes_max) == (key, size)
+    logd.reply(Values(question.number, 0, [value]))
+
+
+async def data_of(task):
+    """What a read of a large value has found; it is not held any more then."""
+    found = await task
+    assert isinstance(found, LargeValue)
+    data = found.data
+    del found, task
+    await asyncio.sleep(0)  # the event loop has it until then, too
+    return data
+
+
+def is_all_given_back(client):
+    return client._large_bytes == 0 and not client._sent_large and not client._large
+
+
+@scenario(loops=BOTH_LOOPS)
+async def test_a_large_value_is_asked_for_again_alone_and_small_ones_do_not_wait_for_it(client, logd):
+    tasks = await turn(*map(client.get, "abc"))
+    number = (await logd.receive(ReadBatch)).number
+    logd.reply(Values(number, 0, [b"1"]), Large(number, 1, LARGE), Values(number, 2, [None]))
+    assert await outcomes([tasks[0], tasks[2]]) == [b"1", None]
+    assert not client._sent_reads
+    await answer_large(logd, "b", b"v" * LARGE)
+    assert await data_of(tasks.pop(1)) == b"v" * LARGE
+    assert is_all_given_back(client)
+    await logd.sends_nothing_more(client)
+
+
+@scenario(large_bytes_max=2 * LARGE)
+async def test_large_values_that_find_no_room_wait_in_order_until_nobody_refers_to_others(client, logd):
+    tasks = await told_large(client, logd, *"abcd")
+    for key in "ab":
+        await answer_large(logd, key, b"v" * LARGE)
+    held = [await tasks.pop(0), await tasks.pop(0)]
+    await logd.sends_nothing_more(client)
+    for key in "cd":
+        held.pop()
+        await answer_large(logd, key, b"v" * LARGE)
+        assert await data_of(tasks.pop(0)) == b"v" * LARGE
+    held.clear()
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1)
+async def test_one_large_value_may_always_be_read(client, logd):
+    for _ in range(2):
+        (task,) = await told_large(client, logd, "a")
+        await answer_large(logd, "a", b"v" * LARGE)
+        assert await data_of(task) == b"v" * LARGE
+        del task
+    assert is_all_given_back(client)
+
+
+@scenario()
+async def test_not_much_more_is_asked_for_than_has_come(client, logd):
+    tasks = await told_large(client, logd, *"abcd", size=HALF_MIB)
+    questions = [await logd.receive(ReadLarge) for _ in "ab"]
+    await logd.sends_nothing_more(client)
+    for question in questions:
+        logd.reply(Values(question.number, 0, [b"v" * HALF_MIB]))
+    for key in "cd":
+        await answer_large(logd, key, b"v" * HALF_MIB, size=HALF_MIB)
+    assert [len(await data_of(task)) for task in tasks] == [HALF_MIB] * 4
+    del tasks
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1)
+async def test_a_large_value_may_be_gone_or_small_when_it_is_asked_for_again(client, logd):
+    for value in (None, b"small", b""):
+        (task,) = await told_large(client, logd, "a")
+        await answer_large(logd, "a", value)
+        assert await task == value
+        assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=3 * LARGE)
+async def test_a_large_value_that_has_grown_waits_for_the_room_that_it_takes_now_before_all_others(client, logd):
+    tasks = await told_large(client, logd, "a")
+    await answer_large(logd, "a", b"v" * LARGE)
+    held = [await tasks.pop()]
+    tasks = await told_large(client, logd, "b")
+    question = await logd.receive(ReadLarge)
+    tasks += await told_large(client, logd, "c", size=3 * LARGE)
+    logd.reply(Large(question.number, 0, 3 * LARGE))
+    await logd.sends_nothing_more(client)
+    held.clear()
+    for key in "bc":
+        await answer_large(logd, key, b"v" * 3 * LARGE, size=3 * LARGE)
+        assert await data_of(tasks.pop(0)) == b"v" * 3 * LARGE
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1, request_timeout_s=SHORT_SECONDS)
+async def test_large_values_that_find_no_room_in_time_are_unavailable_and_never_asked_for(client, logd):
+    tasks = await told_large(client, logd, *"abc")
+    await answer_large(logd, "a", b"v" * LARGE)
+    held = await tasks[0]
+    assert await outcomes(tasks[1:]) == [Unavailable] * 2
+    await logd.sends_nothing_more(client)
+    del held, tasks
+    assert is_all_given_back(client)
+    await logd.sends_nothing_more(client)
+
+
+@scenario(large_bytes_max=1, request_timeout_s=SHORT_SECONDS)
+async def test_a_large_value_that_comes_too_late_takes_room_until_it_has_come(client, logd):
+    tasks = await told_large(client, logd, "late")
+    question = await logd.receive(ReadLarge)
+    assert await outcome(tasks[0]) is Unavailable
+    tasks += await told_large(client, logd, "waits")
+    await logd.sends_nothing_more(client)
+    logd.reply(Values(question.number, 0, [b"v" * LARGE]))
+    await answer_large(logd, "waits", b"v" * LARGE)
+    assert await data_of(tasks.pop()) == b"v" * LARGE
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1, request_timeout_s=SHORT_SECONDS)
+async def test_a_large_value_that_nobody_waits_for_is_not_asked_for_on_a_new_connection_and_takes_no_room(client, logd):
+    tasks = await told_large(client, logd, "late")
+    await logd.receive(ReadLarge)
+    assert await outcome(tasks[0]) is Unavailable
+    await logd.vanish(client)
+    logd.appear()
+    await logd.sends_nothing_more(client)
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1)
+async def test_large_values_are_asked_for_again_after_a_restart_and_each_only_once(client, logd):
+    tasks = await turn(*map(client.get, "abc"))
+    number = (await logd.receive(ReadBatch)).number
+    logd.reply(Large(number, 0, LARGE), Large(number, 1, LARGE))
+    question = await logd.receive(ReadLarge)
+    await logd.vanish(client)
+    logd.appear()
+    assert (await logd.receive(ReadBatch)).number == number
+    assert await logd.receive(ReadLarge) == question
+    logd.reply(Large(number, 0, LARGE), Values(number, 1, [b"small now", b"3"]))
+    assert await tasks.pop() == b"3"
+    logd.reply(Values(question.number, 0, [b"v" * LARGE]))
+    assert await data_of(tasks.pop(0)) == b"v" * LARGE
+    await answer_large(logd, "b", b"small now")
+    assert await tasks.pop() == b"small now"
+    await logd.sends_nothing_more(client)
+    assert is_all_given_back(client)
+
+
+@scenario(large_bytes_max=1)
+async def test_closing_ends_reads_of_large_values_and_those_who_have_one_may_keep_it(client, logd):
+    tasks = await told_large(client, logd, *"abc")
+    await answer_large(logd, "a", b"v" * LARGE)
+    held = await tasks.pop(0)
+    client.close()
+    assert await outcomes(tasks) == [Unavailable] * 2
+    assert held.data == b"v" * LARGE
 
 
 # Bounds, health, the end ---------------------------------------------------------------------------------

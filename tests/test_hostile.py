@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.harness import (
     idle_connection,
     need_descriptors,
     read_to_end,
+    send_all,
 )
 
 MIB = 1 << 20
@@ -101,6 +103,30 @@ def answers(received):
 
 def rss_bytes(server):
     return server.only("worker").memory_info().rss
+
+
+class Growth:
+    """The most that the worker and the log writer take beyond what they have now. A context manager, which watches."""
+
+    def __init__(self, server):
+        self._processes = {role: server.only(role) for role in ("worker", "logd")}
+        self._before = {role: process.memory_info().rss for role, process in self._processes.items()}
+        self._is_over = threading.Event()
+        self.bytes = dict.fromkeys(self._processes, 0)
+
+    def __enter__(self):
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_):
+        self._is_over.set()
+        self._watcher.join()
+
+    def _watch(self):
+        while not self._is_over.wait(0.005):
+            for role, process in self._processes.items():
+                self.bytes[role] = max(self.bytes[role], process.memory_info().rss - self._before[role])
 
 
 def has_ended(client):
@@ -274,6 +300,62 @@ def test_headers_that_do_not_end_take_bounded_memory(server, connect):
 def test_a_client_that_pipelines_deeply_and_reads_is_answered_in_full(server):
     received = exchange(server.port, b"GET /live HTTP/1.1\r\n\r\n" * 9_999 + b"GET /live HTTP/1.0\r\n\r\n")
     assert answers(received) == [(200, b"ok")] * 10_000
+
+
+LARGE_VALUE = bytes(range(128)) * (VALUE_BYTES_MAX // 128)
+
+
+def assert_bounded(growth):
+    assert growth.bytes["worker"] < HELD_BYTES_MAX + GROWTH_BYTES_MAX
+    assert growth.bytes["logd"] < GROWTH_BYTES_MAX / 2
+
+
+def test_those_who_do_not_read_large_values_take_bounded_memory_and_no_place_of_small_ones(server, connect):
+    server.put("huge", LARGE_VALUE)
+    with Growth(server) as growth:
+        clients = [connect(b"GET /kv/huge HTTP/1.1\r\n\r\n") for _ in range(40)]
+        began, looks = time.monotonic(), 0
+        while time.monotonic() - began < 2.0 or not all(map(is_readable, clients)):
+            assert time.monotonic() - began < 30
+            assert server.get("large") == b"v" * (64 << 10)
+            looks += 1
+    assert looks > 20
+    assert_bounded(growth)
+    for client in clients:
+        client.close()
+    assert server.get("huge") == LARGE_VALUE
+
+
+def test_many_who_read_a_large_value_at_once_get_every_byte_within_bounded_memory(server):
+    server.put("huge", LARGE_VALUE)
+    with Growth(server) as growth:
+        answers = send_all(server.port, [("GET", "/kv/huge", None)] * 160, connections=40)
+    assert [answer.status for answer in answers.values()] == [200] * 160
+    assert all(answer.body == LARGE_VALUE for answer in answers.values())
+    assert_bounded(growth)
+
+
+@pytest.mark.parametrize("received", [0, 1, MIB], ids=["before its answer", "at its beginning", "in the middle of it"])
+@pytest.mark.parametrize("linger", [struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)], ids=["close", "reset"])
+def test_a_large_value_takes_no_room_when_its_client_has_gone(server, connect, received, linger):
+    server.put("huge", LARGE_VALUE)
+    for _ in range(4 * HELD_BYTES_MAX // VALUE_BYTES_MAX):
+        client = connect(b"GET /kv/huge HTTP/1.1\r\n\r\n")
+        if received:
+            assert client.recv(received, socket.MSG_WAITALL).startswith(b"HTTP/1.1 200 "[:received])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        client.close()
+    assert server.get("huge") == LARGE_VALUE
+
+
+def test_head_of_a_large_value_takes_no_room(server):
+    server.put("huge", LARGE_VALUE)
+    count = 4 * HELD_BYTES_MAX // VALUE_BYTES_MAX
+    requests = [b"HEAD /kv/huge HTTP/1.1\r\n\r\n"] * count + [b"HEAD /kv/huge HTTP/1.0\r\n\r\n"]
+    *heads, rest = exchange(server.port, b"".join(requests)).split(b"\r\n\r\n")
+    assert (len(heads), rest) == (len(requests), b"")
+    assert all(head.startswith(b"HTTP/1.1 200 ") and b"content-length: %d" % VALUE_BYTES_MAX in head for head in heads)
+    assert server.get("huge") == LARGE_VALUE
 
 
 def test_a_chunked_body_far_beyond_the_limit_is_not_stored_in_memory(server, connect):

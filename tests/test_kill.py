@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -77,6 +78,23 @@ def test_no_request_fails_when_logd_is_killed(server):
     assert load.failures == []
     figure("longest silence when logd is killed", load.longest_silence_s)
     load.verify()
+
+
+def test_no_read_of_a_large_value_fails_when_logd_is_killed(tmp_path):
+    with Server(tmp_path / "data", "--body-bytes-in-flight-max=16MiB") as server:
+        value = b"v" * (1 << 20)
+        server.put("large", value)
+        answers = {}
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(send_all, server.port, [("GET", "/kv/large", None)] * 2000, 64, answers)
+            for goal in (200, 1000):
+                await_true(lambda goal=goal: len(answers) >= goal, 30, "some answers")
+                logd = server.only("logd")
+                logd.kill()
+                await_successor(server, "logd", logd)
+            reading.result()
+        assert len(answers) == 2000
+        assert all(answer.body == value for answer in answers.values())
 
 
 def test_no_request_fails_when_logd_is_killed_ten_times_in_a_row(tmp_path):

@@ -17,12 +17,15 @@ import zmq
 from logd import protocol, wal
 from logd.protocol import (
     BATCH_BYTES_SOFT_MAX,
+    LARGE_VALUE_BYTES,
     Committed,
     Dropped,
     Exit,
     Gap,
     Hello,
+    Large,
     ReadBatch,
+    ReadLarge,
     Stats,
     StatsRequest,
     Status,
@@ -271,24 +274,49 @@ def test_answers_go_where_the_session_last_wrote_from(logd, peer, connect):
 
 
 def test_a_large_answer_comes_in_parts_of_about_the_soft_maximum(peer):
-    size = BATCH_BYTES_SOFT_MAX * 2 // 5
-    values = {f"k{number}": bytes([number]) * size for number in range(7)}
+    size = LARGE_VALUE_BYTES
+    count = BATCH_BYTES_SOFT_MAX // size
+    values = {f"k{number}": bytes([number]) * size for number in range(2 * count + 1)}
     for number, (key, value) in enumerate(values.items(), 1):
         assert peer.ask(batch(A, number, base=number, puts={key: value})) == Committed(A, [number])
     keys = ["none", *values, "none"]
     peer.send(ReadBatch(9, keys))
     parts = [peer.receive() for _ in range(3)]
-    assert [(part.number, part.first, len(part.values)) for part in parts] == [(9, 0, 4), (9, 4, 3), (9, 7, 2)]
+    assert [(part.number, part.first, len(part.values)) for part in parts] == [
+        (9, 0, count + 1),
+        (9, count + 1, count),
+        (9, 2 * count + 1, 2),
+    ]
     assert [value for part in parts for value in part.values] == [values.get(key) for key in keys]
     assert peer.is_healthy()  # and that was all of it
 
 
-def test_values_of_16_mib_are_taken_and_given_back(make, tmp_path, connect):
+@pytest.mark.parametrize(
+    ("keys", "answers"),
+    [
+        ("L", [Large(9, 0, LARGE_VALUE_BYTES + 1)]),
+        ("sLs", [Values(9, 0, [b"s"]), Large(9, 1, LARGE_VALUE_BYTES + 1), Values(9, 2, [b"s"])]),
+        ("LLx", [Large(9, 0, LARGE_VALUE_BYTES + 1), Large(9, 1, LARGE_VALUE_BYTES + 1), Values(9, 2, [None])]),
+        ("sxL", [Values(9, 0, [b"s", None]), Large(9, 2, LARGE_VALUE_BYTES + 1)]),
+    ],
+)
+def test_of_a_large_value_only_the_size_is_told(peer, keys, answers):
+    peer.ask(batch(A, 1, base=1, puts={"L": b"v" * (LARGE_VALUE_BYTES + 1), "s": b"s"}))
+    peer.send(ReadBatch(9, list(keys)))
+    assert [peer.receive() for _ in answers] == answers
+    assert peer.is_healthy()
+
+
+def test_a_large_value_is_given_to_who_has_room_for_it(make, tmp_path, connect):
     peer = connect(make(tmp_path, message_bytes_max=20 * MIB).start())
     peer.open(A)
     value = os.urandom(16 * MIB)
     assert peer.ask(batch(A, 1, base=1, puts={"big": value, "small": b"s"})) == Committed(A, [1])
-    assert peer.look_up("small", "big", "big", "small") == [b"s", value, value, b"s"]
+    assert peer.ask(ReadLarge(7, "big", 16 * MIB)) == Values(7, 0, [value])
+    assert peer.ask(ReadLarge(8, "big", 16 * MIB - 1)) == Large(8, 0, 16 * MIB)
+    assert peer.ask(ReadLarge(9, "small", LARGE_VALUE_BYTES)) == Values(9, 0, [b"s"])
+    assert peer.ask(ReadLarge(10, "none", LARGE_VALUE_BYTES)) == Values(10, 0, [None])
+    assert peer.is_healthy()
 
 
 def test_a_question_without_keys_is_answered(peer):

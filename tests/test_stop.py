@@ -62,6 +62,21 @@ def test_a_body_that_is_still_being_sent_is_awaited_and_stored(tmp_path, send, s
         assert server.get("slow") == value
 
 
+def test_a_large_value_that_is_being_read_arrives_whole(tmp_path, send):
+    value = bytes(range(128)) * (16 << 13)
+    with Server(tmp_path / "data", "--workers=1") as server:
+        server.put("large", value)
+        with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+            client.sendall(b"GET /kv/large HTTP/1.1\r\n\r\n")
+            assert client.recv(1, socket.MSG_PEEK)
+            with idle_connection(server.port) as idle:
+                send(server, signal.SIGTERM)
+                assert read_to_end(idle) == b""  # so the signal has reached the worker
+            assert read_to_end(client).partition(b"\r\n\r\n")[2] == value
+        assert server.wait() == 0
+        assert server.left_behind() == []
+
+
 def test_ten_thousand_open_requests_are_all_answered(tmp_path):
     count, head = 10_000, "PUT /kv/open-%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
     need_descriptors(count + 100)
