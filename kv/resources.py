@@ -188,15 +188,12 @@ def _key(req: Request) -> str:
 
 async def _read_body(req: Request, bytes_max: int) -> bytes:
     """The whole body. Raises ClientGone when it ends early, Refusal as soon as it is known to be too large."""
-    event = req.first_event
-    body: bytes = event["body"]
-    if not event["more_body"] and len(body) <= bytes_max:  # as most do, it came in one piece
-        return body
     length = req.announced_bytes()
     if length is not None and length > bytes_max:
         raise Refusal(falcon.HTTP_413, "value too large")
-    parts = [body]
-    size = len(body)
+    event = req.first_event
+    parts: list[bytes] = [event["body"]]
+    size = len(parts[0])
     while event["more_body"] and size <= bytes_max:
         event = await req.receive()
         if event["type"] != "http.request":
