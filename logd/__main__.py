@@ -91,7 +91,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say what add_subparsers returns
-    """The commands for people. All but `export` take a directory that no server uses."""
+    """The commands for people. All but `export` and `dump --set-aside` take a directory that no server uses."""
 
     def add(name: str, run: Callable[[LocalDisk, argparse.Namespace], int], meaning: str) -> argparse.ArgumentParser:
         tool: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
@@ -100,10 +100,17 @@ def _add_tools(commands: Any) -> None:  # noqa: ANN401 - argparse does not say w
         tool.set_defaults(log_level="warning", log_format="text")
         return tool
 
-    look = add("inspect", _inspect, "what is in each file, and what recovery would do with them, and why")
+    look = add(
+        "inspect",
+        _inspect,
+        "what is in each file, and what recovery would do with them, and why; the exit status is that of verify",
+    )
     look.add_argument("--json", action="store_true", help="as JSON")
     add("verify", _verify, "read every byte; the exit status is 0 when all is well")
-    add("dump", _dump, "the operations in the log as JSON lines")
+    log_of = add("dump", _dump, "the operations in the log as JSON lines")
+    log_of.add_argument(
+        "--set-aside", action="store_true", help="those in what repair has cut off, as far as it is whole"
+    )
     mend = add("repair", _repair, "show what has to be cut off so that the server starts, and what is lost with it")
     mend.add_argument("--yes", action="store_true", help="do it; what is cut off is kept in files of its own")
     out = add("export", _export, "the keys and values as JSON lines, also while a server runs")
@@ -120,7 +127,7 @@ def _use_tool(run: Callable[[LocalDisk, argparse.Namespace], int], arguments: ar
     try:
         if run is _import:
             make_directory(directory)
-        if run is not _export:
+        if run is not _export and not vars(arguments).get("set_aside"):  # no server touches what is set aside
             lock.acquire()
         return run(LocalDisk(directory), arguments)
     except BlockingIOError:
@@ -150,7 +157,7 @@ def _inspect(disk: LocalDisk, arguments: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
         print(*tools.describe(report), sep="\n")
-    return Exit.STOPPED
+    return Exit.DAMAGED if report.is_bad() else Exit.STOPPED
 
 
 def _verify(disk: LocalDisk, arguments: argparse.Namespace) -> int:
@@ -159,11 +166,16 @@ def _verify(disk: LocalDisk, arguments: argparse.Namespace) -> int:
     for file in bad:
         print(f"{file.name}: {file.trouble}")
     print(f"{len(report.files)} files, {len(bad)} damaged; recovery would: {report.recovery}")
-    return Exit.DAMAGED if bad or report.refuses else Exit.STOPPED
+    return Exit.DAMAGED if report.is_bad() else Exit.STOPPED
 
 
 def _dump(disk: LocalDisk, arguments: argparse.Namespace) -> int:
-    tools.dump(disk, sys.stdout)
+    if not arguments.set_aside:
+        tools.dump(disk, sys.stdout)
+        return Exit.STOPPED
+    told = list(tools.dump_set_aside(disk, sys.stdout))
+    for line in told or [f"nothing is set aside in {arguments.directory}"]:
+        log.warning("%s", line)
     return Exit.STOPPED
 
 

@@ -32,6 +32,7 @@ VERSION: Final = 1
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 FRAME_HEADER_BYTES: Final = _FRAME.size
 _MARKER_BYTES: Final = 4
+_MARKER_AT: Final = 12  # in the header
 
 PAYLOAD_BYTES_MAX: Final = 1 << 30
 """The largest payload.
@@ -97,6 +98,11 @@ def decode_header(magic: bytes, data: bytes | memoryview) -> Header:
     if version != VERSION:
         raise OtherVersion(f"it has format version {version}, and this program reads version {VERSION}")
     return Header(marker, sequence)
+
+
+def likely_markers(data: bytes) -> list[bytes]:
+    """What may be the marker of a file whose header is damaged, or of a part of a file that begins with a frame."""
+    return [data[at : at + _MARKER_BYTES] for at in (_MARKER_AT, 0, HEADER_BYTES)]
 
 
 def encode_frame_header(marker: bytes, sequence: int, payload: bytes) -> bytes:

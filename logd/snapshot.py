@@ -140,6 +140,12 @@ def read(disk: Disk, name: str) -> tuple[Store, int]:
     return store, header.sequence
 
 
+def entries(payload: bytes | memoryview) -> dict[str, bytes]:
+    """What one frame of a snapshot holds of the keys. Raises one of DECODE_ERRORS."""
+    chunk = _decode(payload)
+    return chunk.data if isinstance(chunk, Entries) else {}
+
+
 def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
     number = 0
     while True:

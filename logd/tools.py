@@ -1,8 +1,8 @@
 """Commands for a person, on a directory: look, verify, mend, move in and out.
 
 They use the decoders of the server itself, so what they say is what it would do. Only `repair --yes` and `import`
-change anything; `repair` keeps whatever it cuts off in files of its own. All but `export` want a stopped server;
-`export` only reads, and knows that files may change and vanish under its feet.
+change anything; `repair` keeps whatever it cuts off in files of its own, and `dump --set-aside` reads those. All others
+but `export` want a stopped server; `export` only reads, and knows that files may change and vanish under its feet.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Annotated, Any, BinaryIO, Final
@@ -25,6 +26,7 @@ from logd.store import Store
 
 _READ_ATTEMPTS_MAX: Final = 20
 _PART_BYTES: Final = 1 << 20
+_SET_ASIDE: Final = re.compile(r"((?:wal|snapshot)-\d{20}\.\w+)\.damaged(?:-\d+)*")
 
 
 class NoData(Exception):
@@ -63,6 +65,10 @@ class Report:
     refuses: bool = False
     keys: int = 0
     sequence: int = 0
+
+    def is_bad(self) -> bool:
+        """True when anything is damaged, also when recovery would do without it."""
+        return self.refuses or any(file.trouble for file in self.files)
 
 
 def inspect(disk: Disk, *, progress: bool = False) -> Report:
@@ -146,9 +152,7 @@ def dump(disk: Disk, out: IO[str]) -> None:
             raise recovery.Damaged(recovery.Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
         for each in frames:
             for batch in decode_write_batches(each.payload):
-                for operation in _operations(batch):
-                    json.dump({"sequence": each.sequence, **operation}, out, ensure_ascii=False)
-                    out.write("\n")
+                _write_lines(out, {"sequence": each.sequence}, _operations(batch))
         ending = recovery.ENDINGS[frames.end, segment is segments[-1]]
         if ending.refuses:
             raise recovery.Damaged(ending, segment.name, frames.offset, f"frame {frames.sequence + 1} is bad")
@@ -159,9 +163,58 @@ def _operations(batch: WriteBatch) -> Iterator[dict[str, Any]]:
     if batch.clear:
         yield {**origin, "operation": "clear"}
     for key, value in batch.puts.items():
-        yield {**origin, "operation": "put", "key": key, "value": value.decode(errors="replace")}
+        yield {**origin, **_put(key, value)}
     for key in batch.deletes:
         yield {**origin, "operation": "delete", "key": key}
+
+
+def dump_set_aside(disk: Disk, out: IO[str]) -> Iterator[str]:
+    """Write what the whole frames hold of all that was set aside as damaged, as `dump` does; a line about each file.
+
+    Nothing tells whether a frame was acknowledged. Its sequence may be that of another one in the log of today.
+    """
+    for name in sorted(disk.names()):
+        if match := _SET_ASIDE.fullmatch(name):
+            data = _read(disk, name)
+            frames = _whole_frames(data, [*_markers_of(disk, match[1]), *frame.likely_markers(data)])
+            readable = sum([_dump_frame(out, name, each) for each in frames])
+            yield f"{name}: {len(data)} bytes, {len(frames)} whole frames, {readable} of them readable"
+
+
+def _markers_of(disk: Disk, name: str) -> list[bytes]:
+    """Those that the header of a file has, if there is still such a file."""
+    with contextlib.suppress(FileNotFoundError, frame.BadHeader), disk.open(name) as file:
+        return [wal.decode_segment_header(file.read(frame.HEADER_BYTES)).marker]
+    return []
+
+
+def _whole_frames(data: bytes, markers: Iterable[bytes]) -> list[frame.Frame]:
+    """With the first of the markers that is before any frame. Zeros would be found everywhere in unused space."""
+    found = (list(frame.find_frames(data, 0, marker)) for marker in markers if any(marker))
+    return next(filter(None, found), [])
+
+
+def _dump_frame(out: IO[str], name: str, each: frame.Frame) -> bool:
+    """False when it does not hold what this program writes."""
+    try:
+        if name.startswith("wal-"):
+            operations = [line for batch in decode_write_batches(each.payload) for line in _operations(batch)]
+        else:
+            operations = [_put(key, value) for key, value in snapshot.entries(each.payload).items()]
+    except DECODE_ERRORS:
+        return False
+    _write_lines(out, {"file": name, "sequence": each.sequence}, operations)
+    return True
+
+
+def _write_lines(out: IO[str], origin: dict[str, Any], operations: Iterable[dict[str, Any]]) -> None:
+    for operation in operations:
+        json.dump({**origin, **operation}, out, ensure_ascii=False)
+        out.write("\n")
+
+
+def _put(key: str, value: bytes) -> dict[str, Any]:
+    return {"operation": "put", "key": key, "value": value.decode(errors="replace")}
 
 
 def read_state(disk: Disk) -> recovery.Recovered:

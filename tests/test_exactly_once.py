@@ -32,7 +32,7 @@ class Worker(Client):
     """A client that is its own socket; `connection` is what it believes to have."""
 
     def __init__(self, loop):
-        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000)
+        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000, large_bytes_max=1)
         self._loop, self._socket, self.connection = loop, self, None
         self._sweeper = loop.create_task(self._sweep_forever())
 

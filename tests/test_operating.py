@@ -25,7 +25,7 @@ def test_every_exit_status_of_the_server_has_a_row(status):
 
 
 def test_every_tool_that_the_guide_calls_exists(capsys):
-    tools = set(re.findall(r"`?logd ([a-z]+) (?:--yes )?/", GUIDE))
+    tools = set(re.findall(r"`?logd ([a-z]+) (?:--[a-z-]+ )?/", GUIDE))
     assert tools == {"inspect", "verify", "dump", "repair", "export", "import"}
     for tool in tools:
         with pytest.raises(SystemExit) as ended:
@@ -33,7 +33,7 @@ def test_every_tool_that_the_guide_calls_exists(capsys):
         assert ended.value.code == 0
 
 
-def test_the_worked_example_goes_as_told(tmp_path, capsys):
+def test_the_worked_example_goes_as_told(tmp_path, capsys, caplog):
     """Damage, inspect, repair: each sentence of the guide, with other numbers."""
 
     def said(*arguments):
@@ -47,7 +47,7 @@ def test_the_worked_example_goes_as_told(tmp_path, capsys):
     path.write_bytes(data)
     guide = re.sub(r"\d[\d,]*", "N", GUIDE)
     for arguments, ends in [
-        (["inspect"], Exit.STOPPED),
+        (["inspect"], Exit.DAMAGED),
         (["repair"], Exit.STOPPED),
         (["repair", "--yes"], Exit.STOPPED),
     ]:
@@ -57,3 +57,8 @@ def test_the_worked_example_goes_as_told(tmp_path, capsys):
             told = re.sub(r" +", " ", line.replace("N deletes, N clears", "").partition(", and what follows")[0])
             assert told.partition(": frame")[0] in re.sub(r" +", " ", guide.replace("N deletes, N clears", ""))
     assert said("verify") == (Exit.STOPPED, "N files, N damaged; recovery would: serve [CLEAN]\n")
+    status, out = said("dump", "--set-aside")
+    assert status == Exit.STOPPED
+    assert out.splitlines()[0].partition('"session"')[0] in guide
+    for told in caplog.messages:
+        assert re.sub(r"\d+", "N", told) in guide

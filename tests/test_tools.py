@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from logd.__main__ import main
 from logd.disk import DirectoryLock, LocalDisk
 from logd.protocol import Exit
 from tests.harness import ROOT
-from tests.logs import contents, file_name, lay_out, of_other_version, offsets, state
+from tests.logs import contents, file_name, group, lay_out, of_other_version, offsets, segment, state
 
 
 def damage(directory, token, offset, size=1):
@@ -61,19 +62,27 @@ def test_inspect_speaks_json(tmp_path, capsys):
     assert report["sequence"] == 3
 
 
-def test_verify_is_content_with_whole_files_and_a_torn_tail(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_whole_files_and_a_torn_tail_are_no_damage(tmp_path, capsys, command):
     lay_out(tmp_path, "1-3 @3 4-6")
-    assert run(capsys, "verify", tmp_path)[0] == Exit.STOPPED
+    assert run(capsys, command, tmp_path)[0] == Exit.STOPPED
     path = tmp_path / file_name("4-6")
     path.write_bytes(path.read_bytes()[:-3])
-    assert run(capsys, "verify", tmp_path)[0] == Exit.STOPPED
+    assert run(capsys, command, tmp_path)[0] == Exit.STOPPED
 
 
+def test_a_missing_segment_is_damage(tmp_path, capsys):
+    lay_out(tmp_path, "1-3 4-6 7-9")
+    (tmp_path / file_name("4-6")).unlink()
+    assert [run(capsys, command, tmp_path)[0] for command in ("verify", "inspect")] == [Exit.DAMAGED] * 2
+
+
+@pytest.mark.parametrize("command", [["verify"], ["inspect"], ["inspect", "--json"]])
 @pytest.mark.parametrize("token", ["1-3", "@3", "4-6"])
-def test_verify_finds_a_flipped_byte_in_every_file_also_in_one_that_is_not_needed(tmp_path, capsys, token):
+def test_a_flipped_byte_is_found_in_every_file_also_in_one_that_is_not_needed(tmp_path, capsys, token, command):
     lay_out(tmp_path, "1-3 @3 4-6")
     damage(tmp_path, token, 60)
-    status, out = run(capsys, "verify", tmp_path)
+    status, out = run(capsys, *command, tmp_path)
     assert status == Exit.DAMAGED
     assert file_name(token) in out
 
@@ -211,6 +220,70 @@ def test_a_second_repair_does_not_overwrite_what_the_first_has_set_aside(tmp_pat
         damage(tmp_path, "1-3", 4)
         run(capsys, "repair", "--yes", tmp_path)
     assert len([name for name in os.listdir(tmp_path) if ".damaged" in name]) == 2
+
+
+CUT_OFF = [
+    # what is there, what is damaged (as in REPAIRS), what is to be seen of what is cut off
+    ("1-6", ("1-6", 2), {4, 5, 6}),
+    ("1-6", ("1-6", 0), {2, 3, 4, 5, 6}),
+    ("1-6", ("1-6", None), {1, 2, 3, 4, 5, 6}),
+    ("1-3 4-6 7-9", ("4-6", 1), {6, 7, 8, 9}),
+    ("1-3 4-6 7-9", ("4-6", None), {4, 5, 6, 7, 8, 9}),
+]
+
+
+@pytest.mark.parametrize("case", CUT_OFF)
+@pytest.mark.parametrize("where", [0, 25], ids=["its marker", "its payload"])
+def test_what_repair_has_cut_off_can_be_seen_as_far_as_it_is_whole(tmp_path, capsys, caplog, case, where):
+    layout, place, seen = case
+    lay_out(tmp_path, layout)
+    token, index = place
+    damage(tmp_path, token, 4 if index is None else frame_offset(tmp_path, token, index) + where, size=4)
+    run(capsys, "repair", "--yes", tmp_path)
+    status, out = run(capsys, "dump", "--set-aside", tmp_path)
+    assert status == Exit.STOPPED
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["sequence"] for line in lines} == seen
+    assert all(line["file"].startswith("wal-") and ".damaged-" in line["file"] for line in lines)
+    for sequence in seen:
+        keys = [line["key"] for line in lines if line["sequence"] == sequence and line["operation"] == "put"]
+        assert keys == list(group(sequence).puts)
+    assert sum(map(int, re.findall(r"(\d+) of them readable", caplog.text))) == len(seen)
+
+
+def test_what_was_set_aside_can_be_seen_when_the_rest_of_the_file_is_gone_and_while_a_server_runs(tmp_path, capsys):
+    lay_out(tmp_path, "1-6")
+    damage(tmp_path, "1-6", frame_offset(tmp_path, "1-6", 2) + 25)
+    run(capsys, "repair", "--yes", tmp_path)
+    (tmp_path / file_name("1-6")).unlink()
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    status, out = run(capsys, "dump", "--set-aside", tmp_path)
+    lock.release()
+    assert status == Exit.STOPPED
+    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {4, 5, 6}
+
+
+def test_the_keys_of_a_snapshot_that_was_set_aside_can_be_seen(tmp_path, capsys):
+    lay_out(tmp_path, "4-6 @3")
+    damage(tmp_path, "@3", 4)
+    run(capsys, "repair", "--yes", tmp_path)
+    _, out = run(capsys, "dump", "--set-aside", tmp_path)
+    lines = [json.loads(line) for line in out.splitlines() if '"snapshot' in line]
+    assert {line["key"]: line["value"].encode() for line in lines} == state(3).data
+
+
+def test_a_frame_that_was_set_aside_because_nobody_understands_it_is_counted(tmp_path, capsys, caplog):
+    name = f"{file_name('1-3')}.damaged-0"
+    (tmp_path / name).write_bytes(segment([b"\x91\x01"]))
+    assert run(capsys, "dump", "--set-aside", tmp_path) == (Exit.STOPPED, "")
+    assert f"{name}: 54 bytes, 1 whole frames, 0 of them readable" in caplog.text
+
+
+def test_where_nothing_was_set_aside_that_is_said(tmp_path, capsys, caplog):
+    lay_out(tmp_path, "1-3")
+    assert run(capsys, "dump", "--set-aside", tmp_path) == (Exit.STOPPED, "")
+    assert "nothing is set aside in" in caplog.text
 
 
 def test_repair_ends_with_something_that_recovery_serves_whatever_the_damage(tmp_path, capsys):
