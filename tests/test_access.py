@@ -196,15 +196,22 @@ class TlsServer(Server):
             return False
 
 
-@pytest.fixture
-def tls_server(tmp_path, certificate):
-    server = TlsServer(tmp_path / "data", certificate, "--workers=1", "--header-timeout-s=0.5", "--keep-alive-s=0.5")
+@contextlib.contextmanager
+def started(server):
+    """Ready over TLS, and ended in the end."""
     try:
         server.spawn()
         await_true(server.is_healthy, 30, "readiness over TLS")
         yield server
     finally:
         server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def tls_server(tmp_path, certificate):
+    flags = ("--workers=1", "--header-timeout-s=0.5", "--keep-alive-s=0.5")
+    with started(TlsServer(tmp_path / "data", certificate, *flags)) as server:
+        yield server
 
 
 def test_over_tls_it_serves_stores_and_stops_as_without(tls_server):
@@ -238,17 +245,6 @@ def test_over_tls_deadlines_hold_and_plain_http_and_old_versions_get_nothing(tls
 
 QUICK = ("--workers=1", "--header-timeout-s=0.5", "--body-timeout-s=1", "--keep-alive-s=30")
 LARGE = b"v" * (16 << 20)
-
-
-@contextlib.contextmanager
-def started(server):
-    """Ready over TLS, and ended in the end."""
-    try:
-        server.spawn()
-        await_true(server.is_healthy, 30, "readiness over TLS")
-        yield server
-    finally:
-        server.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")
