@@ -24,7 +24,7 @@ import msgspec
 import setproctitle
 import zmq
 
-from logd import checkpoint, logs, recovery, reserve, server, tools
+from logd import checkpoint, logs, pace, recovery, reserve, server, tools
 from logd.commit import DiskFailed, GroupCommit
 from logd.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
 from logd.protocol import Exit
@@ -376,10 +376,11 @@ def _fold(arguments: argparse.Namespace) -> int:
     _ignore_signals()
     setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
     os.nice(19)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=_obey_parent, daemon=True).start()
     disk = LocalDisk(arguments.directory)
     try:
-        _fold_with_reserve(disk, arguments.upto)
+        with pace.unhurried():
+            _fold_with_reserve(disk, arguments.upto)
     except OSError as error:
         log.error("%s: %s", error.filename or arguments.directory, error.strerror)
         return Exit.CRASHED
@@ -397,8 +398,10 @@ def _fold_with_reserve(disk: LocalDisk, upto: int) -> None:
         checkpoint.fold(disk, upto)
 
 
-def _exit_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # returns only when the log writer has closed its end, or died
+def _obey_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # it ends when the log writer has closed its end, or died
+        pace.hurry()
+        log.info("the next checkpoint is due: no more rests")
     os._exit(Exit.CRASHED)
 
 

@@ -1,14 +1,15 @@
 """Checkpoints: when to fold the log into a new snapshot, and the steps in their safe order.
 
 The log writer only decides; a short-lived child process of low priority does the work from the files alone (newest
-snapshot + sealed segments), so the commit path neither stops nor forks. A child that dies leaves a temporary file at
-most.
+snapshot + sealed segments), so the commit path neither stops nor forks. It takes its time (logd/pace.py) until the next
+checkpoint is due as well. A child that dies leaves a temporary file at most.
 
 Kept after a checkpoint: the new snapshot, the one before it, and every segment since that one, so that a snapshot that
 rots can be replaced. Hence the bound on the disk: two snapshots, plus twice the log that may gather before a checkpoint
-is due, plus what is written while one runs.
+is due, plus what is written while one runs: hardly more than is due, unless it cannot keep up at full speed.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -106,6 +107,9 @@ class Checkpointer:
         self._before_bytes = log_bytes  # sealed before this process, and not in a snapshot
         self._covered_bytes = 0  # of what this process sealed, how much a snapshot holds
         self._child: subprocess.Popen[bytes] | None = None
+        self._child_lock = threading.Lock()  # whoever writes to its input, or closes that
+        self._child_covers = wal.Sealed(0, 0)
+        self._child_hurries = False
         self._not_before = 0.0
         self._stopping = False
 
@@ -122,20 +126,34 @@ class Checkpointer:
         return max(0, self._before_bytes + written_bytes - self._covered_bytes)
 
     def maybe_start(self, sealed: wal.Sealed) -> None:
-        """Start a child when the sealed log is large enough."""
-        if self._child is not None or time.monotonic() < self._not_before:
+        """Start a child when the sealed log is large enough; hurry one that runs when the next is due."""
+        if self._child is not None:
+            if not self._child_hurries and self._is_due(sealed.bytes - self._child_covers.bytes):
+                self._hurry()
+        elif self._is_due(self.log_bytes(sealed.bytes)) and time.monotonic() >= self._not_before:
+            self._start(sealed)
+
+    def _is_due(self, log_bytes: int) -> bool:
+        return self._policy.is_due(log_bytes, self.snapshot_bytes)
+
+    def _start(self, sealed: wal.Sealed) -> None:
+        command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
+        command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logs.flags()]
+        try:
+            # Its input tells the child to hurry, and, when it ends, that we are gone.
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+        except OSError as error:
+            self._failed(sealed, str(error))
             return
-        if self._policy.is_due(self.log_bytes(sealed.bytes), self.snapshot_bytes):
-            command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
-            command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logs.flags()]
-            try:
-                self._child = subprocess.Popen(
-                    command, stdin=subprocess.PIPE
-                )  # its end tells the child that we are gone
-            except OSError as error:
-                self._failed(sealed, str(error))
-                return
-            threading.Thread(target=self._wait, args=(self._child, sealed), daemon=True).start()
+        self._child, self._child_covers, self._child_hurries = child, sealed, False
+        threading.Thread(target=self._wait, args=(child, sealed), daemon=True).start()
+
+    def _hurry(self) -> None:
+        with self._child_lock:
+            if self._child and self._child.stdin:
+                with contextlib.suppress(BrokenPipeError):
+                    self._child.stdin.write(b"!")
+        self._child_hurries = True
 
     def _wait(self, child: subprocess.Popen[bytes], sealed: wal.Sealed) -> None:
         began = time.monotonic()
@@ -149,9 +167,10 @@ class Checkpointer:
             elif not self._stopping:
                 self._failed(sealed, f"status {status}")
         finally:
-            if child.stdin:
-                child.stdin.close()
-            self._child = None
+            with self._child_lock:
+                self._child = None
+                if child.stdin:
+                    child.stdin.close()
 
     def _failed(self, sealed: wal.Sealed, why: str) -> None:
         log.error("checkpoint as of frame %d failed (%s); trying again in %g s", sealed.sequence, why, RETRY_SECONDS)

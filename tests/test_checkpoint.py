@@ -4,6 +4,7 @@ A child is held at a known point by a segment that is a named pipe: it waits the
 """
 
 import errno
+import io
 import itertools
 import os
 import signal
@@ -330,6 +331,62 @@ def test_only_one_checkpoint_runs_at_a_time(held, children, settled):
     checkpointer.maybe_start(Sealed(10_000, 5))
     assert len(children) == 2
     settled()
+
+
+def test_a_checkpoint_is_told_once_to_hurry_when_the_next_is_due(held, children, settled):
+    checkpointer = Checkpointer(held.directory, Policy(100, 0.0), 0, 0)
+    checkpointer.maybe_start(Sealed(150, 5))
+    held.await_reader()
+    with children[0].stdin:
+        told = children[0].stdin = io.BytesIO()
+        checkpointer.maybe_start(Sealed(249, 5))
+        assert told.getvalue() == b""
+        checkpointer.maybe_start(Sealed(250, 5))
+        checkpointer.maybe_start(Sealed(350, 5))
+        assert told.getvalue() == b"!"
+    settled()
+
+
+def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
+    command = [sys.executable, "-m", "logd", "fold", str(held.directory), "--upto", "5"]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
+        try:
+            held.await_reader()
+            child.stdin.write(b"!")
+            child.stdin.flush()
+            assert b"no more rests" in child.stderr.readline()
+            held.let_go()
+            assert child.wait(30) == Exit.STOPPED
+        finally:
+            child.kill()
+    assert file_names("@5") <= set(os.listdir(held.directory))
+
+
+PACED = """
+import signal, time
+from logd import pace
+
+def work(seconds):
+    began, end = time.monotonic(), time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return (time.monotonic() - began) / seconds
+
+with pace.unhurried():
+    assert work(0.1) > 0.8 * (1 + pace.REST_RATIO)
+    pace.hurry()
+    work(0.01)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+with pace.unhurried():
+    pass
+signal.raise_signal(signal.SIGPROF)
+assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+"""
+
+
+def test_a_paced_process_rests_nine_times_as_long_as_it_works_until_it_hurries():
+    subprocess.run([sys.executable, "-c", PACED], check=True, cwd=ROOT, timeout=60)
 
 
 def test_a_checkpoint_that_is_killed_is_one_log_line_and_is_left_alone_for_a_while(
