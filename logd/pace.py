@@ -1,4 +1,4 @@
-"""A pace for work in the background: a tenth of a processor, a few milliseconds at a time.
+"""A pace for work in the background: a tenth of a processor, less than a millisecond at a time.
 
 Owns the timer that lets this process rest; does not know what it works at.
 
@@ -9,39 +9,45 @@ priority (or SCHED_IDLE) made the 99th percentile of writes four to five times a
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
-BURST_SECONDS: Final = 0.004
+BURST_SECONDS: Final = 0.0005
 REST_RATIO: Final = 9
 """How long to rest for each second of processor time."""
+
+_hurried: Final = threading.Event()
 
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Rest after each burst of processor time, in here. To be entered in the main thread.
+    """Rest after each burst of work, in here, until told to hurry. To be entered in the main thread.
 
-    The kernel's timer of processor time (setitimer(2), ITIMER_PROF) interrupts the work, which need not know of it. A
-    call into C is not interrupted: the rest is as long as what was really used demands.
+    A timer interrupts the work, which need not know of it. A call into C is not interrupted, and waiting is no work:
+    the rest is as long as the processor time since the last one demands. (The kernel has a timer of processor time
+    too, ITIMER_PROF; it is as coarse as the scheduler's tick.)
     """
     used_before = time.process_time()
 
     def rest(_signal: int, _frame: FrameType | None) -> None:
         nonlocal used_before
-        time.sleep(REST_RATIO * (time.process_time() - used_before))
-        used_before = time.process_time()
+        if not _hurried.is_set():
+            time.sleep(REST_RATIO * (time.process_time() - used_before))
+            used_before = time.process_time()
+            signal.setitimer(signal.ITIMER_REAL, BURST_SECONDS)
 
-    signal.signal(signal.SIGPROF, rest)
-    signal.setitimer(signal.ITIMER_PROF, BURST_SECONDS, BURST_SECONDS)
+    signal.signal(signal.SIGALRM, rest)
+    signal.setitimer(signal.ITIMER_REAL, BURST_SECONDS)
     try:
         yield
     finally:
-        hurry()
-        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # one that is under way would end the process
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a late one would end the process
 
 
 def hurry() -> None:
-    """Work without rests, from the end of the present one. From any thread."""
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    """No more rests than the present one, for the rest of this process's life. From any thread."""
+    _hurried.set()

@@ -22,7 +22,7 @@ from logd.wal import TEMPORARY_SUFFIX
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
-_CHUNK_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 18  # coded and synced at once, in a process that must not work long without a rest
 
 
 class BadSnapshot(Exception):
