@@ -22,7 +22,7 @@ from logd.wal import TEMPORARY_SUFFIX
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
-_CHUNK_BYTES: Final = 1 << 18  # coded and synced at once, in a process that must not work long without a rest
+CHUNK_BYTES: Final = 1 << 18  # coded and synced at once, in a process that must not work long without a rest
 
 
 class BadSnapshot(Exception):
@@ -110,7 +110,7 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
     for key, value in store.data.items():
         chunk[key] = value
         chunk_bytes += len(key) + len(value)
-        if chunk_bytes >= _CHUNK_BYTES:
+        if chunk_bytes >= CHUNK_BYTES:
             yield Entries(chunk)
             chunk, chunk_bytes = {}, 0
     if chunk:

@@ -12,7 +12,7 @@ from logd.store import SESSIONS_MAX, Store
 from tests.logs import A, B, C, Crash, WatchedDisk, contents, crash_at, failing, operations, same, state
 
 NAME = snapshot.snapshot_name(7)
-MIB = 1 << 20
+CHUNK = snapshot.CHUNK_BYTES
 
 
 def store_of(data=None, sessions=None):
@@ -39,11 +39,11 @@ STORES = {
     "sessions alone": (store_of(sessions={B: 2, A: 10**12, C: 0}), 2),
     "the most sessions": (store_of(sessions={n.to_bytes(16, "big"): n for n in range(SESSIONS_MAX)}), 2),
     "the history": (state(9), 3),
-    "many keys": (store_of({f"key-{n}": b"%d" % n for n in range(50_000)}), 3),
-    "chunks that end with a value": (store_of({str(n): bytes(MIB // 2) for n in range(8)}), 2 + 4),
-    "a last chunk that is small": (store_of({"a": bytes(MIB), "b": b""}), 2 + 2),
-    "values larger than a chunk": (store_of({"a": bytes(3 * MIB), "b": b"x", "c": bytes(2 * MIB)}), 2 + 2),
-    "keys larger than a chunk": (store_of({"a" * 2 * MIB: b"1", "b" * 2 * MIB: b"2"}), 2 + 2),
+    "many keys": (store_of({f"key-{n}": b"%d" % n for n in range(10_000)}), 3),
+    "chunks that end with a value": (store_of({str(n): bytes(CHUNK // 2) for n in range(8)}), 2 + 4),
+    "a last chunk that is small": (store_of({"a": bytes(CHUNK), "b": b""}), 2 + 2),
+    "values larger than a chunk": (store_of({"a": bytes(3 * CHUNK), "b": b"x", "c": bytes(2 * CHUNK)}), 2 + 2),
+    "keys larger than a chunk": (store_of({"a" * 2 * CHUNK: b"1", "b" * 2 * CHUNK: b"2"}), 2 + 2),
     "keys beyond ASCII": (store_of({"ключ 🔑 \0": "значение".encode()}), 3),
 }
 
