@@ -40,6 +40,7 @@ def main() -> App:
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
         report_queue=lambda writes, size: board.my_slot().queued(writes, size),
+        report_large=lambda size, waiting: board.my_slot().large(size, waiting),
     )
     shared = board.of_this_process()
     middleware: list[Any] = [_Lifespan(client)]

@@ -77,6 +77,9 @@ class _Word(enum.IntEnum):
     IN_FLIGHT = 5
     QUEUED_WRITES = 6
     QUEUED_BYTES = 7
+    LARGE_BYTES = 8
+    LARGE_READS_WAITING = 9
+    UNSENT_BYTES = 10
 
 
 _ROWS: Final = {
@@ -113,6 +116,9 @@ class Totals(NamedTuple):
     in_flight: int
     queued_writes: int
     queued_bytes: int
+    large_bytes: int
+    large_reads_waiting: int
+    unsent_bytes: int
 
 
 class Slot:
@@ -124,12 +130,13 @@ class Slot:
         words[_Word.PID] = os.getpid()
         self._words = words
         self._earlier_cpu_seconds = words[_Word.CPU_SECONDS]
-        self.measure(0, 0)
+        self.measure(0, 0, 0)
         self.queued(0, 0)
+        self.large(0, 0)
 
     def give_back(self) -> None:
         """The owner stops as it should."""
-        self.measure(0, 0)
+        self.measure(0, 0, 0)
         self._words[_Word.PID] = 0
 
     def answered(self, method: str, status: int, seconds: float) -> None:
@@ -144,18 +151,29 @@ class Slot:
         row = _ROWS.get((method, status)) or _other_row(method, status)
         self._words[row + _UNTIMED] += 1
 
-    def measure(self, connections: int, in_flight: int) -> None:
+    def measure(self, connections: int, in_flight: int, unsent_bytes: int) -> None:
         """Say how this process is, from time to time."""
         words = self._words
         words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
         words[_Word.RESIDENT_BYTES] = usage.resident_bytes()
         words[_Word.CONNECTIONS] = connections
         words[_Word.IN_FLIGHT] = in_flight
+        words[_Word.UNSENT_BYTES] = unsent_bytes
 
     def queued(self, writes: int, size: int) -> None:
         """Say how much waits for the log writer, from time to time."""
         self._words[_Word.QUEUED_WRITES] = writes
         self._words[_Word.QUEUED_BYTES] = size
+
+    def large(self, size: int, waiting: int) -> None:
+        """Say what large values take that are being read, and how many such reads wait for room, from time to time."""
+        self._words[_Word.LARGE_BYTES] = size
+        self._words[_Word.LARGE_READS_WAITING] = waiting
+
+    @property
+    def large_reads_waiting(self) -> int:
+        """As was said last."""
+        return int(self._words[_Word.LARGE_READS_WAITING])
 
 
 def _other_row(method: str, status: int) -> int:
@@ -235,6 +253,9 @@ class Board:
             in_flight=_total(living, _Word.IN_FLIGHT),
             queued_writes=_total(living, _Word.QUEUED_WRITES),
             queued_bytes=_total(living, _Word.QUEUED_BYTES),
+            large_bytes=_total(living, _Word.LARGE_BYTES),
+            large_reads_waiting=_total(living, _Word.LARGE_READS_WAITING),
+            unsent_bytes=_total(living, _Word.UNSENT_BYTES),
         )
 
 

@@ -193,9 +193,11 @@ class Client:
         queue_bytes_max: int,
         large_bytes_max: int,
         report_queue: Callable[[int, int], None] = lambda _writes, _bytes: None,
+        report_large: Callable[[int, int], None] = lambda _bytes, _waiting: None,
     ) -> None:
         self._address = address
         self._report_queue = report_queue
+        self._report_large = report_large
         self._timeout_s = request_timeout_s
         self._queue_bytes_max = queue_bytes_max
         self._queue_bytes = 0
@@ -620,6 +622,7 @@ class Client:
             self._drain()
             sent = sum(len(batch.writes) for batch in self._session.unanswered.values())
             self._report_queue(len(self._writes) + sent, self._queue_bytes)
+            self._report_large(self._large_bytes, len(self._large))
 
     def _fail_expired(self, now: float) -> None:
         while self._writes and self._writes[0].deadline <= now:

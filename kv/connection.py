@@ -13,9 +13,13 @@ request, because that part decides how fast the server is, and closes what that 
 """
 
 import asyncio
+import contextlib
+import fcntl
 import functools
 import logging
 import re
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable, Coroutine
 from time import monotonic  # the clock of the loop counts milliseconds
@@ -32,6 +36,9 @@ from kv.config import Config
 _STOP_GRACE_SECONDS: Final = 0.25
 _GOODBYE_SECONDS: Final = 1.0
 """How long a stop waits for the end of a TLS client that has its last answer."""
+_SLOW_BYTES_A_SECOND: Final = 64 * 1024
+_SLOW_SECONDS: Final = 5.0
+"""Who takes less of an answer, over so long, is cut off when others need the memory."""
 _PARSE_BYTES: Final = 16 * 1024
 """What is parsed at once: as many requests as are in it take memory and time before the first of them is answered."""
 _TLS_BYTES: Final = 64 * 1024
@@ -42,6 +49,7 @@ _REQUEST_BYTES: Final = 1024
 """What a request takes that waits behind another of its connection, besides its headers and its body."""
 _HEADER_BYTES: Final = 160
 """What a header takes, besides long names and values."""
+_INT: Final = struct.Struct("i")
 _UNKNOWN_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= /\S* HTTP/1\.[01]\r\n)")
 _ASCII: Final = "".join(map(chr, range(128)))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -261,8 +269,13 @@ class Connection(HttpToolsProtocol):
         self._dropped_bytes = 0
         self._dropped_since = 0.0
         self._last_active = monotonic()
-        self._unsent_bytes = 0  # at the last sweep
-        self._unsent_since = 0.0
+        self.unsent_bytes = 0
+        """Of answers, at the last sweep, without what the kernel has taken."""
+        self._reading_since = 0.0  # while there was something unsent at every sweep
+        self._untaken_bytes = 0  # by the client, with what the kernel has, at the last sweep
+        self._untaken_since = 0.0  # without any progress
+        self._taken_bytes = 0  # since the reading began, and before the last pause
+        self._paused_bytes = 0  # untaken, when the last pause began
         self._refusal = (400, "bad request")
         self._in_message = False
         self._is_over = False  # nothing is taken any more
@@ -274,10 +287,24 @@ class Connection(HttpToolsProtocol):
         self._hang_up()
         self.flow.resume_writing()
 
+    def pause_writing(self) -> None:
+        """Note what there is to be taken before there will be more."""
+        self._paused_bytes = self._untaken()
+        super().pause_writing()
+
     def resume_writing(self) -> None:
-        """Note the progress: at the next sweep there may be as much to be sent as there was at the last."""
-        self._unsent_bytes = 0
+        """Note the progress: at the next sweep there may be as much to be taken as there was at the last."""
+        self._taken_bytes += self._paused_bytes - self._untaken()
+        self._paused_bytes = self._untaken_bytes = 0
         super().resume_writing()
+
+    def _untaken(self) -> int:
+        """What the client has not acknowledged; where the system does not tell, what the kernel has not taken."""
+        of_kernel = 0
+        with contextlib.suppress(OSError, ValueError):  # it does not tell, or the connection is closed
+            fd: int = self.transport.get_extra_info("socket").fileno()
+            (of_kernel,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
+        return of_kernel + self.transport.get_write_buffer_size()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
@@ -599,19 +626,34 @@ class Connection(HttpToolsProtocol):
 
     def is_overdue(self, now: float) -> bool:
         """True when the client has had its time: to send a header or a body, to read, or to say anything at all."""
-        unsent_bytes = self.transport.get_write_buffer_size()
-        if unsent_bytes:
+        self.unsent_bytes = self.transport.get_write_buffer_size()
+        if self.unsent_bytes:
             self._last_active = now  # it has not been idle since
-            if unsent_bytes != self._unsent_bytes:
-                self._unsent_bytes, self._unsent_since = unsent_bytes, now
-            return now - self._unsent_since > self.limits.body_timeout_s
-        self._unsent_bytes = 0
+            if not self._reading_since:
+                self._reading_since, self._taken_bytes = now, 0
+            untaken_bytes = self._untaken()
+            if untaken_bytes != self._untaken_bytes:
+                self._untaken_bytes, self._untaken_since = untaken_bytes, now
+            return now - self._untaken_since > self.limits.body_timeout_s
+        self._reading_since = 0.0
+        self._untaken_bytes = 0
         if self.transport.is_closing():  # TLS waits for the end of the client, but a stop not for long
             return self._stopping and now - self._last_active > _GOODBYE_SECONDS
         if self._queue:
             is_awaited = self._queue[-1].more_body and not self.flow.read_paused
             return is_awaited and now - self._last_active > self.limits.body_timeout_s
         return self._is_late(now)
+
+    def slowness(self, now: float) -> float:
+        """How many times longer than the slowest that is welcome the client takes to read; 0 when it has just begun.
+
+        Counted from the first sweep that found something unsent.
+        """
+        seconds = now - self._reading_since
+        if not self._reading_since or seconds < _SLOW_SECONDS:
+            return 0.0
+        taken_bytes = self._taken_bytes + max(0, self._paused_bytes - self._untaken_bytes)
+        return _SLOW_BYTES_A_SECOND * seconds / max(1, taken_bytes)
 
     def _is_late(self, now: float) -> bool:
         """Whether a client that has all its answers is overdue."""

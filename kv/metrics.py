@@ -95,6 +95,11 @@ def _http(totals: Totals) -> Iterator[Metric]:
     yield _gauge("kv_http_connections", "Open connections.", totals.connections)
     yield _gauge("kv_http_queued_writes", "Writes that wait for logd.", totals.queued_writes)
     yield _gauge("kv_http_queued_bytes", "Memory that is taken by writes that wait for logd.", totals.queued_bytes)
+    large = "Memory that is taken by values over 64 KiB that are being read."
+    yield _gauge("kv_http_large_values_bytes", large, totals.large_bytes)
+    waiting = "Reads of such values that wait for room."
+    yield _gauge("kv_http_large_reads_waiting", waiting, totals.large_reads_waiting)
+    yield _gauge("kv_http_unsent_bytes", "Answers that clients have not taken yet.", totals.unsent_bytes)
 
 
 def _processes(totals: Totals, board: Board, workers: int, stats: Stats | None) -> Iterator[Metric]:

@@ -133,15 +133,24 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            now = time.monotonic()
-            connections = [each for each in server.server_state.connections if isinstance(each, Connection)]
-            Connection.counts.measure(len(connections), sum(each.in_flight for each in connections))
-            for connection in connections:
-                if connection.is_overdue(now):
-                    connection.time_out()
+            _sweep([each for each in server.server_state.connections if isinstance(each, Connection)])
 
     def _orphaned(self) -> None:
         """The supervisor is gone. The master has nobody else to tell it, where the kernel does not."""
         if os.getppid() == self.ppid:
             os.kill(self.ppid, signal.SIGKILL)
         os._exit(1)
+
+
+def _sweep(connections: list[Connection]) -> None:
+    """End those that have had their time, and the slowest reader when others need its memory."""
+    now = time.monotonic()
+    for connection in connections:
+        if connection.is_overdue(now):
+            connection.time_out()
+    unsent_bytes = sum(each.unsent_bytes for each in connections)
+    Connection.counts.measure(len(connections), sum(each.in_flight for each in connections), unsent_bytes)
+    if Connection.counts.large_reads_waiting or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
+        slowest = max(connections, key=lambda each: each.slowness(now), default=None)
+        if slowest and slowest.slowness(now) > 1:
+            slowest.time_out()

@@ -16,8 +16,9 @@ import sys
 from kv.board import Board
 slot = Board(int(sys.argv[1])).take_slot()
 slot.answered("PUT", 200, 0.3)
-slot.measure(connections=7, in_flight=5)
+slot.measure(connections=7, in_flight=5, unsent_bytes=11)
 slot.queued(writes=3, size=1000)
+slot.large(size=70000, waiting=1)
 """
 STOPS = DIES + "slot.give_back()\n"
 
@@ -95,12 +96,14 @@ def test_all_workers_are_seen_together_from_each_of_them(fd):
     one, other = Board(fd), Board(fd)
     for slot in (one.take_slot(), other.take_slot()):
         slot.answered("GET", 200, 0.1)
-        slot.measure(connections=2, in_flight=1)
+        slot.measure(connections=2, in_flight=1, unsent_bytes=5)
         slot.queued(writes=4, size=100)
+        slot.large(size=70, waiting=3)
     for totals in (one.totals(), other.totals(), Board(fd).totals()):
         assert answered(totals) == {("GET", 200): 2}
         assert (totals.workers, totals.connections, totals.in_flight) == (2, 4, 2)
-        assert (totals.queued_writes, totals.queued_bytes) == (8, 200)
+        assert (totals.queued_writes, totals.queued_bytes, totals.unsent_bytes) == (8, 200, 10)
+        assert (totals.large_bytes, totals.large_reads_waiting) == (140, 6)
         assert totals.resident_bytes > 0
         assert totals.cpu_seconds > 0
 
@@ -112,7 +115,8 @@ def test_what_a_worker_has_counted_outlives_it_and_what_it_had_in_hand_does_not(
     assert answered(totals) == {("PUT", 200): 1}
     assert totals.cpu_seconds > 0
     assert (totals.workers, totals.connections, totals.in_flight, totals.queued_writes) == (0, 0, 0, 0)
-    assert (totals.queued_bytes, totals.resident_bytes) == (0, 0)
+    assert (totals.queued_bytes, totals.unsent_bytes, totals.resident_bytes) == (0, 0, 0)
+    assert (totals.large_bytes, totals.large_reads_waiting) == (0, 0)
 
 
 def test_the_successor_of_a_dead_worker_goes_on_from_there_and_counts_as_a_restart(fd):

@@ -335,6 +335,47 @@ def test_many_who_read_a_large_value_at_once_get_every_byte_within_bounded_memor
     assert_bounded(growth)
 
 
+class Drip(threading.Thread):
+    """Asks for a large value, and takes a few bytes of it now and then. A context manager."""
+
+    def __init__(self, server):
+        super().__init__()
+        self._is_over = threading.Event()
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)  # so that what it leaves is the server's
+        self._socket.settimeout(30)
+        self._socket.connect(("127.0.0.1", server.port))
+        self._socket.sendall(b"GET /kv/huge HTTP/1.1\r\n\r\n")
+        self.port = self._socket.getsockname()[1]
+
+    def run(self):
+        while self._socket.recv(2000) and not self._is_over.wait(0.05):
+            pass
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self._is_over.set()
+        self.join()
+        self._socket.close()
+
+
+def test_readers_that_drip_give_way_when_others_need_their_room(server):
+    server.put("huge", LARGE_VALUE)
+    with contextlib.ExitStack() as stack:
+        drips = [stack.enter_context(Drip(server)) for _ in range(HELD_BYTES_MAX // VALUE_BYTES_MAX)]
+        await_true(lambda: metric(server, "kv_http_large_values_bytes") == HELD_BYTES_MAX, what="a full house")
+        answers = []
+        while not answers or answers[-1].status == 503:
+            answers.append(server.call("GET", "/kv/huge"))
+        assert answers[-1].body == LARGE_VALUE
+        served = {each.raddr.port for each in server.only("worker").net_connections() if each.raddr}
+        assert len(served & {each.port for each in drips}) < len(drips)
+    await_true(lambda: metric(server, "kv_http_large_values_bytes") == 0, what="all room to be free")
+
+
 @pytest.mark.parametrize("received", [0, 1, MIB], ids=["before its answer", "at its beginning", "in the middle of it"])
 @pytest.mark.parametrize("linger", [struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)], ids=["close", "reset"])
 def test_a_large_value_takes_no_room_when_its_client_has_gone(server, connect, received, linger):

@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from kv import board, lifeline
+from kv import board, lifeline, worker
 from kv.config import Config, Inherited
 from tests.harness import ROOT, Answer, await_true, call
 
@@ -234,6 +237,10 @@ class Client:
             piece = self._socket.recv(1 << 16)
         self._received += piece
         return piece != b""
+
+    def take(self, size):
+        """Take so many bytes, or fewer, and forget them; how many."""
+        return len(self._socket.recv(size))
 
     def ended(self):
         """Whether the server has closed the connection. Does not wait."""
@@ -505,6 +512,101 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, theirs, connec
         connect(server, b"GET /large/1 HTTP/1.1\r\n\r\n")
     await_true(lambda: quick.happened("/large/1 disconnected"))
     assert not theirs.happened("/large/1 disconnected")
+
+
+def test_a_client_that_takes_its_answer_slowly_is_not_cut_off_until_it_takes_none(quick, connect):
+    """Its kernel and ours hold so much that the worker itself sees no progress for long."""
+    client = connect(quick, b"GET /large/slow HTTP/1.1\r\n\r\n")
+    deadline = time.monotonic() + 3 * float(QUICK["KV_BODY_TIMEOUT_S"])
+    while time.monotonic() < deadline:
+        assert client.take(20_000)
+        time.sleep(0.05)
+        assert not quick.happened("/large/slow disconnected")
+    await_true(lambda: quick.happened("/large/slow disconnected"))
+
+
+class Transport:
+    """Of which a client takes as much as the test says."""
+
+    unsent_bytes = 0
+
+    def get_write_buffer_size(self):
+        return self.unsent_bytes
+
+    def get_extra_info(self, name):
+        return self if name == "socket" else None
+
+    def getsockname(self):
+        return ("127.0.0.1", 0)
+
+    getpeername = getsockname
+    family = None
+
+    def fileno(self):
+        return -1
+
+    def is_closing(self):
+        return False
+
+
+def test_a_reader_is_as_slow_as_it_takes_less_than_it_should_since_its_answer_began_to_wait(monkeypatch):
+    monkeypatch.setattr(worker.Connection, "limits", Config(), raising=False)
+    transport, kib = Transport(), 1 << 10
+    connection = worker.Connection(
+        uvicorn.Config(lambda scope, receive, send: None), ServerState(), {}, SimpleNamespace()
+    )
+    connection.connection_made(transport)
+
+    def slowness(now, unsent_kib):
+        transport.unsent_bytes = unsent_kib * kib
+        connection.is_overdue(now)
+        return round(connection.slowness(now), 3)
+
+    assert slowness(90.0, 0) == 0
+    transport.unsent_bytes = 256 * kib
+    connection.pause_writing()
+    assert slowness(100.0, 256) == 0
+    assert slowness(104.9, 256) == 0
+    assert slowness(110.0, 192) == 10
+    transport.unsent_bytes = 0
+    connection.resume_writing()
+    transport.unsent_bytes = 256 * kib
+    connection.pause_writing()
+    assert slowness(116.0, 256) == 4
+    assert slowness(116.0, 0) == 0
+    assert slowness(120.0, 256) == 0
+
+
+@pytest.mark.parametrize(
+    ("waiting", "unsent_bytes", "slowness", "cut_off"),
+    [
+        (0, 100, [0, 2, 3], []),
+        (1, 100, [0, 2, 3], [2]),
+        (0, 101, [0, 2, 3], [2]),
+        (1, 101, [0, 1, 1], []),
+        (1, 101, [], []),
+    ],
+)
+def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
+    monkeypatch, waiting, unsent_bytes, slowness, cut_off
+):
+    ended = []
+    monkeypatch.setattr(worker.Connection, "limits", SimpleNamespace(body_bytes_in_flight_max=100), raising=False)
+    counts = SimpleNamespace(measure=lambda *_: None, large_reads_waiting=waiting)
+    monkeypatch.setattr(worker.Connection, "counts", counts, raising=False)
+    worker._sweep(
+        [
+            SimpleNamespace(
+                in_flight=1,
+                unsent_bytes=unsent_bytes if number == 0 else 0,
+                is_overdue=lambda _: False,
+                slowness=lambda _, each=each: each,
+                time_out=lambda number=number: ended.append(number),
+            )
+            for number, each in enumerate(slowness)
+        ]
+    )
+    assert ended == cut_off
 
 
 def test_the_listening_socket_is_closed_once_so_that_nobody_loses_a_descriptor(ours, theirs):
