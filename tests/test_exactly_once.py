@@ -41,9 +41,11 @@ class Worker(Client):
             raise zmq.Again
         self.connection.up.append(raw)
 
-    def recv(self, _):
-        if not self.connection or not self.connection.arrived:
-            raise zmq.Again
+    def getsockopt(self, option):
+        assert option == zmq.EVENTS
+        return zmq.POLLOUT | (zmq.POLLIN if self.connection and self.connection.arrived else 0)
+
+    def recv(self):
         return self.connection.arrived.popleft()
 
 
@@ -109,17 +111,27 @@ class World:
 
     sync = close = lambda self: None
 
-    def recv_multipart(self, _):
+    def getsockopt(self, option):
+        """Whether a message is there; if so, it is the one that is received next."""
+        if option == zmq.RCVMORE:
+            return len(self.received)
         waiting = [peer for peer, connection in self.connections.items() if connection.up]
         if not waiting or self.random.random() < 0.5:
-            raise zmq.Again
+            return zmq.POLLOUT
         peer = self.random.choice(waiting)
-        return peer, self.connections[peer].up.popleft()
+        self.received = [peer, self.connections[peer].up.popleft()]
+        return zmq.POLLIN
 
-    def send_multipart(self, message, _):
-        if message[0] not in self.connections:
-            raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        self.connections[message[0]].down.append(message[1])
+    def recv(self):
+        return self.received.pop(0)
+
+    def send(self, part, flags):
+        if flags & zmq.SNDMORE:
+            if part not in self.connections:
+                raise zmq.ZMQError(zmq.EHOSTUNREACH)
+            self.addressee = part
+        else:
+            self.connections[self.addressee].down.append(part)
 
     # What may happen
 
