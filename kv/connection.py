@@ -205,7 +205,7 @@ class Exchange:
             if self.disconnected:
                 return
         else:
-            self._connection.transport.write(self._head + body)
+            self._connection.write(self._head + body)
         self._head = b""
         if not event.get("more_body", False):
             self.response_complete = True
@@ -213,12 +213,12 @@ class Exchange:
             self._connection.on_response_complete()
 
     async def _send_in_pieces(self, body: bytes) -> None:
-        """Give TLS no more than can be sent, and be done when nearly all is: a close after that cuts nothing off."""
-        transport, flow = self._connection.transport, self._connection.flow
-        transport.write(self._head)
+        """Give TLS no more than can be sent, and be done when nearly all is; the sweep sees to the rest."""
+        connection, flow = self._connection, self._connection.flow
+        connection.write(self._head)
         view = memoryview(body)
         for start in range(0, len(body), _TLS_BYTES):
-            transport.write(view[start : start + _TLS_BYTES])
+            connection.write(view[start : start + _TLS_BYTES])
             if flow.write_paused:
                 await flow.drain()
             if self.disconnected:
@@ -269,13 +269,16 @@ class Connection(HttpToolsProtocol):
         self._dropped_bytes = 0
         self._dropped_since = 0.0
         self._last_active = monotonic()
+        self.written_bytes = 0
+        """Of answers, until now."""
         self.unsent_bytes = 0
-        """Of answers, at the last sweep, without what the kernel has taken."""
-        self._reading_since = 0.0  # while there was something unsent at every sweep
-        self._untaken_bytes = 0  # by the client, with what the kernel has, at the last sweep
-        self._untaken_since = 0.0  # without any progress
-        self._taken_bytes = 0  # since the reading began, and before the last pause
-        self._paused_bytes = 0  # untaken, when the last pause began
+        """Of these, what the kernel had not taken at the last sweep."""
+        self.slowness = 0.0
+        """How many times longer than the slowest that is welcome the client took to read, over the last seconds."""
+        self._progress_at = 0.0  # 0 when there is nothing to read
+        self._taken_bytes = 0  # by the client, at the last sweep
+        self._window_since = 0.0
+        self._window_taken_bytes = 0
         self._refusal = (400, "bad request")
         self._in_message = False
         self._is_over = False  # nothing is taken any more
@@ -286,25 +289,6 @@ class Connection(HttpToolsProtocol):
         self.connections.discard(self)
         self._hang_up()
         self.flow.resume_writing()
-
-    def pause_writing(self) -> None:
-        """Note what there is to be taken before there will be more."""
-        self._paused_bytes = self._untaken()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """Note the progress: at the next sweep there may be as much to be taken as there was at the last."""
-        self._taken_bytes += self._paused_bytes - self._untaken()
-        self._paused_bytes = self._untaken_bytes = 0
-        super().resume_writing()
-
-    def _untaken(self) -> int:
-        """What the client has not acknowledged; where the system does not tell, what the kernel has not taken."""
-        of_kernel = 0
-        with contextlib.suppress(OSError, ValueError):  # it does not tell, or the connection is closed
-            fd: int = self.transport.get_extra_info("socket").fileno()
-            (of_kernel,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
-        return of_kernel + self.transport.get_write_buffer_size()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
@@ -474,6 +458,11 @@ class Connection(HttpToolsProtocol):
         if self._queue and not self._queue[0].is_started:
             self._queue[0].start(self.app)
 
+    def write(self, data: bytes | memoryview) -> None:
+        """Send a part of an answer."""
+        self.written_bytes += len(data)
+        self.transport.write(data)
+
     def on_response_complete(self) -> None:
         """The first request of the queue has its answer: go on with the next."""
         answered = self._queue.popleft()
@@ -528,7 +517,7 @@ class Connection(HttpToolsProtocol):
             self.counts.refused(self._queue[0].scope["method"] if self._queue else OTHER, status)
             head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
             more = b"retry-after: 1\r\n\r\n" if status == 503 else b"\r\n"
-            self.transport.write(STATUS_LINE[status] + head + more + body)
+            self.write(STATUS_LINE[status] + head + more + body)
         self._close()
 
     def _close(self) -> None:
@@ -627,33 +616,36 @@ class Connection(HttpToolsProtocol):
     def is_overdue(self, now: float) -> bool:
         """True when the client has had its time: to send a header or a body, to read, or to say anything at all."""
         self.unsent_bytes = self.transport.get_write_buffer_size()
-        if self.unsent_bytes:
+        if self.unsent_bytes or self.transport.is_closing():  # TLS hides what is not sent, and waits for the client
             self._last_active = now  # it has not been idle since
-            if not self._reading_since:
-                self._reading_since, self._taken_bytes = now, 0
-            untaken_bytes = self._untaken()
-            if untaken_bytes != self._untaken_bytes:
-                self._untaken_bytes, self._untaken_since = untaken_bytes, now
-            return now - self._untaken_since > self.limits.body_timeout_s
-        self._reading_since = 0.0
-        self._untaken_bytes = 0
-        if self.transport.is_closing():  # TLS waits for the end of the client, but a stop not for long
-            return self._stopping and now - self._last_active > _GOODBYE_SECONDS
+            self._note_reading(now)
+            is_goodbye = self._stopping and not self.unsent_bytes
+            return now - self._progress_at > (_GOODBYE_SECONDS if is_goodbye else self.limits.body_timeout_s)
+        self._progress_at = self.slowness = 0.0
         if self._queue:
             is_awaited = self._queue[-1].more_body and not self.flow.read_paused
             return is_awaited and now - self._last_active > self.limits.body_timeout_s
         return self._is_late(now)
 
-    def slowness(self, now: float) -> float:
-        """How many times longer than the slowest that is welcome the client takes to read; 0 when it has just begun.
+    def _note_reading(self, now: float) -> None:
+        """See how far the client has come with its answers, and how quickly."""
+        taken_bytes = self.written_bytes - self._untaken()
+        if not self._progress_at:
+            self._window_since, self._window_taken_bytes = now, taken_bytes
+        if not self._progress_at or taken_bytes != self._taken_bytes:
+            self._progress_at, self._taken_bytes = now, taken_bytes
+        seconds = now - self._window_since
+        if seconds >= _SLOW_SECONDS:
+            self.slowness = _SLOW_BYTES_A_SECOND * seconds / max(1, taken_bytes - self._window_taken_bytes)
+            self._window_since, self._window_taken_bytes = now, taken_bytes
 
-        Counted from the first sweep that found something unsent.
-        """
-        seconds = now - self._reading_since
-        if not self._reading_since or seconds < _SLOW_SECONDS:
-            return 0.0
-        taken_bytes = self._taken_bytes + max(0, self._paused_bytes - self._untaken_bytes)
-        return _SLOW_BYTES_A_SECOND * seconds / max(1, taken_bytes)
+    def _untaken(self) -> int:
+        """What the client has not acknowledged; where the system does not tell, what the kernel has not taken."""
+        of_kernel = 0
+        with contextlib.suppress(OSError, ValueError):  # it does not tell, or the connection is closed
+            fd: int = self.transport.get_extra_info("socket").fileno()
+            (of_kernel,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
+        return of_kernel + self.transport.get_write_buffer_size()
 
     def _is_late(self, now: float) -> bool:
         """Whether a client that has all its answers is overdue."""

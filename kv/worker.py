@@ -34,6 +34,7 @@ from kv.config import Config, Inherited
 from kv.connection import Connection
 
 _SWEEP_SECONDS: Final = 0.5
+_FOR_EVER_SECONDS: Final = 1e6
 _GC_ALLOCATIONS: Final = 50_000
 """Requests in flight are thousands of young objects and no garbage: the default of 700 looks at them all the time."""
 
@@ -57,7 +58,7 @@ class GracefulServer(Server):
         if self.config.ssl:
             tls["ssl"] = self.config.ssl
             tls["ssl_handshake_timeout"] = limits.header_timeout_s
-            tls["ssl_shutdown_timeout"] = limits.body_timeout_s
+            tls["ssl_shutdown_timeout"] = _FOR_EVER_SECONDS  # it asks for no progress; `Connection.is_overdue` does
         loop = asyncio.get_running_loop()
         self.servers = [
             await loop.create_server(self._connection, sock=each, backlog=self.config.backlog, **tls)
@@ -145,12 +146,15 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
 def _sweep(connections: list[Connection]) -> None:
     """End those that have had their time, and the slowest reader when others need its memory."""
     now = time.monotonic()
+    on_time = []
     for connection in connections:
         if connection.is_overdue(now):
             connection.time_out()
-    unsent_bytes = sum(each.unsent_bytes for each in connections)
+        else:
+            on_time.append(connection)
+    unsent_bytes = sum(each.unsent_bytes for each in on_time)
     Connection.counts.measure(len(connections), sum(each.in_flight for each in connections), unsent_bytes)
     if Connection.counts.large_reads_waiting or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
-        slowest = max(connections, key=lambda each: each.slowness(now), default=None)
-        if slowest and slowest.slowness(now) > 1:
+        slowest = max(on_time, key=lambda each: each.slowness, default=None)
+        if slowest and slowest.slowness > 1:
             slowest.time_out()

@@ -85,7 +85,10 @@ def remove_covered(disk: Disk) -> None:
 
 
 class Checkpointer:
-    """Starts a checkpoint when one is due, one at a time. Used by one thread."""
+    """Starts a checkpoint when one is due, one at a time. Used by one thread.
+
+    Another one waits for the child, and notes how it ended before it says that there is none.
+    """
 
     def __init__(
         self,

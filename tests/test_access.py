@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,29 @@ def test_over_tls_a_large_answer_arrives_whole_however_long_it_takes(quick, vers
             received += len(data)
             time.sleep(0.003)
     assert time.monotonic() - began > 2, "too fast to tell"
+
+
+ENDING = b"e" * (6 << 20)
+
+
+def read_slowly_before_the_end(server, left_bytes):
+    """How much comes when a MiB before the last bytes is read in a few times the time allowed without progress."""
+    received = 0
+    with connect_tls(server, b"GET /kv/ending HTTP/1.0\r\n\r\n") as client:
+        while data := client.recv(1 << 14):
+            received += len(data)
+            if left_bytes < len(ENDING) - received < left_bytes + (1 << 20):
+                time.sleep(0.05)
+    return received
+
+
+def test_over_tls_an_answer_is_not_cut_off_at_its_end_while_its_client_makes_progress(quick):
+    """At some point the server sees nothing of it any more, though not all is sent: where, is for the kernel to say."""
+    assert quick.ask("PUT", "/kv/ending", ENDING) == (200, b"")
+    left = range(1 << 20, 5 << 20, 1 << 19)
+    with ThreadPoolExecutor(len(left)) as clients:
+        received = list(clients.map(lambda left_bytes: read_slowly_before_the_end(quick, left_bytes), left))
+    assert all(each > len(ENDING) for each in received), received
 
 
 @pytest.mark.parametrize("client", ["idle", "in a handshake", "answered last"])

@@ -336,7 +336,7 @@ def test_many_who_read_a_large_value_at_once_get_every_byte_within_bounded_memor
 
 
 class Drip(threading.Thread):
-    """Asks for a large value, and takes a few bytes of it now and then. A context manager."""
+    """Asks for a large value, takes the first of it at once, and then a few bytes now and then. A context manager."""
 
     def __init__(self, server):
         super().__init__()
@@ -349,6 +349,7 @@ class Drip(threading.Thread):
         self.port = self._socket.getsockname()[1]
 
     def run(self):
+        self._socket.recv(MIB, socket.MSG_WAITALL)
         while self._socket.recv(2000) and not self._is_over.wait(0.05):
             pass
 

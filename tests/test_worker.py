@@ -549,7 +549,7 @@ class Transport:
         return False
 
 
-def test_a_reader_is_as_slow_as_it_takes_less_than_it_should_since_its_answer_began_to_wait(monkeypatch):
+def test_a_reader_is_as_slow_as_it_was_over_the_last_seconds_whatever_it_was_before(monkeypatch):
     monkeypatch.setattr(worker.Connection, "limits", Config(), raising=False)
     transport, kib = Transport(), 1 << 10
     connection = worker.Connection(
@@ -557,24 +557,21 @@ def test_a_reader_is_as_slow_as_it_takes_less_than_it_should_since_its_answer_be
     )
     connection.connection_made(transport)
 
-    def slowness(now, unsent_kib):
-        transport.unsent_bytes = unsent_kib * kib
-        connection.is_overdue(now)
-        return round(connection.slowness(now), 3)
+    def slowness(now, unsent_kib, written_kib):
+        connection.written_bytes, transport.unsent_bytes = written_kib * kib, unsent_kib * kib
+        assert not connection.is_overdue(now)
+        return connection.slowness
 
-    assert slowness(90.0, 0) == 0
-    transport.unsent_bytes = 256 * kib
-    connection.pause_writing()
-    assert slowness(100.0, 256) == 0
-    assert slowness(104.9, 256) == 0
-    assert slowness(110.0, 192) == 10
-    transport.unsent_bytes = 0
-    connection.resume_writing()
-    transport.unsent_bytes = 256 * kib
-    connection.pause_writing()
-    assert slowness(116.0, 256) == 4
-    assert slowness(116.0, 0) == 0
-    assert slowness(120.0, 256) == 0
+    assert slowness(90.0, 0, 0) == 0
+    assert slowness(100.0, 256, 256) == 0
+    assert slowness(104.9, 256, 256) == 0
+    assert slowness(105.0, 224, 256) == 10
+    assert slowness(109.9, 224, 256) == 10
+    assert slowness(110.0, 256, 256 + 352) == 1  # 320 KiB in 5 s, however little waits at any time
+    assert slowness(115.0, 256, 256 + 352 + 100_000) < 0.01
+    assert slowness(120.0, 255, 256 + 352 + 100_000) == 320
+    assert slowness(121.0, 0, 256 + 352 + 100_000) == 0
+    assert slowness(122.0, 256, 200_000) == 0
 
 
 @pytest.mark.parametrize(
@@ -600,7 +597,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
                 in_flight=1,
                 unsent_bytes=unsent_bytes if number == 0 else 0,
                 is_overdue=lambda _: False,
-                slowness=lambda _, each=each: each,
+                slowness=each,
                 time_out=lambda number=number: ended.append(number),
             )
             for number, each in enumerate(slowness)
