@@ -441,9 +441,8 @@ class Client:
     # Receiving -------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        while (
-            self._socket.getsockopt(_EVENTS) in _READABLE
-        ):  # costs less than the exception of a recv that finds nothing
+        # To ask costs less than the exception of a recv that finds nothing.
+        while self._socket.getsockopt(_EVENTS) in _READABLE:
             raw = self._socket.recv()
             try:
                 reply = protocol.decode_reply(raw)
