@@ -35,7 +35,7 @@ from kv.config import Config
 
 _STOP_GRACE_SECONDS: Final = 0.25
 _GOODBYE_SECONDS: Final = 1.0
-"""How long a stop waits for the end of a TLS client that has its last answer."""
+"""How long a stop waits, without progress, for the end of a TLS client that has its last answer."""
 _SLOW_BYTES_A_SECOND: Final = 64 * 1024
 _SLOW_SECONDS: Final = 5.0
 """Who takes less of an answer, over so long, is cut off when others need the memory."""

@@ -6,7 +6,7 @@ connections that have had their time (what is due on one of them is for kv/conne
 What UvicornWorker leaves open in the process, and where it is closed here:
 
 * it outlives a killed master, and waits for ever when stopping (Kludex/uvicorn#781): `Worker._watch`, `_orphaned`;
-* a TLS client has a minute to begin: `GracefulServer.startup`;
+* a TLS client has a minute to begin, and half a one to end, however it gets on: `GracefulServer.startup`;
 * a worker whose certificate cannot be read ends, and its successor, without end: `Worker._tls_context`;
 * under uvloop it closes the listening descriptor twice, when the number may already be libzmq's: `Worker._serve`.
 """

@@ -2,8 +2,7 @@
 
 Owns the timer that lets this process rest; does not know what it works at.
 
-A low priority is not enough beside a server: whatever is idle is taken, in turns that last until the scheduler's next
-tick, by a neighbour in the same caches. On a machine of two processors a checkpoint at full speed and the lowest
+A low priority is not enough beside a server. On a machine of two processors a checkpoint at full speed and the lowest
 priority (or SCHED_IDLE) made the 99th percentile of writes three to five times as long, with or without its writing.
 """
 

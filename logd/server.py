@@ -34,7 +34,7 @@ from logd.protocol import (
 log = logging.getLogger("logd.server")
 
 # As numbers, and with the calls of the library that are in C: what runs for a message after a pause, when nothing of it
-# is in the processor's caches, costs many times what it does in a loop. So does an exception (Again).
+# is in the processor's caches, costs several times what it does in a loop. So does an exception (Again).
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _READABLE = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
