@@ -8,13 +8,13 @@ import setproctitle
 
 from kv.config import Config
 from kv.supervisor import CannotStart, Supervisor
-from logd import logs
+from logd.shared import logging_setup
 
 
 def main() -> int:
     """Serve until told to stop; the exit status."""
     config = Config.from_command_line(None, os.environ)
-    logs.set_up("supervisor", config.log_level, config.log_format)
+    logging_setup.set_up("supervisor", config.log_level, config.log_format)
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")
     try:
         return Supervisor(config.with_absolute_paths()).run()

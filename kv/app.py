@@ -1,6 +1,6 @@
 """The Falcon application: routes, and which handler answers which error.
 
-Does not know how a request is answered (kv/resources.py), nor how the application is hosted (kv/worker.py).
+Does not know how a request is answered (kv/resources.py), nor how the application is hosted (kv/http/worker.py).
 """
 
 import logging
@@ -10,10 +10,10 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv import board, metrics, resources
-from kv.client import Client, RequestFailed
+from kv import metrics, resources, scoreboard
+from kv.auth import Gate
 from kv.config import Config, Inherited
-from kv.gate import Gate
+from kv.log_client.client import Client, RequestFailed
 from kv.openapi import DescriptionResource
 
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -39,10 +39,10 @@ def main() -> App:
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
-        report_queue=lambda writes, size: board.my_slot().queued(writes, size),
-        report_large=lambda size, waiting: board.my_slot().large(size, waiting),
+        report_queue=lambda writes, size: scoreboard.my_slot().queued(writes, size),
+        report_large=lambda size, waiting: scoreboard.my_slot().large(size, waiting),
     )
-    shared = board.of_this_process()
+    shared = scoreboard.of_this_process()
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
         middleware.append(Gate(config.token_file))
@@ -54,7 +54,7 @@ def create_app(
     value_bytes_max: int,
     middleware: list[Any] | None = None,
     *,
-    shared: board.Board | None = None,
+    shared: scoreboard.Board | None = None,
     workers: int = 1,
 ) -> App:
     """The application over any storage. `shared` is where it and others count, if there are any."""
@@ -63,7 +63,7 @@ def create_app(
     app.add_route("/clear", resources.ClearResource(storage))
     app.add_route("/health", resources.HealthResource(storage))
     app.add_route("/live", resources.LiveResource())
-    app.add_route("/metrics", metrics.MetricsResource(storage, shared or board.Board(), workers))
+    app.add_route("/metrics", metrics.MetricsResource(storage, shared or scoreboard.Board(), workers))
     app.add_route("/openapi.yaml", DescriptionResource())
     app.add_error_handler(Exception, _on_defect)
     app.add_error_handler(falcon.HTTPError, _on_http_error)

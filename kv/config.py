@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 from kv import __version__
-from logd import logs
-from logd.protocol import VALUE_BYTES_CEILING
+from logd.shared import logging_setup
+from logd.shared.protocol import VALUE_BYTES_CEILING
 
 _MIB: Final = 1 << 20
 _ENVIRONMENT_PREFIX: Final = "KV_"
@@ -96,8 +96,10 @@ class Config:
             )
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}, not {self.log_level!r}")
-        if self.log_format not in logs.FORMATS:
-            raise ConfigError(f"--log-format must be one of {', '.join(logs.FORMATS)}, not {self.log_format!r}")
+        if self.log_format not in logging_setup.FORMATS:
+            raise ConfigError(
+                f"--log-format must be one of {', '.join(logging_setup.FORMATS)}, not {self.log_format!r}"
+            )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -161,7 +163,7 @@ class Inherited:
     logd_address: str
     """Where logd listens, as ipc://PATH."""
     board_fd: int
-    """The memory in which all processes count (kv/board.py)."""
+    """The memory in which all processes count (kv/scoreboard.py)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:

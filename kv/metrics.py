@@ -19,10 +19,10 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from kv import __version__
-from kv.board import BOUNDS_SECONDS, METHODS, OTHER, Board, Role, Totals
-from kv.client import Unavailable
+from kv.log_client.client import Unavailable
 from kv.resources import Request, Storage
-from logd.protocol import Histogram, Stats
+from kv.scoreboard import BOUNDS_SECONDS, METHODS, OTHER, Board, Role, Totals
+from logd.shared.protocol import Histogram, Stats
 
 _CHILDREN: Final = (Role.LOGD, Role.GUNICORN)
 

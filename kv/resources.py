@@ -13,8 +13,8 @@ from urllib.parse import unquote_to_bytes
 import falcon
 import falcon.asgi
 
-from kv.client import Found, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
-from logd.protocol import KEY_PATTERN, Stats
+from kv.log_client.client import Found, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from logd.shared.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _RETRY_AFTER_SECONDS: Final = "1"

@@ -25,9 +25,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kv import access, board, lifeline, notify
+from kv import lifeline, notify, scoreboard, tls
 from kv.config import Config, Inherited
-from logd.protocol import MESSAGE_OVERHEAD_BYTES, Exit
+from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES, Exit
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _BACKLOG: Final = 65535  # clamped to the kernel's somaxconn
@@ -121,9 +121,9 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._serving = False
-        self._board_fd = board.make(config.workers)
-        self._board = board.Board(self._board_fd)
-        self._board.started(board.Role.SUPERVISOR)
+        self._board_fd = scoreboard.make(config.workers)
+        self._board = scoreboard.Board(self._board_fd)
+        self._board.started(scoreboard.Role.SUPERVISOR)
         self._tree: int | None = None  # readable, at its end, once no process of the last gunicorn is left
         self._listener: socket.socket
         self._runtime: Path
@@ -134,10 +134,10 @@ class Supervisor:
         _raise_descriptor_limit()
         _prefer_throughput()
         try:
-            access.check(self._config)
-        except access.CannotUse as error:
+            tls.check(self._config)
+        except tls.CannotUse as error:
             raise CannotStart(str(error), Exit.USAGE) from error
-        access.warn(self._config)
+        tls.warn(self._config)
         self._listener = _bind(self._config.host, self._config.port)
         self._runtime = Path(tempfile.mkdtemp(prefix="kv-"))  # of its own: its mode is 0700, and DIR may be too long
         try:
@@ -203,8 +203,8 @@ class Supervisor:
 
     def _reload(self, gunicorn: subprocess.Popen[bytes]) -> None:
         try:
-            access.check(self._config)
-        except access.CannotUse as error:
+            tls.check(self._config)
+        except tls.CannotUse as error:
             log.error("the workers are not restarted: %s", error)
             return
         log.info("restarting the workers on SIGHUP")
@@ -281,7 +281,7 @@ class Supervisor:
         command += [text for option, value in options.items() for text in (option, str(value))]
         command += ["--must-exist"] if self._serving else []  # what was served must not begin anew, empty
         self._logd.start(command, _environment(), (read, said), held)
-        self._board.started(board.Role.LOGD)
+        self._board.started(scoreboard.Role.LOGD)
         os.close(read)
         os.close(said)
         self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(ready))
@@ -309,8 +309,8 @@ class Supervisor:
     def _restart_gunicorn(self, now: float) -> None:
         """Start it again, when it could serve: a certificate that is being replaced is no reason to give up."""
         try:
-            access.tls_context(self._config)
-        except access.CannotUse as error:
+            tls.tls_context(self._config)
+        except tls.CannotUse as error:
             log.error("gunicorn is not started: %s; trying again in %g s", error, _FILES_SECONDS)
             self._gunicorn.restart_at = now + _FILES_SECONDS
         else:
@@ -330,7 +330,7 @@ class Supervisor:
         command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
         inherit = (read, tree_end, self._listener.fileno(), self._board_fd)
         self._gunicorn.start(command, environment, inherit, held)
-        self._board.started(board.Role.GUNICORN)
+        self._board.started(scoreboard.Role.GUNICORN)
         os.close(read)
         os.close(tree_end)
         self._selector.register(self._tree, selectors.EVENT_READ, self._on_tree_end)

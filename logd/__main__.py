@@ -24,12 +24,15 @@ import msgspec
 import setproctitle
 import zmq
 
-from logd import checkpoint, logs, pace, recovery, reserve, server, tools
-from logd.commit import DiskFailed, GroupCommit
-from logd.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
-from logd.protocol import Exit
-from logd.stats import Observer, Recovery
-from logd.wal import NoSpace, Wal
+from logd import server
+from logd.local import ballast, checkpoint, recovery, throttle
+from logd.local.commit import DiskFailed, GroupCommit
+from logd.local.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
+from logd.local.stats import Observer, Recovery
+from logd.local.wal import NoSpace, Wal
+from logd.shared import logging_setup
+from logd.shared.protocol import Exit
+from logd.tools import commands as tools
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LOCK_PATIENCE_SECONDS = 3.0  # a predecessor whose supervisor was killed needs a moment to end
@@ -40,7 +43,7 @@ log = logging.getLogger("logd")
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is an `Exit`."""
     arguments = _parse(argv)
-    logs.set_up(arguments.role, arguments.log_level, arguments.log_format)
+    logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format)
     try:
         return Exit(arguments.command(arguments))
     except recovery.Damaged as error:
@@ -85,7 +88,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     fold.set_defaults(command=_fold, role="checkpoint")
 
     for command in (serve, fold):
-        logs.add_flags(command)
+        logging_setup.add_flags(command)
     _add_tools(commands)
     return parser.parse_args(argv)
 
@@ -255,7 +258,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
         _report(recovered)
         wal = _open_log(disk, recovered, arguments.segment_bytes)
-        reserve.ensure(disk, reserve_bytes)
+        ballast.ensure(disk, reserve_bytes)
     except BlockingIOError:
         log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
         return Exit.LOCKED
@@ -326,7 +329,7 @@ def _open_log(disk: LocalDisk, recovered: recovery.Recovered, segment_bytes: int
         recovery.make_durable(disk, recovered)
         return Wal(disk, recovered.sequence + 1, segment_bytes)
     except NoSpace:
-        if not reserve.release(disk):
+        if not ballast.release(disk):
             raise
     return _open_log(disk, recovered, segment_bytes)
 
@@ -379,13 +382,13 @@ def _fold(arguments: argparse.Namespace) -> int:
     threading.Thread(target=_obey_parent, daemon=True).start()
     disk = LocalDisk(arguments.directory)
     try:
-        with pace.unhurried():
+        with throttle.unhurried():
             _fold_with_reserve(disk, arguments.upto)
     except OSError as error:
         log.error("%s: %s", error.filename or arguments.directory, error.strerror)
         return Exit.CRASHED
     finally:
-        reserve.ensure(disk, arguments.reserve_bytes)
+        ballast.ensure(disk, arguments.reserve_bytes)
     return Exit.STOPPED
 
 
@@ -393,14 +396,14 @@ def _fold_with_reserve(disk: LocalDisk, upto: int) -> None:
     try:
         checkpoint.fold(disk, upto)
     except OSError as error:
-        if not is_no_space(error) or not reserve.release(disk):
+        if not is_no_space(error) or not ballast.release(disk):
             raise
         checkpoint.fold(disk, upto)
 
 
 def _obey_parent() -> None:
     while os.read(sys.stdin.fileno(), 1):  # it ends when the log writer has closed its end, or died
-        pace.hurry()
+        throttle.hurry()
         log.info("the next checkpoint is due: no more rests")
     os._exit(Exit.CRASHED)
 

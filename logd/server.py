@@ -14,9 +14,9 @@ from typing import Protocol
 
 import zmq
 
-from logd import protocol
-from logd.counts import Counts
-from logd.protocol import (
+from logd.local.counters import Counts
+from logd.shared import protocol
+from logd.shared.protocol import (
     Committed,
     Hello,
     Large,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kv import access
+from kv import tls
 from kv.config import Config
-from tests.harness import Server, await_true, call, exchange, make_certificate, read_to_end, run_to_end
+from tests.support.harness import Server, await_true, call, exchange, make_certificate, read_to_end, run_to_end
 
 TOKEN = "correct-horse"
 UNAUTHORIZED = (401, b"unauthorized\n")
@@ -166,7 +166,7 @@ def test_a_token_file_that_is_missing_ends_the_start_with_one_line(tmp_path):
     ],
 )
 def test_a_server_that_others_can_reach_says_what_it_leaves_open(caplog, host, given, warning):
-    access.warn(Config(host=host, **dict.fromkeys(given, Path("file"))))
+    tls.warn(Config(host=host, **dict.fromkeys(given, Path("file"))))
     assert [record.levelname for record in caplog.records] == (["WARNING"] if warning else [])
     assert (warning or "") in caplog.text
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from kv.app import create_app
-from kv.client import LargeValue, MemoryFull, NoSpace, OutcomeUnknown, Unavailable
+from kv.log_client.client import LargeValue, MemoryFull, NoSpace, OutcomeUnknown, Unavailable
 
 LIMIT = 64
 TEXT = "text/plain; charset=utf-8"

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 AUDIT = [ROOT / ".venv-tests/bin/pip-audit", "--disable-pip", "--require-hashes", "--format=json", "--timeout=5"]
 

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logd import checkpoint, recovery, tools
 from logd.__main__ import main
-from logd.disk import DirectoryLock, LocalDisk
-from logd.protocol import KEY_PATTERN, Exit
-from logd.store import Store
-from tests.harness import ROOT, Connection, Server, read_all, run_async
-from tests.logs import WatchedDisk, contents, failing, file_name, lay_out, offsets, operations, state
+from logd.local import checkpoint, recovery
+from logd.local.disk import DirectoryLock, LocalDisk
+from logd.local.store import Store
+from logd.shared.protocol import KEY_PATTERN, Exit
+from logd.tools import commands as tools
+from tests.support.builders import WatchedDisk, contents, failing, file_name, lay_out, offsets, operations, state
+from tests.support.harness import ROOT, Connection, Server, read_all, run_async
 
 
 def lines_of(data):

@@ -15,8 +15,8 @@ import sys
 import psutil
 import pytest
 
-from logd import protocol
-from logd.protocol import WriteBatch
+from logd.shared import protocol
+from logd.shared.protocol import WriteBatch
 from tests.bench import figures, generators, options, plan, report, sync
 from tests.bench.cases import HELLO, SERVER, Case, Operation, Sample, Section, human_bytes, human_us
 from tests.bench.generators import LoadFailed
@@ -24,7 +24,7 @@ from tests.bench.logd_alone import LogdAlone, Rate
 from tests.bench.rounds import LogdRound, Measured, SyncRound
 from tests.bench.senders import BatchTemplate
 from tests.bench.targets import entries
-from tests.harness import ROOT, Server, await_true, running_tool
+from tests.support.harness import ROOT, Server, await_true, running_tool
 
 needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is missing")
 LOAD = ROOT / "tests" / "load"

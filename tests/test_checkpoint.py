@@ -18,14 +18,13 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from logd import checkpoint, recovery, snapshot, wal
-from logd.checkpoint import Checkpointer, Policy
-from logd.disk import LocalDisk
-from logd.protocol import Exit
-from logd.recovery import Damaged, Finding
-from logd.wal import Sealed
-from tests.harness import ROOT, await_true
-from tests.logs import (
+from logd.local import checkpoint, recovery, snapshot, wal
+from logd.local.checkpoint import Checkpointer, Policy
+from logd.local.disk import LocalDisk
+from logd.local.recovery import Damaged, Finding
+from logd.local.wal import Sealed
+from logd.shared.protocol import Exit
+from tests.support.builders import (
     Crash,
     Held,
     WatchedDisk,
@@ -39,6 +38,7 @@ from tests.logs import (
     same,
     state,
 )
+from tests.support.harness import ROOT, await_true
 
 
 def break_file(directory, token):
@@ -365,7 +365,7 @@ def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
 
 PACED = """
 import signal, time
-from logd import pace
+from logd.local import throttle
 
 def work(seconds):
     began, end = time.monotonic(), time.process_time() + seconds
@@ -373,12 +373,12 @@ def work(seconds):
         pass
     return (time.monotonic() - began) / seconds
 
-with pace.unhurried():
-    assert work(0.1) > 0.8 * (1 + pace.REST_RATIO)
-    pace.hurry()
+with throttle.unhurried():
+    assert work(0.1) > 0.8 * (1 + throttle.REST_RATIO)
+    throttle.hurry()
     work(0.01)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-with pace.unhurried():
+with throttle.unhurried():
     pass
 signal.raise_signal(signal.SIGALRM)
 """

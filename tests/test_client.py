@@ -12,9 +12,9 @@ import pytest
 import uvloop
 import zmq
 
-from kv.client import Client, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
-from logd import protocol
-from logd.protocol import (
+from kv.log_client.client import Client, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from logd.shared import protocol
+from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
     Committed,
     Dropped,
@@ -31,7 +31,7 @@ from logd.protocol import (
     Values,
     WriteBatch,
 )
-from tests.logs import stats
+from tests.support.builders import stats
 
 GUARD_SECONDS = 20.0
 SHORT_SECONDS = 0.25

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from logd import protocol, recovery
-from logd.commit import DiskFailed, GroupCommit
-from logd.frame import HEADER_BYTES
-from logd.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
-from logd.store import SESSIONS_MAX, Store
-from logd.wal import Wal
-from tests.logs import A, B, C, WatchedDisk, batch, failing, read_log
+from logd.local import recovery
+from logd.local.commit import DiskFailed, GroupCommit
+from logd.local.frame import HEADER_BYTES
+from logd.local.store import SESSIONS_MAX, Store
+from logd.local.wal import Wal
+from logd.shared import protocol
+from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
+from tests.support.builders import A, B, C, WatchedDisk, batch, failing, read_log
 
 PATIENCE_SECONDS = 30
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv.config import Config, ConfigError, Inherited
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 NAMES = [field.name for field in dataclasses.fields(Config)]
 DEFAULTS = Config()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import kv
-from tests.harness import ROOT, Server, await_true, free_port, make_certificate
+from tests.support.harness import ROOT, Server, await_true, free_port, make_certificate
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -14,11 +14,11 @@ from contextlib import suppress
 
 import pytest
 
-from logd import checkpoint, recovery, wal
-from logd.commit import DiskFailed, GroupCommit
-from logd.protocol import Committed, WriteBatch, encode
-from logd.store import Store
-from tests.simdisk import PowerCut, SimDisk
+from logd.local import checkpoint, recovery, wal
+from logd.local.commit import DiskFailed, GroupCommit
+from logd.local.store import Store
+from logd.shared.protocol import Committed, WriteBatch, encode
+from tests.support.simdisk import PowerCut, SimDisk
 
 SEGMENT_BYTES = 240
 WRITES = 14

@@ -14,8 +14,10 @@ from collections import deque
 import pytest
 import zmq
 
-from kv.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed
-from logd import commit, protocol, server, store, wal
+from kv.log_client.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed
+from logd import server
+from logd.local import commit, store, wal
+from logd.shared import protocol
 
 
 class Connection:

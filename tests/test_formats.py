@@ -3,17 +3,18 @@
 import functools
 import io
 import random
-from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logd import frame, protocol, snapshot, wal
-from logd.disk import LocalDisk
-from logd.frame import BadHeader, End, Header
-from logd.protocol import (
+from logd.local import frame, snapshot, wal
+from logd.local.disk import LocalDisk
+from logd.local.frame import BadHeader, End, Header
+from logd.local.store import Store
+from logd.shared import protocol
+from logd.shared.protocol import (
     DECODE_ERRORS,
     Committed,
     Dropped,
@@ -32,8 +33,7 @@ from logd.protocol import (
     Values,
     WriteBatch,
 )
-from logd.store import Store
-from tests.logs import (
+from tests.support.builders import (
     GARBAGE,
     MARKER,
     OTHER_MARKER,
@@ -48,6 +48,7 @@ from tests.logs import (
     segment,
     stats,
 )
+from tests.support.harness import ROOT
 
 MIB = 1 << 20
 SIZES = pytest.mark.parametrize("size", [MIB // 10, MIB, 16 * MIB], ids=["0.1 MiB", "1 MiB", "16 MiB"])
@@ -461,7 +462,7 @@ def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
 
 
 def test_the_example_in_the_description_is_a_segment_that_says_what_is_said_of_it():
-    text = (Path(wal.__file__).parent / "FORMAT.md").read_text()
+    text = (ROOT / "logd" / "FORMAT.md").read_text()
     lines = text.partition("```hex\n")[2].partition("```")[0].splitlines()
     data = bytes.fromhex("".join(line[4:] for line in lines))
     assert [int(line[:4], 16) for line in lines] == list(range(0, len(data), 16))

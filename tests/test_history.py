@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.history import (
+from tests.support.history import (
     ABSENT,
     FOREIGN,
     Fault,

@@ -13,8 +13,11 @@ from collections import Counter
 
 import pytest
 
-from tests.harness import await_true, free_port, running_tool
-from tests.history import (
+from tests.killlab import kills, lab, measure, options, report
+from tests.killlab.kills import Kill, Order
+from tests.killlab.load import BROKEN, REFUSED, TIMED_OUT, Failure, Load, Mix, Record, make_all
+from tests.support.harness import await_true, free_port, running_tool
+from tests.support.history import (
     ABSENT,
     FOREIGN,
     Fault,
@@ -27,9 +30,6 @@ from tests.history import (
     check,
     missing_writes,
 )
-from tests.killlab import kills, lab, measure, options, report
-from tests.killlab.kills import Kill, Order
-from tests.killlab.load import BROKEN, REFUSED, TIMED_OUT, Failure, Load, Mix, Record, make_all
 
 OK, REFUSED_OUTCOME, UNKNOWN = Outcome
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from logd import protocol, wal
-from logd.protocol import (
+from logd.local import wal
+from logd.shared import protocol
+from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
     LARGE_VALUE_BYTES,
     Committed,
@@ -32,8 +33,7 @@ from logd.protocol import (
     StatusRequest,
     Values,
 )
-from tests.harness import ROOT, await_true
-from tests.logs import (
+from tests.support.builders import (
     GARBAGE,
     A,
     B,
@@ -48,6 +48,7 @@ from tests.logs import (
     offsets,
     read_log,
 )
+from tests.support.harness import ROOT, await_true
 
 PATIENCE_SECONDS = 30
 MIB = 1 << 20

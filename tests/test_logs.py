@@ -9,21 +9,22 @@ import sys
 
 import pytest
 
-from logd import logs
-from logd.protocol import Exit
-from tests.harness import ROOT, Server, await_true, free_port, run_to_end
+from logd.shared import logging_setup
+from logd.shared.protocol import Exit
+from tests.support.harness import ROOT, Server, await_true, free_port, run_to_end
 
 FIELDS = ["time", "level", "logger", "role", "pid", "message"]
 
 
-@pytest.fixture(params=logs.FORMATS)
+@pytest.fixture(params=logging_setup.FORMATS)
 def form(request):
     return request.param
 
 
 def run(script, form="json"):
     """What a process says on stderr that has set up its logging and then does this."""
-    set_up = f"import logging, threading\nfrom logd import logs\nlogs.set_up('tester', 'info', {form!r})\n"
+    set_up = "import logging, threading\nfrom logd.shared import logging_setup\n"
+    set_up += f"logging_setup.set_up('tester', 'info', {form!r})\n"
     process = subprocess.run(
         [sys.executable, "-c", set_up + script], cwd=ROOT, check=False, capture_output=True, text=True, timeout=30
     )
@@ -46,7 +47,7 @@ def test_a_line_says_when_how_severe_who_and_what():
 @pytest.mark.parametrize("message", ["two\nlines", '"quoted" \\ {}', "Zürich 🎉\0", "\udcff of a path"])
 def test_whatever_the_message_is_a_line_is_one_line(message):
     record = logging.makeLogRecord({"msg": message})
-    (line,) = logs.JsonLines().format(record).splitlines()
+    (line,) = logging_setup.JsonLines().format(record).splitlines()
     assert json.loads(line)["message"] == message
 
 
@@ -71,7 +72,7 @@ def test_a_defect_that_nobody_caught_is_logged(script, form):
 
 
 def test_a_child_is_told_to_log_as_its_parent_does(form):
-    (said,) = run("logging.error(' '.join(logs.flags()))", form)
+    (said,) = run("logging.error(' '.join(logging_setup.flags()))", form)
     assert f"--log-level info --log-format {form}" in said
 
 

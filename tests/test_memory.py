@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from tests.harness import Connection, Server, run_async
+from tests.support.harness import Connection, Server, run_async
 
 LIMIT = 200_000
 FULL = (507, b"memory limit reached\n")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import ROOT, Server, SlowPut, await_true, exchange, idle_connection
+from tests.support.harness import ROOT, Server, SlowPut, await_true, exchange, idle_connection
 
 ALERTS = ROOT / "deploy" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"

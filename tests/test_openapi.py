@@ -15,8 +15,8 @@ import kv
 from kv import openapi
 from kv.app import create_app
 from kv.config import Config
-from logd.protocol import KEY_PATTERN
-from tests.harness import Server, exchange
+from logd.shared.protocol import KEY_PATTERN
+from tests.support.harness import Server, exchange
 
 DESCRIPTION = yaml.safe_load(openapi.PATH.read_text())
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

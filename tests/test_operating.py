@@ -5,10 +5,10 @@ import re
 import pytest
 
 from logd.__main__ import main
-from logd.protocol import Exit
-from logd.recovery import Finding
-from tests.harness import ROOT
-from tests.logs import file_name, lay_out, offsets
+from logd.local.recovery import Finding
+from logd.shared.protocol import Exit
+from tests.support.builders import file_name, lay_out, offsets
+from tests.support.harness import ROOT
 
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 

@@ -1,13 +1,14 @@
-"""Every row of the table in logd/recovery.py, from real files; damage anywhere; recovery that is cut short itself."""
+"""Every row of the table of recovery, from real files; damage anywhere; recovery that is cut short itself."""
 
 import os
 
 import pytest
 
-from logd import frame, protocol, recovery, snapshot, wal
-from logd.disk import LocalDisk
-from logd.recovery import Damaged, Finding
-from tests.logs import (
+from logd.local import frame, recovery, snapshot, wal
+from logd.local.disk import LocalDisk
+from logd.local.recovery import Damaged, Finding
+from logd.shared import protocol
+from tests.support.builders import (
     A,
     Crash,
     WatchedDisk,
@@ -28,7 +29,7 @@ from tests.logs import (
     segment,
     state,
 )
-from tests.simdisk import SimDisk
+from tests.support.simdisk import SimDisk
 
 # What is done to files: each of these makes a function of the directory. Files are named as in a layout --------
 

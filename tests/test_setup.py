@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from tests.harness import ROOT, await_true
+from tests.support.harness import ROOT, await_true
 
 SERVER = """
 import json, os, sys

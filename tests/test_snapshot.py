@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logd import frame, snapshot
-from logd.disk import LocalDisk
-from logd.store import SESSIONS_MAX, Store
-from tests.logs import A, B, C, Crash, WatchedDisk, contents, crash_at, failing, operations, same, state
+from logd.local import frame, snapshot
+from logd.local.disk import LocalDisk
+from logd.local.store import SESSIONS_MAX, Store
+from tests.support.builders import A, B, C, Crash, WatchedDisk, contents, crash_at, failing, operations, same, state
 
 NAME = snapshot.snapshot_name(7)
 CHUNK = snapshot.CHUNK_BYTES

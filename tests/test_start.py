@@ -12,14 +12,14 @@ import sys
 import pytest
 
 from kv.config import Config
-from tests.harness import ROOT, Server, await_true, exchange, free_port, idle_connection, run_to_end
+from tests.support.harness import ROOT, Server, await_true, exchange, free_port, idle_connection, run_to_end
 
 HOSTILE_MODULE = "raise SystemExit('a file of the current directory was run')\n"
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (?P<role>[a-z.]+)\[(?P<pid>\d+)\] (?P<level>[A-Z]+) (?P<text>.+)"
 )
 
-WORKER_STARTED = re.compile(r"kv\.worker\[\d+\] INFO started")
+WORKER_STARTED = re.compile(r"kv\.http\.worker\[\d+\] INFO started")
 
 
 def modes(directory):
@@ -266,7 +266,7 @@ def test_one_line_each_for_start_recovery_and_stop_with_role_and_pid_and_none_fo
     with Server(tmp_path / "data", "--workers=2") as server:
         await_workers(server, 2)
         pids = {"kv.supervisor": {server.process.pid}, "logd": {server.only("logd").pid}}
-        pids["kv.worker"] = {process.pid for process in server.role("worker")}
+        pids["kv.http.worker"] = {process.pid for process in server.role("worker")}
         said_before = server.log
         for n in range(50):
             server.put(f"key{n}", b"value")
@@ -292,4 +292,4 @@ def test_one_line_each_for_start_recovery_and_stop_with_role_and_pid_and_none_fo
         assert count("kv.supervisor", "stopped") == 1
         assert count("logd", "recovered") == 1
         assert count("logd", "stopped") == 1
-        assert count("kv.worker", "started") == count("kv.worker", "stopped") == 2
+        assert count("kv.http.worker", "started") == count("kv.http.worker", "stopped") == 2

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.harness import (
+from tests.support.harness import (
     IDLE_S,
     Load,
     Server,

@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logd import recovery, snapshot
-from logd.disk import LocalDisk
-from logd.store import SESSIONS_MAX, Store
-from tests.logs import A, B, batch, file_name, lay_out, state
+from logd.local import recovery, snapshot
+from logd.local.disk import LocalDisk
+from logd.local.store import SESSIONS_MAX, Store
+from tests.support.builders import A, B, batch, file_name, lay_out, state
 
 
 def opened(*sessions):

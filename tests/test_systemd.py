@@ -15,8 +15,8 @@ import pytest
 
 from kv import notify
 from kv.config import Config
-from logd.protocol import Exit
-from tests.harness import ROOT, Server, await_true
+from logd.shared.protocol import Exit
+from tests.support.harness import ROOT, Server, await_true
 
 UNIT = ROOT / "deploy" / "kv.service"
 SUPERVISOR_STOP_SECONDS = 2 + 5  # what it grants gunicorn beyond the time-out, and logd after that

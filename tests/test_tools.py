@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from logd import recovery, tools
 from logd.__main__ import main
-from logd.disk import DirectoryLock, LocalDisk
-from logd.protocol import Exit
-from tests.harness import ROOT
-from tests.logs import contents, file_name, group, lay_out, of_other_version, offsets, segment, state
+from logd.local import recovery
+from logd.local.disk import DirectoryLock, LocalDisk
+from logd.shared.protocol import Exit
+from logd.tools import commands as tools
+from tests.support.builders import contents, file_name, group, lay_out, of_other_version, offsets, segment, state
+from tests.support.harness import ROOT
 
 
 def damage(directory, token, offset, size=1):

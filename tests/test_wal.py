@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from logd import frame, wal
-from logd.wal import NoSpace, Sealed, Wal
-from tests.logs import Call, Crash, WatchedDisk, crash_at, failing, operations, read_segment
+from logd.local import frame, wal
+from logd.local.wal import NoSpace, Sealed, Wal
+from tests.support.builders import Call, Crash, WatchedDisk, crash_at, failing, operations, read_segment
 
 SEGMENT_BYTES = 200
 HEADER, FRAME = frame.HEADER_BYTES, frame.FRAME_HEADER_BYTES + 5  # 5: the array around the batches of a group

@@ -18,11 +18,12 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from kv import board, lifeline, worker
+from kv import lifeline, scoreboard
 from kv.config import Config, Inherited
-from tests.harness import ROOT, Answer, await_true, call
+from kv.http import worker
+from tests.support.harness import ROOT, Answer, await_true, call
 
-OURS = "kv.worker.Worker"
+OURS = "kv.http.worker.Worker"
 THEIRS = "uvicorn_worker.UvicornWorker"
 TEXT = "text/plain; charset=utf-8"
 HEADER_LIMIT = 8192
@@ -40,7 +41,7 @@ QUICK = {
 APP = """
 import asyncio, os
 from kv.app import create_app
-from kv.connection import Connection
+from kv.http.connection import Connection
 
 class Storage(dict):
     async def get(self, key): return dict.get(self, key)
@@ -107,7 +108,7 @@ async def app(scope, receive, send):
 # The listening socket tells when a worker begins to stop, and what its close does to somebody who has got its number.
 CONF = """
 import os, socket
-import kv.lifeline, kv.worker
+import kv.lifeline, kv.http.worker
 bind = "fd://{listen_fd}"
 worker_class = "{worker_class}"
 control_socket_disable = True
@@ -142,7 +143,7 @@ class Gunicorn:
         self.port = self._listener.getsockname()[1]
         read, self._lifeline = lifeline.make()
         listen_fd = self._listener.fileno()
-        board_fd = board.make(workers=1)
+        board_fd = scoreboard.make(workers=1)
         inherited = Inherited(listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody", board_fd=board_fd)
         (directory / "conf.py").write_text(
             CONF.format(listen_fd=listen_fd, worker_class=worker_class, stops=self._stops, more=conf)
@@ -285,7 +286,7 @@ def connect():
 def servers(tmp_path_factory):
     """Started side by side: ours with short deadlines, ours with the usual ones and time to stop in, and theirs."""
     directory = tmp_path_factory.mktemp("gunicorn")
-    patient = "kv.worker._STOP_GRACE_SECONDS = 10.0"
+    patient = "kv.http.worker._STOP_GRACE_SECONDS = 10.0"
     with (
         Gunicorn(directory / "quick", OURS, **QUICK) as quick,
         Gunicorn(directory / "ours", OURS, patient, KV_HEADER_BYTES_MAX=str(HEADER_LIMIT)) as ours,

@@ -19,9 +19,9 @@ import psutil
 
 from kv import lifeline
 from kv.config import Config
-from logd.protocol import MESSAGE_OVERHEAD_BYTES
+from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 from tests.bench.targets import PYTHON, cpu_seconds, kill_group
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 SENDERS: Final = 16
 _PROCESSES: Final = 2

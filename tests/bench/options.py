@@ -11,8 +11,8 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from kv.config import Config
-from tests.arguments import checked
 from tests.bench.cases import HELLO, SERVER, Section
+from tests.support.arguments import checked
 
 _ROUNDS = 3
 _SECONDS = 5

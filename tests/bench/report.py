@@ -17,13 +17,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final, NamedTuple
 
-from tests import machine
 from tests.bench import figures, senders, targets
 from tests.bench.cases import HELLO, SERVER, Case, Operation, Section, human_bytes, human_us
 from tests.bench.figures import LogdFigures, Row, Spread, SyncFigures
 from tests.bench.logd_alone import SENDERS
 from tests.bench.options import Options
 from tests.bench.rounds import Measured
+from tests.support import machine
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 _ROLES: Final = ("worker", "logd", "checkpoint", "gunicorn", "supervisor")

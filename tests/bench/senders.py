@@ -19,8 +19,8 @@ from typing import Final
 
 import zmq
 
-from logd import protocol
-from logd.protocol import Committed, Hello, ReadBatch, Values, WriteBatch
+from logd.shared import protocol
+from logd.shared.protocol import Committed, Hello, ReadBatch, Values, WriteBatch
 
 BATCH: Final = 64
 VALUE_BYTES: Final = 100

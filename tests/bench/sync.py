@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from logd import protocol, wal
-from logd.frame import FRAME_HEADER_BYTES
+from logd.local import wal
+from logd.local.frame import FRAME_HEADER_BYTES
+from logd.shared import protocol
 
 _SYNCS_MIN: Final = 20
 

@@ -25,7 +25,7 @@ import psutil
 
 from tests.bench import generators
 from tests.bench.cases import HELLO, SERVER, Case, Sample
-from tests.harness import ROOT, Server, await_true, free_port
+from tests.support.harness import ROOT, Server, await_true, free_port
 
 PYTHON: Final = ROOT / ".venv/bin/python"
 """What the server runs on; the hello-world has to have the same."""

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from tests.harness import Server
+from tests.support.harness import Server
 
 GROUP: Final = "group"
 ROLES: Final = ("logd", "worker", "gunicorn", "supervisor", "checkpoint", GROUP)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.harness import Server
-from tests.history import Kind, Outcome, Verdict, check, missing_writes
 from tests.killlab.kills import Kill, Killer, Order
 from tests.killlab.load import Load, Mix, Record, make_all
 from tests.killlab.options import Options
+from tests.support.harness import Server
+from tests.support.history import Kind, Outcome, Verdict, check, missing_writes
 
 _TURN_SECONDS: Final = 0.05
 _READ_ATTEMPTS: Final = 3

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, Self, TypeAlias
 
-from tests.harness import run_async
-from tests.history import ABSENT, FOREIGN, History, Kind, Operation, Outcome
+from tests.support.harness import run_async
+from tests.support.history import ABSENT, FOREIGN, History, Kind, Operation, Outcome
 
 BROKEN: Final = "broken connection"
 REFUSED: Final = "connection refused"

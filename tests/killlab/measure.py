@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.history import Fault, Kind, Outcome
 from tests.killlab.kills import Kill
 from tests.killlab.lab import Result
 from tests.killlab.load import KNOWN_FAILURES
+from tests.support.history import Fault, Kind, Outcome
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 _BUCKETS_MAX: Final = 1_200

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.arguments import checked
 from tests.killlab.kills import ROLES, Order, at_intervals, at_random, one_of_each, parse_orders, parse_seconds
+from tests.support.arguments import checked
 
 _SERVER_FLAGS = ("--segment-bytes=1048576", "--checkpoint-log-bytes=2097152")
 _EPILOG = f"""

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests import machine
 from tests.killlab.lab import Result
 from tests.killlab.measure import Bucket, Figures, Latency, lost_and_doubled, problems
+from tests.support import machine
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 _SHOWN_KILLS_MAX: Final = 40

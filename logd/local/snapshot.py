@@ -2,10 +2,9 @@
 
 Owns the file's content and name; does not know the log, nor when a snapshot is due.
 
-The file is a header and frames (logd/frame.py), numbered from 1: first the sessions, then chunks of entries, last a
-footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one MessagePack map,
-so that loading runs at the speed of the decoder.
-"""
+The file is a header and frames (logd/local/frame.py), numbered from 1: first the sessions, then chunks of entries,
+last a footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one
+MessagePack map, so that loading runs at the speed of the decoder."""
 
 import contextlib
 import re
@@ -14,11 +13,11 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from logd import frame
-from logd.disk import Disk
-from logd.protocol import DECODE_ERRORS
-from logd.store import Store
-from logd.wal import TEMPORARY_SUFFIX
+from logd.local import frame
+from logd.local.disk import Disk
+from logd.local.store import Store
+from logd.local.wal import TEMPORARY_SUFFIX
+from logd.shared.protocol import DECODE_ERRORS
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")

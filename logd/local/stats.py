@@ -7,13 +7,14 @@ the directory, and nothing that grows with the data.
 import time
 from typing import NamedTuple
 
-from logd import usage, wal
-from logd.checkpoint import Checkpointer
-from logd.commit import GroupCommit
-from logd.disk import Disk
-from logd.protocol import Stats
-from logd.recovery import Recovered
-from logd.store import Store
+from logd.local import wal
+from logd.local.checkpoint import Checkpointer
+from logd.local.commit import GroupCommit
+from logd.local.disk import Disk
+from logd.local.recovery import Recovered
+from logd.local.store import Store
+from logd.shared import process_stats
+from logd.shared.protocol import Stats
 
 
 class Recovery(NamedTuple):
@@ -70,7 +71,7 @@ class Observer:
             recovery_seconds=self._recovery.seconds,
             dropped_bytes=self._recovery.dropped_bytes,
             cpu_seconds=time.process_time(),
-            resident_bytes=usage.resident_bytes(),
+            resident_bytes=process_stats.resident_bytes(),
         )
 
     def _look_at_disk(self) -> tuple[int, int]:

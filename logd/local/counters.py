@@ -1,14 +1,14 @@
 """What logd counts about its own work: plain numbers, updated once a group.
 
-Knows nothing of who reports them (logd/stats.py), nor of what a number is called where it is shown (kv/metrics.py).
-"""
+Knows nothing of who reports them (logd/local/stats.py), nor of what a number is called where it is shown
+(kv/metrics.py)."""
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from logd.protocol import Dropped, Gap, Histogram, Reason, Refused, Reply, WriteBatch
+from logd.shared.protocol import Dropped, Gap, Histogram, Reason, Refused, Reply, WriteBatch
 
 _OUT_OF_ORDER: Final = "out_of_order"
 _DROPPED: Final = "session_dropped"

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from kv import board
-from kv.board import BOUNDS_SECONDS, OTHER, Board, Role
-from tests.harness import ROOT
+from kv import scoreboard
+from kv.scoreboard import BOUNDS_SECONDS, OTHER, Board, Role
+from tests.support.harness import ROOT
 
 DIES = """
 import sys
-from kv.board import Board
+from kv.scoreboard import Board
 slot = Board(int(sys.argv[1])).take_slot()
 slot.answered("PUT", 200, 0.3)
 slot.measure(connections=7, in_flight=5, unsent_bytes=11)
@@ -25,7 +25,7 @@ STOPS = DIES + "slot.give_back()\n"
 
 @pytest.fixture
 def fd():
-    made = board.make(workers=1)
+    made = scoreboard.make(workers=1)
     yield made
     os.close(made)
 
@@ -156,13 +156,13 @@ def test_with_no_slot_left_a_worker_serves_and_is_not_seen(fd):
 
 
 def test_there_is_room_for_a_reload_while_the_last_one_is_still_under_way():
-    with contextlib.closing(open(board.make(workers=16), "rb")) as file:
+    with contextlib.closing(open(scoreboard.make(workers=16), "rb")) as file:
         assert len(Board(file.fileno())._slots) >= 4 * 16
 
 
 def test_a_board_of_other_code_is_left_alone(fd, monkeypatch):
     mine = Board(fd).take_slot()
-    monkeypatch.setattr(board, "_SLOT_WORDS", board._SLOT_WORDS + 1)
+    monkeypatch.setattr(scoreboard, "_SLOT_WORDS", scoreboard._SLOT_WORDS + 1)
     other = Board(fd)
     other.take_slot().answered("GET", 200, 0.1)
     assert answered(other.totals()) == {("GET", 200): 1}

@@ -18,17 +18,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from logd.counts import Counts
-from logd.disk import Disk
-from logd.frame import FRAME_HEADER_BYTES
-from logd.memory import MemoryLimit
-from logd.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
-from logd.store import SESSIONS_MAX, Store
-from logd.wal import NoSpace, Wal, encode_payload
+from logd.local.counters import Counts
+from logd.local.data_limit import MemoryLimit
+from logd.local.disk import Disk
+from logd.local.frame import FRAME_HEADER_BYTES
+from logd.local.store import SESSIONS_MAX, Store
+from logd.local.wal import NoSpace, Wal, encode_payload
+from logd.shared.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 
 _FRAME_OVERHEAD_BYTES: Final = FRAME_HEADER_BYTES + len(encode_payload([]))
 
-log = logging.getLogger("logd.commit")
+log = logging.getLogger("logd.local.commit")
 
 
 class DiskFailed(Exception):

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from kv.config import Inherited
-from logd import usage
+from logd.shared import process_stats
 
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE")
 STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 431, 500, 503, 504, 507)
@@ -155,7 +155,7 @@ class Slot:
         """Say how this process is, from time to time."""
         words = self._words
         words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
-        words[_Word.RESIDENT_BYTES] = usage.resident_bytes()
+        words[_Word.RESIDENT_BYTES] = process_stats.resident_bytes()
         words[_Word.CONNECTIONS] = connections
         words[_Word.IN_FLIGHT] = in_flight
         words[_Word.UNSENT_BYTES] = unsent_bytes

@@ -12,12 +12,12 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv.access import CannotUse, read_token
 from kv.resources import Refusal, Request
+from kv.tls import CannotUse, read_token
 
 _OPEN_PATHS: Final = frozenset({"/health", "/live"})
 
-log = logging.getLogger("kv.gate")
+log = logging.getLogger("kv.auth")
 
 
 class Gate:

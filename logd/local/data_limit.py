@@ -12,8 +12,8 @@ has it finds the room.
 from collections import deque
 from typing import NamedTuple
 
-from logd.protocol import WriteBatch
-from logd.store import Store
+from logd.local.store import Store
+from logd.shared.protocol import WriteBatch
 
 
 class _Taken(NamedTuple):

@@ -28,7 +28,7 @@ import psutil
 import pytest
 import uvloop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 IDLE_S = 0.2

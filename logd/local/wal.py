@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from logd import frame
-from logd.disk import Disk, DiskFile, is_no_space
-from logd.protocol import MESSAGE_BYTES_CEILING
+from logd.local import frame
+from logd.local.disk import Disk, DiskFile, is_no_space
+from logd.shared.protocol import MESSAGE_BYTES_CEILING
 
 MAGIC: Final = b"KVLOGSEG"
 TEMPORARY_SUFFIX: Final = ".tmp"

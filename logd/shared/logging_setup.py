@@ -19,7 +19,7 @@ from typing import Any, Final
 
 FORMATS: Final = ("text", "json")
 
-log = logging.getLogger("logd.logs")
+log = logging.getLogger("logd.shared.logging_setup")
 
 
 class JsonLines(logging.Formatter):

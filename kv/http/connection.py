@@ -1,8 +1,8 @@
 """One client's connection: from bytes to requests the application can answer, and back, within limits and deadlines.
 
 Owns what is between the transport and the ASGI application. Knows HTTP; knows no routes, no data, and not the process
-that it is in (kv/worker.py). uvicorn's protocol class is what it stands on; it replaces the part that runs for every
-request, because that part decides how fast the server is, and closes what that class leaves open:
+that it is in (kv/http/worker.py). uvicorn's protocol class is what it stands on; it replaces the part that runs for
+every request, because that part decides how fast the server is, and closes what that class leaves open:
 
 * no deadline for headers, body, or a client that does not read (Kludex/uvicorn#157): `Connection.is_overdue`;
 * no limit on an unfinished header block: `Connection._parse`;
@@ -30,8 +30,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from kv.board import OTHER, Slot
 from kv.config import Config
+from kv.scoreboard import OTHER, Slot
 
 _STOP_GRACE_SECONDS: Final = 0.25
 _GOODBYE_SECONDS: Final = 1.0
@@ -54,7 +54,7 @@ _UNKNOWN_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= /\S* HTTP/
 _ASCII: Final = "".join(map(chr, range(128)))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
-log = logging.getLogger("kv.connection")
+log = logging.getLogger("kv.http.connection")
 
 Application = Callable[[dict[str, Any], Any, Any], Coroutine[Any, Any, None]]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 _PACKAGES: Final = ("falcon", "gunicorn", "uvicorn", "uvloop", "httptools", "pyzmq", "msgspec")
 

@@ -28,8 +28,8 @@ from typing import Any, Final, TypeAlias
 
 import zmq
 
-from logd import protocol
-from logd.protocol import (
+from logd.shared import protocol
+from logd.shared.protocol import (
     Committed,
     Dropped,
     Gap,
@@ -58,7 +58,7 @@ a message wakes four threads, and they take the processor from the clients' next
 _LARGE_ASKED_BYTES_MAX: Final = 1 << 20
 """Of large values that have been asked for and are not here: more would wait in logd, and small answers behind them."""
 
-log = logging.getLogger("kv.client")
+log = logging.getLogger("kv.log_client.client")
 
 
 class RequestFailed(Exception):

@@ -1,13 +1,13 @@
 """Checkpoints: when to fold the log into a new snapshot, and the steps in their safe order.
 
 The log writer only decides; a short-lived child process of low priority does the work from the files alone (newest
-snapshot + sealed segments), so the commit path neither stops nor forks. It takes its time (logd/pace.py) until the next
-checkpoint is due as well. A child that dies leaves a temporary file at most.
+snapshot + sealed segments), so the commit path neither stops nor forks. It takes its time (logd/local/throttle.py)
+until the next checkpoint is due as well. A child that dies leaves a temporary file at most.
 
 Kept after a checkpoint: the new snapshot, the one before it, and every segment since that one, so that a snapshot that
-rots can be replaced. Hence the bound on the disk: two snapshots, plus twice the log that may gather before a checkpoint
-is due, plus what is written while one runs: hardly more than is due, unless it cannot keep up at full speed.
-"""
+rots can be replaced. Hence the bound on the disk: two snapshots, plus twice the log that may gather before a
+checkpoint is due, plus what is written while one runs: hardly more than is due, unless it cannot keep up at full
+speed."""
 
 import contextlib
 import itertools
@@ -21,13 +21,14 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from logd import logs, recovery, snapshot, wal
-from logd.disk import Disk
+from logd.local import recovery, snapshot, wal
+from logd.local.disk import Disk
+from logd.shared import logging_setup
 
 RETRY_SECONDS: Final = 30.0
 """How long to leave it after a checkpoint that failed."""
 
-log = logging.getLogger("logd.checkpoint")
+log = logging.getLogger("logd.local.checkpoint")
 
 
 class Policy(NamedTuple):
@@ -141,7 +142,7 @@ class Checkpointer:
 
     def _start(self, sealed: wal.Sealed) -> None:
         command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
-        command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logs.flags()]
+        command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logging_setup.flags()]
         try:
             # Its input tells the child to hurry, and, when it ends, that we are gone.
             child = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)

@@ -19,10 +19,10 @@ from typing import IO, Annotated, Any, BinaryIO, Final
 import msgspec
 from tqdm import tqdm
 
-from logd import frame, recovery, snapshot, wal
-from logd.disk import Disk, DiskFile
-from logd.protocol import DECODE_ERRORS, KEY_PATTERN, WriteBatch, decode_write_batches
-from logd.store import Store
+from logd.local import frame, recovery, snapshot, wal
+from logd.local.disk import Disk, DiskFile
+from logd.local.store import Store
+from logd.shared.protocol import DECODE_ERRORS, KEY_PATTERN, WriteBatch, decode_write_batches
 
 _READ_ATTEMPTS_MAX: Final = 20
 _PART_BYTES: Final = 1 << 20

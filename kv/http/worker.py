@@ -1,7 +1,8 @@
 """The Gunicorn worker class: uvicorn's, with its holes closed.
 
 Owns the worker process: how it serves and stops, that it never outlives its parents, and the sweep that ends
-connections that have had their time (what is due on one of them is for kv/connection.py). Knows no routes and no data.
+connections that have had their time (what is due on one of them is for kv/http/connection.py). Knows no routes and no
+data.
 
 What UvicornWorker leaves open in the process, and where it is closed here:
 
@@ -29,16 +30,16 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from kv import access, board, lifeline
+from kv import lifeline, scoreboard, tls
 from kv.config import Config, Inherited
-from kv.connection import Connection
+from kv.http.connection import Connection
 
 _SWEEP_SECONDS: Final = 0.5
 _FOR_EVER_SECONDS: Final = 1e6
 _GC_ALLOCATIONS: Final = 50_000
 """Requests in flight are thousands of young objects and no garbage: the default of 700 looks at them all the time."""
 
-log = logging.getLogger("kv.worker")
+log = logging.getLogger("kv.http.worker")
 
 
 class GracefulServer(Server):
@@ -91,9 +92,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         super().__init__(*args, **kwargs)
         options = Config.from_environment(os.environ)
         Connection.limits = options
-        Worker._tls_context = tls = Worker._tls_context or access.tls_context(options)
-        if tls:
-            self.config.ssl_context_factory = lambda *_: tls
+        Worker._tls_context = context = Worker._tls_context or tls.tls_context(options)
+        if context:
+            self.config.ssl_context_factory = lambda *_: context
         self.config.timeout_graceful_shutdown = max(1, round(options.stop_timeout_s))
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are per request
 
@@ -121,7 +122,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
-        Connection.counts = board.my_slot()  # not before: a worker that is told to stop while it starts is no restart
+        # Not before: a worker that is told to stop while it starts is no restart.
+        Connection.counts = scoreboard.my_slot()
         await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
         log.info("stopped")
         watch.cancel()

@@ -6,7 +6,7 @@ state, always: replay depends on it, so nothing here may look at a clock, a rand
 
 from typing import Final
 
-from logd.protocol import WriteBatch
+from logd.shared.protocol import WriteBatch
 
 SESSIONS_MAX: Final = 1024
 """Part of the format, not an option: replay has to drop the same sessions that were dropped at first."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from logd import frame, protocol, snapshot, wal
-from logd.disk import DiskFile, LocalDisk
-from logd.protocol import Histogram, Stats, WriteBatch
-from logd.store import Store
-from tests.harness import await_true
+from logd.local import frame, snapshot, wal
+from logd.local.disk import DiskFile, LocalDisk
+from logd.local.store import Store
+from logd.shared import protocol
+from logd.shared.protocol import Histogram, Stats, WriteBatch
+from tests.support.harness import await_true
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 MARKER, OTHER_MARKER = b"\xa1\xb2\xc3\xd4", b"\x11\x22\x33\x44"

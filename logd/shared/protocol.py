@@ -1,7 +1,8 @@
 """The messages between HTTP workers and logd.
 
-This is the only module that both sides import, beside logd/logs.py and logd/usage.py. It knows how a message is encoded
-and what each one promises; it does not know who sends it, over what, or what is done with it.
+This is the only module that both sides import, beside logd/shared/logging_setup.py and logd/shared/process_stats.py.
+It knows how a message is encoded and what each one promises; it does not know who sends it, over what, or what is done
+with it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
 A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
@@ -223,7 +224,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     checkpoint_at: float
     """When the newest snapshot was finished, as seconds since 1970; 0 when there is none."""
     finding: str
-    """What recovery found, as in logd/recovery.py."""
+    """What recovery found, as in logd/local/recovery.py."""
     recovery_seconds: float
     dropped_bytes: int
     """Of a write that was cut short; recovery dropped them."""

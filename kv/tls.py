@@ -1,7 +1,7 @@
 """The files that say who may talk to the server: the token that requests have to carry, and the certificate it shows.
 
 Owns how they are read and checked, before anything starts that needs them. Knows no HTTP: the token is asked for in
-kv/gate.py.
+kv/auth.py.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kv.config import Config
 
-log = logging.getLogger("kv.access")
+log = logging.getLogger("kv.tls")
 
 
 class CannotUse(Exception):

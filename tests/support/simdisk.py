@@ -1,4 +1,4 @@
-"""A disk that forgets. Stands in for `logd.disk.LocalDisk` behind the same seam.
+"""A disk that forgets. Stands in for `logd.local.disk.LocalDisk` behind the same seam.
 
 It keeps apart what a process sees and what has reached the platter. It can be told to stop at the n-th call that
 changes anything, as if the power went, and then enumerates the disks that could be left: for each file with unsynced
@@ -103,7 +103,7 @@ class SimFile:
 
 
 class SimDisk:
-    """Satisfies `logd.disk.Disk`."""
+    """Satisfies `logd.local.disk.Disk`."""
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self._durable = {name: Inode(data, bytearray(data)) for name, data in (files or {}).items()}

@@ -1,6 +1,6 @@
 """Room kept for a start on a full disk.
 
-Recovery writes the last segment anew before it serves it (logd/recovery.py), and a checkpoint writes a snapshot
+Recovery writes the last segment anew before it serves it (logd/local/recovery.py), and a checkpoint writes a snapshot
 before it can remove anything. On a full disk neither would be possible, and the server could not even be started to
 read. So a file of nothing is kept, to be given up at such a moment and made again when there is room.
 
@@ -11,12 +11,12 @@ import contextlib
 import logging
 from typing import Final
 
-from logd.disk import Disk
+from logd.local.disk import Disk
 
 NAME: Final = "RESERVE"
 _MARGIN_BYTES: Final = 256 << 10
 
-log = logging.getLogger("logd.reserve")
+log = logging.getLogger("logd.local.ballast")
 
 
 def release(disk: Disk) -> bool:

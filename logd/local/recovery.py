@@ -25,12 +25,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from logd import frame, snapshot, wal
-from logd.disk import Disk
-from logd.protocol import DECODE_ERRORS, decode_write_batches
-from logd.store import Store
+from logd.local import frame, snapshot, wal
+from logd.local.disk import Disk
+from logd.local.store import Store
+from logd.shared.protocol import DECODE_ERRORS, decode_write_batches
 
-log = logging.getLogger("logd.recovery")
+log = logging.getLogger("logd.local.recovery")
 
 
 class Finding(enum.Enum):

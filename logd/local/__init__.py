@@ -1,0 +1,1 @@
+"""The engine that owns a directory: log, snapshots, state. Knows no sockets."""

@@ -1,0 +1,1 @@
+"""Commands for people, on a directory."""
