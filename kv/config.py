@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar
 
@@ -34,8 +34,8 @@ class ConfigError(ValueError):
 T = TypeVar("T")
 
 
-def _option(default: T, meaning: str, group: str = _LIMITS, *, aliases: Sequence[str] = ()) -> T:
-    return dataclasses.field(default=default, metadata={"group": group, "meaning": meaning, "aliases": aliases})
+def _option(default: T, meaning: str, group: str = _LIMITS) -> T:
+    return dataclasses.field(default=default, metadata={"group": group, "meaning": meaning})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,7 @@ class Config:
     keep_alive_s: float = _option(60.0, "time that an idle connection is kept open")
     request_timeout_s: float = _option(10.0, "time to wait for the log writer, then 503 or 504")
     queue_bytes_max: int = _option(256 * _MIB, "bytes of writes a worker may have waiting; beyond it 503")
-    memory_bytes_max: int = _option(
-        0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit", aliases=["--max-memory"]
-    )
+    data_bytes_max: int = _option(0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit")
     body_bytes_in_flight_max: int = _option(
         256 * _MIB,
         "bytes of unanswered requests a worker may hold; beyond it the largest that arrives gets 503;"
@@ -195,7 +193,7 @@ _LEAST: Final[Mapping[str, float]] = {
     "body_timeout_s": 0.1,
     "keep_alive_s": 0.1,
     "request_timeout_s": 0.1,
-    "memory_bytes_max": 0,
+    "data_bytes_max": 0,
     "stop_timeout_s": 0.0,
     "segment_bytes": 1024,
     "checkpoint_log_bytes": 1024,
@@ -280,8 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = {name: parser.add_argument_group(name) for name in (_HTTP, _LIMITS, _STORAGE, _PROCESSES)}
     for field in dataclasses.fields(Config):
         meaning = f"{field.metadata['meaning']}\n[{_variable(field.name)}; default {_shown(field, field.default)}]"
-        flags = [_flag(field.name), *field.metadata["aliases"]]
-        groups[field.metadata["group"]].add_argument(*flags, metavar=_metavar(field), help=meaning)
+        groups[field.metadata["group"]].add_argument(_flag(field.name), metavar=_metavar(field), help=meaning)
     told = parser.add_argument_group("Instead of serving")
     told.add_argument("--check-config", action="store_true", help="whether the options make sense, and what they are")
     told.add_argument("--version", action="version", version=f"kv {__version__}", help="the version")

@@ -63,7 +63,9 @@ class _Scrape(Collector):
         totals, stats = self._board.totals(), self._stats
         yield _gauge("kv_logd_up", "1 when logd has answered this scrape.", stats is not None)
         yield _gauge(
-            "kv_ready", "1 when reads and writes can be taken, as /health says.", bool(stats and not stats.trouble)
+            "kv_ready",
+            "1 when reads and writes can be taken, as /health says.",
+            bool(stats and not stats.unavailable_reason),
         )
         yield from _http(totals)
         yield from _processes(totals, self._board, self._workers, stats)

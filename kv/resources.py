@@ -13,7 +13,15 @@ from urllib.parse import unquote_to_bytes
 import falcon
 import falcon.asgi
 
-from kv.log_client.client import Found, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.log_client.client import (
+    DataLimitReached,
+    Found,
+    LargeValue,
+    NoSpace,
+    OutcomeUnknown,
+    RequestFailed,
+    Unavailable,
+)
 from logd.shared.protocol import KEY_PATTERN, Stats
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
@@ -25,7 +33,7 @@ _FAILURES: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
     OutcomeUnknown: falcon.HTTP_504,
     NoSpace: falcon.HTTP_507,
-    MemoryFull: falcon.HTTP_507,
+    DataLimitReached: falcon.HTTP_507,
 }
 """Which status tells what became of a request that logd did not carry out."""
 
@@ -45,7 +53,7 @@ class Storage(Protocol):
     def clear(self) -> Awaitable[None]:
         """Remove every key."""
 
-    def trouble(self) -> Awaitable[str]:
+    def unavailable_reason(self) -> Awaitable[str]:
         """Why reads or writes cannot be taken; empty when they can."""
 
     async def stats(self) -> Stats:
@@ -161,8 +169,8 @@ class HealthResource(_Resource):
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Say ok only when reads and writes can be taken."""
-        if trouble := await self._storage.trouble():
-            raise Unavailable(trouble)
+        if reason := await self._storage.unavailable_reason():
+            raise Unavailable(reason)
         resp.text = "ok"
 
     on_head = on_get

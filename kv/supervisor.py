@@ -270,7 +270,7 @@ class Supervisor:
             "--lifeline-fd": read,
             "--ready-fd": said,
             "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
-            "--memory-bytes-max": config.memory_bytes_max,
+            "--data-bytes-max": config.data_bytes_max,
             "--segment-bytes": config.segment_bytes,
             "--checkpoint-log-bytes": config.checkpoint_log_bytes,
             "--checkpoint-ratio": config.checkpoint_ratio,

@@ -72,7 +72,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     serve.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
     serve.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; written to once recovered")
     serve.add_argument("--message-bytes-max", required=True, type=int)
-    serve.add_argument("--memory-bytes-max", default=0, type=int)
+    serve.add_argument("--data-bytes-max", default=0, type=int)
     serve.add_argument("--segment-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-log-bytes", required=True, type=int)
     serve.add_argument("--checkpoint-ratio", required=True, type=float)
@@ -284,7 +284,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         wal,
         recovered.store,
         group_bytes_max=arguments.message_bytes_max,
-        memory_bytes_max=arguments.memory_bytes_max,
+        data_bytes_max=arguments.data_bytes_max,
         on_group=lambda: checkpointer.maybe_start(wal.sealed),
     )
     observer = Observer(disk, recovered.store, storage, checkpointer, Recovery.of(recovered))

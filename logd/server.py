@@ -52,7 +52,7 @@ class Storage(Protocol):
     def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
         """Values of keys, None for those that are not there."""
 
-    def trouble(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why writes cannot be taken; empty when they can."""
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
@@ -147,7 +147,7 @@ class Server:
         elif isinstance(request, ReadBatch):
             self._answer_reads(peer, request)
         elif isinstance(request, StatusRequest):
-            self._send(peer, Status(request.number, self._storage.trouble()))
+            self._send(peer, Status(request.number, self._storage.unavailable_reason()))
         elif isinstance(request, StatsRequest):
             self._send(peer, self._stats(request.number))
         elif isinstance(request, ReadLarge):

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from kv.app import create_app
-from kv.log_client.client import LargeValue, MemoryFull, NoSpace, OutcomeUnknown, Unavailable
+from kv.log_client.client import DataLimitReached, LargeValue, NoSpace, OutcomeUnknown, Unavailable
 
 LIMIT = 64
 TEXT = "text/plain; charset=utf-8"
@@ -23,10 +23,10 @@ GONE = None  # in place of a piece of a body: the client goes away
 class Storage:
     """Keeps values in a dict; raises `failure` instead when there is one."""
 
-    def __init__(self, data=(), *, failure=None, trouble=""):
+    def __init__(self, data=(), *, failure=None, unavailable_reason=""):
         self.data = dict(data)
         self._failure = failure
-        self._trouble = trouble
+        self._unavailable_reason = unavailable_reason
 
     def _fail(self):
         if self._failure:
@@ -48,9 +48,9 @@ class Storage:
         self._fail()
         self.data.clear()
 
-    async def trouble(self):
+    async def unavailable_reason(self):
         self._fail()
-        return self._trouble
+        return self._unavailable_reason
 
     async def stats(self):
         raise Unavailable("the log writer is not reachable")
@@ -159,9 +159,9 @@ def test_a_request_gets_its_answer_and_changes_what_it_says(request_, body, stat
 
 
 @pytest.mark.parametrize("path", ["/kv/a", "/kv/none", "/kv/", "/kv/%FF", "/health", "/live", "/nope"])
-@pytest.mark.parametrize("trouble", ["", "the disk is on fire"])
-def test_head_is_get_without_the_body(path, trouble):
-    storage = Storage({"a": "ü".encode()}, trouble=trouble)
+@pytest.mark.parametrize("reason", ["", "the disk is on fire"])
+def test_head_is_get_without_the_body(path, reason):
+    storage = Storage({"a": "ü".encode()}, unavailable_reason=reason)
     get, head = ask(storage, f"GET {path}"), ask(storage, f"HEAD {path}")
     assert (head.status, head.headers) == (get.status, get.headers)
     assert head.headers["content-length"] == str(len(get.body))
@@ -415,7 +415,7 @@ def test_a_put_whose_body_does_not_end_as_it_should_stores_nothing(length, piece
         (Unavailable("too many writes are waiting"), 503, True),
         (OutcomeUnknown("whether it was applied is not known"), 504, False),
         (NoSpace("no space left on device"), 507, False),
-        (MemoryFull("memory limit reached"), 507, False),
+        (DataLimitReached("data limit reached"), 507, False),
     ],
 )
 def test_a_failure_of_the_storage_is_told_by_status_and_reason(request_, failure, status, retry_after):
@@ -432,12 +432,12 @@ def test_a_defect_is_500_and_is_logged_without_telling_the_client_more(request_,
 
 
 def test_health_says_why_the_server_cannot_take_reads_and_writes():
-    answer = ask(Storage(trouble="no space left on device"), "GET /health")
+    answer = ask(Storage(unavailable_reason="no space left on device"), "GET /health")
     assert (answer.status, answer.body) == (503, b"no space left on device\n")
     assert answer.headers["retry-after"].isdecimal()
 
 
 @pytest.mark.parametrize("failure", [Unavailable("the log writer is not reachable"), ZeroDivisionError()])
 def test_a_worker_says_that_it_lives_whatever_is_wrong_behind_it(failure):
-    answer = ask(Storage(failure=failure, trouble="no space left on device"), "GET /live")
+    answer = ask(Storage(failure=failure, unavailable_reason="no space left on device"), "GET /live")
     assert (answer.status, answer.body) == (200, b"ok")

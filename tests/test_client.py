@@ -12,7 +12,15 @@ import pytest
 import uvloop
 import zmq
 
-from kv.log_client.client import Client, LargeValue, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.log_client.client import (
+    Client,
+    DataLimitReached,
+    LargeValue,
+    NoSpace,
+    OutcomeUnknown,
+    RequestFailed,
+    Unavailable,
+)
 from logd.shared import protocol
 from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
@@ -106,7 +114,7 @@ class Logd:
         self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
 
     def refuse_for_memory(self, number, *too_large):
-        self.reply(Refused(self.session, [number], Reason.MEMORY, list(too_large)))
+        self.reply(Refused(self.session, [number], Reason.DATA_LIMIT, list(too_large)))
 
     async def sends_nothing_more(self, client):
         """Whatever the client had to send would come before the answer to this."""
@@ -338,7 +346,7 @@ async def test_a_reply_that_comes_just_before_a_send_is_seen_at_once(client, log
     assert first.done()
     question = await logd.receive(ReadBatch)
     loop.call_soon(answer)
-    third = start(client.trouble())
+    third = start(client.unavailable_reason())
     for _ in range(3):
         await asyncio.sleep(0)
     assert second.done()
@@ -758,7 +766,7 @@ async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_
     again = await logd.receive(WriteBatch)
     assert again == WriteBatch(logd.session, 3, 3, False, {"small": b"2"}, ["a"])
     logd.commit(3)
-    assert await outcomes(writes) == [MemoryFull, None, None, MemoryFull]
+    assert await outcomes(writes) == [DataLimitReached, None, None, DataLimitReached]
     assert client._queue_bytes == 0
 
 
@@ -772,7 +780,7 @@ async def test_of_the_writes_to_a_key_only_those_fail_that_are_as_large_as_the_o
     logd.refuse_for_memory(3, "k")
     assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {}, ["k"])
     logd.commit(4)
-    assert await outcomes(writes) == [MemoryFull, None, MemoryFull, MemoryFull, MemoryFull]
+    assert await outcomes(writes) == [DataLimitReached, None, DataLimitReached, DataLimitReached, DataLimitReached]
 
 
 @scenario()
@@ -782,7 +790,7 @@ async def test_a_clear_outlives_the_refusal_of_what_came_behind_it(client, logd)
     logd.refuse_for_memory(2, "behind")
     assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 3, 3, True, {}, [])
     logd.commit(3)
-    assert await outcomes(writes) == [None, None, MemoryFull]
+    assert await outcomes(writes) == [None, None, DataLimitReached]
 
 
 @scenario()
@@ -791,12 +799,12 @@ async def test_batches_that_were_not_looked_at_go_again_as_a_whole_in_order_once
     logd.refuse_for_memory(3, "key3")
     logd.refuse_for_memory(4)
     logd.refuse_for_memory(5)
-    assert await outcome(writes[1]) is MemoryFull
+    assert await outcome(writes[1]) is DataLimitReached
     await logd.sends_nothing_more(client)
     logd.commit(2)
     assert list((await logd.receive(WriteBatch)).puts) == ["key4", "key5"]
     logd.commit(6)
-    assert await outcomes(writes) == [None, MemoryFull, None, None]
+    assert await outcomes(writes) == [None, DataLimitReached, None, None]
 
 
 @scenario()
@@ -806,7 +814,7 @@ async def test_what_is_sent_again_has_nothing_new_beside_it_or_behind_it_until_i
     new = await turn(client.put("new", b"1"))
     await logd.batch(3)
     logd.refuse_for_memory(2, "large")
-    assert await outcome(writes[0]) is MemoryFull
+    assert await outcome(writes[0]) is DataLimitReached
     newer = await turn(client.put("newer", b"1"))
     await logd.sends_nothing_more(client)
     logd.refuse_for_memory(3)
@@ -818,7 +826,7 @@ async def test_what_is_sent_again_has_nothing_new_beside_it_or_behind_it_until_i
     logd.commit(5)
     assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 6, 6, False, {"newer": b"1"}, [])
     logd.commit(6)
-    assert await outcomes(writes + new + newer) == [MemoryFull, None, MemoryFull, None]
+    assert await outcomes(writes + new + newer) == [DataLimitReached, None, DataLimitReached, None]
 
 
 @scenario(request_timeout_s=SHORT_SECONDS)
@@ -826,7 +834,7 @@ async def test_what_waits_to_be_sent_again_is_certainly_not_written_when_its_dea
     writes, _ = await sent(client, logd, 2, 3, 4)
     logd.refuse_for_memory(3, "key3")
     logd.refuse_for_memory(4)
-    assert await outcomes(writes) == [OutcomeUnknown, MemoryFull, Unavailable]
+    assert await outcomes(writes) == [OutcomeUnknown, DataLimitReached, Unavailable]
     logd.commit(2)
     await logd.sends_nothing_more(client)
     assert client._queue_bytes == 0
@@ -852,7 +860,7 @@ async def test_what_is_sent_again_survives_a_restart_of_logd(client, logd):
     logd.appear()
     assert await logd.batch(3) == raw
     logd.commit(3)
-    assert await outcomes(writes) == [MemoryFull, None]
+    assert await outcomes(writes) == [DataLimitReached, None]
 
 
 @scenario()
@@ -1069,17 +1077,17 @@ async def test_one_write_as_large_as_the_whole_queue_fits(client, logd):
 
 
 @scenario()
-async def test_trouble_is_what_logd_says(client, logd):
-    for trouble in ("no space left on device", ""):
-        (status,) = await turn(client.trouble())
+async def test_unavailable_reason_is_what_logd_says(client, logd):
+    for reason in ("no space left on device", ""):
+        (status,) = await turn(client.unavailable_reason())
         request = await logd.receive(StatusRequest)
-        logd.reply(Status(request.number + 100, "nobody asked"), Status(request.number, trouble))
-        assert await status == trouble
+        logd.reply(Status(request.number + 100, "nobody asked"), Status(request.number, reason))
+        assert await status == reason
 
 
 @scenario(request_timeout_s=SHORT_SECONDS)
-async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
-    (status,) = await turn(client.trouble())
+async def test_unavailable_reason_is_unavailable_when_logd_is_silent_or_away(client, logd):
+    (status,) = await turn(client.unavailable_reason())
     request = await logd.receive(StatusRequest)
     assert await outcome(status) is Unavailable
     await logd.vanish(client)
@@ -1089,14 +1097,14 @@ async def test_trouble_is_unavailable_when_logd_is_silent_or_away(client, logd):
     await logd.sends_nothing_more(client)
     await logd.vanish(client)
     await outcome(client.get("finds out that there is no connection"))
-    (status,) = await turn(client.trouble())
+    (status,) = await turn(client.unavailable_reason())
     assert status.done()  # at once
     assert await outcome(status) is Unavailable
 
 
 @scenario(connected=False, session=False)
 async def test_a_question_of_a_worker_that_has_just_started_waits_for_its_first_connection(client, logd):
-    (status,) = await turn(client.trouble())
+    (status,) = await turn(client.unavailable_reason())
     assert not status.done()
     logd.appear()
     request = await logd.receive(StatusRequest)
@@ -1121,8 +1129,8 @@ async def test_stats_are_unavailable_when_logd_is_silent(client, logd):
 
 
 @scenario()
-async def test_a_question_about_trouble_is_asked_again_after_a_restart(client, logd):
-    (status,) = await turn(client.trouble())
+async def test_a_question_about_unavailable_reason_is_asked_again_after_a_restart(client, logd):
+    (status,) = await turn(client.unavailable_reason())
     request = await logd.receive(StatusRequest)
     await logd.vanish(client)
     logd.appear()
@@ -1134,7 +1142,7 @@ async def test_a_question_about_trouble_is_asked_again_after_a_restart(client, l
 @scenario(loops=BOTH_LOOPS)
 async def test_closing_ends_every_request_with_what_is_known_of_it(client, logd):
     in_flight, _ = await sent(client, logd, 2)
-    in_flight += await turn(client.get("sent"), client.trouble())
+    in_flight += await turn(client.get("sent"), client.unavailable_reason())
     await logd.receive(StatusRequest)
     await logd.receive(ReadBatch)
     unsent = [start(client.put("unsent", b"1")), start(client.get("unsent"))]

@@ -382,7 +382,7 @@ def full(engine):
     await_held()
     engine.send(A, 3, base=2, puts={"k": b"refused"})
     engine.send(B, 1, puts={"k": b"refused"})
-    assert engine.commit.trouble() == ""
+    assert engine.commit.unavailable_reason() == ""
     engine.disk.room = 10
     engine.let_go()
     assert engine.collect() == [refused(A, 2, 3), refused(B, 1)]
@@ -440,15 +440,15 @@ def test_an_opening_that_is_refused_is_told_so_and_another_session_can_be_opened
 
 
 def test_trouble_is_told_until_there_is_room_for_what_was_refused(full):
-    assert full.commit.trouble() == "no space left on device"
+    assert full.commit.unavailable_reason() == "no space left on device"
     full.disk.room = 30
-    assert full.commit.trouble() == "no space left on device"
+    assert full.commit.unavailable_reason() == "no space left on device"
     full.disk.room = 10_000
-    assert full.commit.trouble() == ""
+    assert full.commit.unavailable_reason() == ""
     full.send(C, 1)
     full.settle()
     full.disk.room = 0
-    assert full.commit.trouble() == ""  # nothing was refused since
+    assert full.commit.unavailable_reason() == ""  # nothing was refused since
 
 
 def test_a_disk_that_stays_full_refuses_again_and_again_and_then_goes_on(start, full):
@@ -480,13 +480,13 @@ def test_without_room_for_the_next_segment_writes_are_refused_and_then_go_on(sta
 
 
 def too_large(session, number, *keys):
-    return Refused(session, [number], Reason.MEMORY, list(keys))
+    return Refused(session, [number], Reason.DATA_LIMIT, list(keys))
 
 
 @pytest.fixture
 def limited(start):
     """A limit of 100 bytes, of which `a` and `b` take 40 each."""
-    engine = start(memory_bytes_max=100)
+    engine = start(data_bytes_max=100)
     engine.open(A, B)
     engine.send(A, 1, puts={"a": bytes(39), "b": bytes(39)})
     assert engine.settle() == [committed(A, 1)]
@@ -578,7 +578,7 @@ def test_a_full_disk_behind_a_refusal_for_memory_does_not_make_that_be_forgotten
 
 
 def test_a_limit_below_what_is_stored_refuses_growth_alone(start, limited):
-    engine = start(memory_bytes_max=50)
+    engine = start(data_bytes_max=50)
     assert engine.look_up("a") == [bytes(39)]
     assert engine.send(A, 2, puts={"a": bytes(40), "b": bytes(38)}) == too_large(A, 2, "a")
     assert engine.send(A, 3, puts={"b": bytes(38)}) is None
@@ -589,7 +589,7 @@ def test_a_limit_below_what_is_stored_refuses_growth_alone(start, limited):
 
 
 def test_the_least_limit_takes_no_value_at_all(start):
-    engine = start(memory_bytes_max=1)
+    engine = start(data_bytes_max=1)
     engine.open(A)
     assert engine.send(A, 1, puts={"a": b"x"}) == too_large(A, 1, "a")
     assert engine.send(A, 2, clear=True, deletes=["a"]) is None

@@ -89,10 +89,6 @@ def test_the_public_harness_is_understood():
     assert read("--port=9000", "--working-dir=/tmp/a b") == Config(port=9000, working_dir=Path("/tmp/a b"))
 
 
-def test_the_limit_on_the_data_has_a_second_name():
-    assert read("--max-memory", "64MiB") == read("--memory-bytes-max=64MiB") == Config(memory_bytes_max=64 << 20)
-
-
 def test_other_variables_mean_nothing():
     assert read(PORT="9000", KV_NOPE="1", kv_port="9000", PATH="/bin") == DEFAULTS
 
@@ -100,7 +96,7 @@ def test_other_variables_mean_nothing():
 # What a value may be -------------------------------------------------------------------------------------
 
 NUMBERS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), int | float)]
-MAY_BE_0 = ("stop_timeout_s", "checkpoint_ratio", "memory_bytes_max")
+MAY_BE_0 = ("stop_timeout_s", "checkpoint_ratio", "data_bytes_max")
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
 
 

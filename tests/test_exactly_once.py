@@ -14,7 +14,7 @@ from collections import deque
 import pytest
 import zmq
 
-from kv.log_client.client import Client, MemoryFull, NoSpace, OutcomeUnknown, RequestFailed
+from kv.log_client.client import Client, DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
 from logd import server
 from logd.local import commit, store, wal
 from logd.shared import protocol
@@ -65,8 +65,8 @@ def replay(log):
 class World:
     """Everything there is, and what may happen next. To logd it is the socket, the disk and the log."""
 
-    def __init__(self, seed, workers=3, memory_bytes_max=0):
-        self.memory_bytes_max = memory_bytes_max
+    def __init__(self, seed, workers=3, data_bytes_max=0):
+        self.data_bytes_max = data_bytes_max
         self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
         self.loop.time = lambda: self.now
         self.log, self.verdicts, self.writes, self.deletes, self.connections = [], queue.SimpleQueue(), [], [], {}
@@ -188,7 +188,7 @@ class World:
     def logd_starts(self, _):
         if not self.storage:
             state = replay(self.log)[0]
-            self.storage = commit.GroupCommit(self, self, state, memory_bytes_max=self.memory_bytes_max)
+            self.storage = commit.GroupCommit(self, self, state, data_bytes_max=self.data_bytes_max)
             self.synced = False
             self.server = server.Server(self, self.storage, -1, stats=None)
 
@@ -230,13 +230,13 @@ def few_sessions(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(45))
 def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_never(seed):
-    with World(seed, memory_bytes_max=3000 if seed % 3 == 0 else 0) as world:
+    with World(seed, data_bytes_max=3000 if seed % 3 == 0 else 0) as world:
         faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
         faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2, 0.8])
         for _ in range(1000):
             rare = faults if world.random.random() < rate else []
             world.step(*world.good, world.write, world.write, world.delete, *rare)
-        world.memory_bytes_max = 0  # with the next life of logd
+        world.data_bytes_max = 0  # with the next life of logd
         world.logd_dies()
         for _ in range(4):  # sessions that were dropped meanwhile are opened anew
             world.settle()
@@ -251,14 +251,14 @@ def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_neve
             assert outcome is OutcomeUnknown or (key in order) == (outcome is None)
             assert latest.get(worker, -1) < order.get(key, 1 << 60)
             latest[worker] = order.get(key, latest.get(worker, -1))
-        assert MemoryFull not in [delete.result() for delete in world.deletes]
+        assert DataLimitReached not in [delete.result() for delete in world.deletes]
         assert [write.result()[2] for write in world.writes[-3:]] == [None] * 3
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_data_never_exceeds_its_limit_and_deletes_go_on_beside_writes_that_do_not_fit(seed):
     limit = 3000
-    with World(seed, memory_bytes_max=limit) as world:
+    with World(seed, data_bytes_max=limit) as world:
         for worker in world.workers:
             worker._timeout_s = 1000.0
         for _ in range(1000):
@@ -266,7 +266,7 @@ def test_the_data_never_exceeds_its_limit_and_deletes_go_on_beside_writes_that_d
             assert world.storage is None or world.storage._store.data_bytes <= limit
         world.settle()
         outcomes = [write.result()[2] for write in world.writes]
-        assert set(outcomes) == {None, MemoryFull}
+        assert set(outcomes) == {None, DataLimitReached}
         assert {delete.result() for delete in world.deletes} == {None}
         assert outcomes[-100:].count(None) > 5  # the room that deletes make is used
 

@@ -70,7 +70,7 @@ REPLIES = [
     (Hello(4711), "92 0a cd1267"),
     (Committed(A, [1, 2]), f"93 0b {_A} 92 01 02"),
     (Refused(A, [3], Reason.NO_SPACE), f"95 0c {_A} 91 03 01 90"),
-    (Refused(A, [3], Reason.MEMORY, ["k"]), f"95 0c {_A} 91 03 02 91 a16b"),
+    (Refused(A, [3], Reason.DATA_LIMIT, ["k"]), f"95 0c {_A} 91 03 02 91 a16b"),
     (Gap(A, 5, 3), f"94 0d {_A} 05 03"),
     (Dropped(A, 9), f"93 0e {_A} 09"),
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),

@@ -333,10 +333,10 @@ def test_it_tells_how_it_is_and_what_it_refused(logd, peer):
     assert isinstance(peer.ask(batch(B, 1, base=1)), Dropped)
     stats = peer.ask(StatsRequest(8))
     assert isinstance(stats, Stats)
-    assert (stats.number, stats.trouble, stats.finding) == (8, "", "NEW")
+    assert (stats.number, stats.unavailable_reason, stats.finding) == (8, "", "NEW")
     assert (stats.keys, stats.data_bytes, stats.sessions) == (2, 10, 1)
     assert (stats.groups, stats.batches, stats.group_writes.total) == (2, 2, 2)
-    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "memory": 0}
+    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "data_limit": 0}
     assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
 
 

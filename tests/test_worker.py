@@ -48,7 +48,7 @@ class Storage(dict):
     async def put(self, key, value): self[key] = value
     async def delete(self, key): self.pop(key, None)
     async def clear(self): dict.clear(self)
-    async def trouble(self): return ""
+    async def unavailable_reason(self): return ""
 
 storage = Storage()
 kv = create_app(storage, 1 << 20)

@@ -73,7 +73,7 @@ class NoSpace(RequestFailed):
     """The device of the log is full. The write was certainly not applied."""
 
 
-class MemoryFull(RequestFailed):
+class DataLimitReached(RequestFailed):
     """The value would take the data beyond its limit. The write was certainly not applied."""
 
 
@@ -82,7 +82,7 @@ class OutcomeUnknown(RequestFailed):
 
 
 _NO_SPACE: Final = NoSpace("no space left on device")
-_MEMORY_FULL: Final = MemoryFull("memory limit reached")
+_DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
 _IN_BATCH: Final = b""
 _REQUEST_OVERHEAD_BYTES: Final = 512  # what a waiting write costs beside its key and value
 _STATUS_TIMEOUT_SECONDS: Final = 2.0
@@ -279,10 +279,10 @@ class Client:
         """Remove every key, durably. Raises RequestFailed."""
         return self._write(None, None)
 
-    async def trouble(self) -> str:
+    async def unavailable_reason(self) -> str:
         """Why reads or writes cannot be taken; empty when they can. Raises Unavailable when logd does not answer."""
         status: Status = await self._ask(StatusRequest)
-        return status.trouble
+        return status.unavailable_reason
 
     async def stats(self) -> Stats:
         """How logd is. Raises Unavailable when it does not answer."""
@@ -540,7 +540,7 @@ class Client:
             return
         self._session.is_draining = True
         for number in reply.numbers:
-            if reply.reason is Reason.MEMORY:
+            if reply.reason is Reason.DATA_LIMIT:
                 self._send_again_without(number, set(reply.too_large))
             else:
                 self._fail_batch(number, _NO_SPACE)
@@ -562,7 +562,7 @@ class Client:
         again = []
         for write in self._settle(number):
             if write.key in too_large and write.size >= _write_size(write.key, puts[write.key]):
-                _fail(write.future, _MEMORY_FULL)
+                _fail(write.future, _DATA_LIMIT_REACHED)
             elif not write.future.done():
                 if write.value == _IN_BATCH:
                     write.value = puts[write.key or ""]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from logd.local.counters import Counts
-from logd.local.data_limit import MemoryLimit
+from logd.local.data_limit import DataLimit
 from logd.local.disk import Disk
 from logd.local.frame import FRAME_HEADER_BYTES
 from logd.local.store import SESSIONS_MAX, Store
@@ -70,7 +70,7 @@ class GroupCommit:
         store: Store,
         *,
         group_bytes_max: int = MESSAGE_BYTES_CEILING,
-        memory_bytes_max: int = 0,
+        data_bytes_max: int = 0,
         on_group: Callable[[], None] = lambda: None,
     ) -> None:
         self._disk = disk
@@ -78,7 +78,7 @@ class GroupCommit:
         self._store = store
         self.counts = Counts()
         self._group_bytes_max = group_bytes_max
-        self._memory = MemoryLimit(store, memory_bytes_max) if memory_bytes_max else None
+        self._data_limit = DataLimit(store, data_bytes_max) if data_bytes_max else None
         self._on_group = on_group
         self._intakes: dict[bytes, Intake] = {}
         self._waiting: deque[Taken] = deque()
@@ -100,7 +100,7 @@ class GroupCommit:
         """The values of keys; None for those that are not there. Only what is durable is seen."""
         return list(map(self._store.data.get, keys))
 
-    def trouble(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why writes cannot be taken; empty when they can."""
         if self._needed_bytes and self._disk.free_bytes() < self._needed_bytes:
             return "no space left on device"
@@ -122,9 +122,9 @@ class GroupCommit:
         expected = max(intake.taken + 1, batch.base)
         if batch.number != expected:
             return Gap(batch.session, batch.number, expected)
-        if self._memory and (too_large := self._memory.admit(len(raw), batch)):
-            intake.refuse(batch.number, Reason.MEMORY)
-            return Refused(batch.session, [batch.number], Reason.MEMORY, too_large)
+        if self._data_limit and (too_large := self._data_limit.admit(len(raw), batch)):
+            intake.refuse(batch.number, Reason.DATA_LIMIT)
+            return Refused(batch.session, [batch.number], Reason.DATA_LIMIT, too_large)
         intake.taken = batch.number
         self._waiting.append(Taken(raw, batch))
         return None
@@ -220,12 +220,12 @@ class GroupCommit:
                 committed.setdefault(batch.session, []).append(batch.number)
             else:
                 dropped.append((batch.session, Dropped(batch.session, batch.number)))
-        self._settle_memory(len(group))
+        self._settle_data_limit(len(group))
         return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
 
-    def _settle_memory(self, count: int) -> None:
-        if self._memory:
-            self._memory.settle(count)
+    def _settle_data_limit(self, count: int) -> None:
+        if self._data_limit:
+            self._data_limit.settle(count)
 
     def _refuse(self, group: list[Taken]) -> list[tuple[bytes, Reply]]:
         """Answer a group that found no space, and all that waits behind it: taking those would leave a gap."""
@@ -236,7 +236,7 @@ class GroupCommit:
         for raw, batch in (*group, *self._waiting):
             refused.setdefault(batch.session, []).append(batch.number)
             self._needed_bytes += len(raw)
-        self._settle_memory(len(group) + len(self._waiting))
+        self._settle_data_limit(len(group) + len(self._waiting))
         self._waiting.clear()
         for session, numbers in refused.items():
             intake = self._intakes[session]

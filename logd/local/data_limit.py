@@ -21,7 +21,7 @@ class _Taken(NamedTuple):
     puts: dict[str, bytes]
 
 
-class MemoryLimit:
+class DataLimit:
     """Asked by one thread about every batch, in the order in which they are taken."""
 
     def __init__(self, store: Store, bytes_max: int) -> None:

@@ -49,7 +49,7 @@ class Observer:
         segments, free_bytes = self._look_at_disk()
         return Stats(
             number=number,
-            trouble=self._storage.trouble(),
+            unavailable_reason=self._storage.unavailable_reason(),
             keys=len(self._store.data),
             data_bytes=self._store.data_bytes,
             sessions=len(self._store.sessions),

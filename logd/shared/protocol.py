@@ -47,7 +47,7 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
-    MEMORY = 2
+    DATA_LIMIT = 2
     """The data would have grown beyond its limit."""
 
 
@@ -136,9 +136,9 @@ class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
 class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
     """These batches of a session were not applied and never will be.
 
-    With `Reason.MEMORY`, `too_large` are the keys of the only batch whose values do not fit: what else was in it may be
-    sent again, in another batch. It is empty when none was looked at, because they were sent before the worker knew of
-    an earlier refusal: then all of it may.
+    With `Reason.DATA_LIMIT`, `too_large` are the keys of the only batch whose values do not fit: what else was in it
+    may be sent again, in another batch. It is empty when none was looked at, because they were sent before the worker
+    knew of an earlier refusal: then all of it may.
     """
 
     session: bytes
@@ -171,10 +171,10 @@ class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
 
 
 class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
-    """`trouble` is empty when reads and writes can be taken, else the reason why not."""
+    """`unavailable_reason` is empty when reads and writes can be taken, else the reason why not."""
 
     number: int
-    trouble: str
+    unavailable_reason: str
 
 
 class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
@@ -197,7 +197,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     """Numbers for people who watch. What is counted is counted since this logd was started."""
 
     number: int
-    trouble: str
+    unavailable_reason: str
     """As in `Status`."""
     keys: int
     data_bytes: int

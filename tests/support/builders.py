@@ -74,7 +74,7 @@ def stats(number: int) -> Stats:
     """Numbers that logd may tell."""
     return Stats(
         number=number,
-        trouble="",
+        unavailable_reason="",
         keys=2,
         data_bytes=300,
         sessions=3,

@@ -8,7 +8,7 @@ import pytest
 from tests.support.harness import Connection, Server, run_async
 
 LIMIT = 200_000
-FULL = (507, b"memory limit reached\n")
+FULL = (507, b"data limit reached\n")
 
 
 def answer_of(server, method, path, body=None):
@@ -24,7 +24,7 @@ def fill(server):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("memory") / "data", f"--max-memory={LIMIT}") as server:
+    with Server(tmp_path_factory.mktemp("memory") / "data", f"--data-bytes-max={LIMIT}") as server:
         yield server
 
 
@@ -94,7 +94,7 @@ def test_a_restart_with_a_limit_below_what_is_stored_serves_and_refuses_growth(t
     with Server(tmp_path / "data") as server:
         server.put("a", bytes(1000))
         server.stop()
-        server.flags = ("--memory-bytes-max=500",)
+        server.flags = ("--data-bytes-max=500",)
         server.start()
         assert server.get("a") == bytes(1000)
         assert answer_of(server, "PUT", "/kv/b", b"x") == FULL
