@@ -13,7 +13,8 @@ import pytest
 
 from kv import tls
 from kv.config import Config
-from tests.support.harness import Server, await_true, call, exchange, make_certificate, read_to_end, run_to_end
+from tests.support.clients import call, exchange, read_to_end
+from tests.support.harness import Server, await_true, make_certificate, run_to_end
 
 TOKEN = "correct-horse"
 UNAUTHORIZED = (401, b"unauthorized\n")

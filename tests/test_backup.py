@@ -21,7 +21,8 @@ from logd.local.store import Store
 from logd.shared.protocol import KEY_PATTERN, Exit
 from logd.tools import commands as tools
 from tests.support.builders import WatchedDisk, contents, failing, file_name, lay_out, offsets, operations, state
-from tests.support.harness import ROOT, Connection, Server, read_all, run_async
+from tests.support.clients import Connection, read_all, run_async
+from tests.support.harness import ROOT, Server
 
 
 def lines_of(data):

@@ -5,7 +5,8 @@ import itertools
 
 import pytest
 
-from tests.support.harness import Connection, Server, run_async
+from tests.support.clients import Connection, run_async
+from tests.support.harness import Server
 
 LIMIT = 200_000
 FULL = (507, b"data limit reached\n")

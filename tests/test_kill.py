@@ -17,7 +17,11 @@ import psutil
 import pytest
 
 from logd.shared.protocol import Exit
-from tests.support.harness import ANSWER_SECONDS, IDLE_S, Load, Server, await_true, read_all, send_all
+from tests.support.clients import ANSWER_SECONDS, IDLE_S, read_all, send_all
+from tests.support.harness import Server, await_true
+from tests.support.history import Kind
+from tests.support.load import Load
+from tests.support.recorder import BROKEN
 
 CHECKPOINT_OFTEN = ("--segment-bytes=65536", "--checkpoint-log-bytes=131072")
 ON_SMALL_DISK = ("--segment-bytes=65536", "--value-bytes-max=100000")  # so that there is room for a reserve
@@ -51,9 +55,9 @@ def remote_ports(process):
     return {each.raddr.port for each in process.net_connections("tcp") if each.raddr}
 
 
-def failed(load, kind):
-    """The clients that had a failure of that kind."""
-    return {each.client for each in load.failures if each.kind == kind}
+def failed(load, reason):
+    """The clients that had a failure for that reason."""
+    return {each.client for each in load.failures if each.reason == reason}
 
 
 @contextlib.contextmanager
@@ -145,7 +149,7 @@ def test_clients_of_a_frozen_logd_are_served_again_when_it_goes_on(tmp_path):
             failures = len(load.failures)
             load.await_progress()
             assert len(load.failures) == failures
-        assert {(each.request.split()[0] == "GET", each.kind) for each in load.failures} == {
+        assert {(each.kind == Kind.GET, each.reason) for each in load.failures} == {
             (True, "503"),
             (False, "504"),
         }
@@ -217,7 +221,7 @@ def test_only_the_connections_of_a_killed_worker_fail_and_its_successor_serves(t
             assert third in server.role("worker")
             load.await_progress()
         assert len(load.failures) == len(owners)
-        assert {each.kind for each in load.failures} <= {"IncompleteReadError", "ConnectionResetError"}
+        assert {each.reason for each in load.failures} <= {BROKEN}
         load.verify()
 
 
@@ -248,7 +252,7 @@ def test_no_connection_is_refused_when_the_master_of_the_workers_is_killed(serve
             await_true(lambda workers=workers: not set(workers) & set(server.members()), 30, "the end of its workers")
             await_true(lambda: server.role("worker"), 30, "new workers")
             load.await_progress()
-    assert {each.kind for each in load.failures} <= {"IncompleteReadError", "ConnectionResetError"}
+    assert {each.reason for each in load.failures} <= {BROKEN}
     figure("longest silence when gunicorn's master is killed", load.longest_silence_s)
     load.verify()
 
@@ -402,7 +406,7 @@ def test_many_clients_on_a_full_disk_lose_nothing_and_nothing_that_was_refused_a
     with Server(small_disk / "data", *ON_SMALL_DISK) as server:
         with Load(server.port, clients=12, value_bytes=3_000) as load:
             await_true(lambda: failed(load, "507") == set(range(12)), ANSWER_SECONDS, "a full disk for each client")
-        assert {each.kind for each in load.failures} <= {"503", "507"}
+        assert {each.reason for each in load.failures} <= {"503", "507"}
         load.verify()
         ballast.unlink()
         server.await_ready()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.killlab import kills, lab, measure, options, report
 from tests.killlab.kills import Kill, Order
-from tests.killlab.load import BROKEN, REFUSED, TIMED_OUT, Failure, Load, Mix, Record, make_all
+from tests.killlab.mix import Mix
 from tests.support.harness import await_true, free_port, running_tool
 from tests.support.history import (
     ABSENT,
@@ -30,6 +30,7 @@ from tests.support.history import (
     check,
     missing_writes,
 )
+from tests.support.recorder import BROKEN, REFUSED, TIMED_OUT, Clients, Failure, Record, make_each
 
 OK, REFUSED_OUTCOME, UNKNOWN = Outcome
 
@@ -231,13 +232,13 @@ def made(answer, *requests, clients=1, value_bytes=20):
     """What clients record of these requests."""
     record = Record(["a", "b"], value_bytes)
     with Liar(answer) as server:
-        make_all(server.server_port, clients, record, requests)
+        make_each(server.server_port, clients, record, requests)
     return record
 
 
 def last(record):
     history = record.history
-    return Outcome(history.outcome[-1]), history.value[-1], [failure.kind for failure in record.failures]
+    return Outcome(history.outcome[-1]), history.value[-1], [failure.reason for failure in record.failures]
 
 
 def test_clients_record_what_they_wrote_and_found():
@@ -279,18 +280,17 @@ def test_a_connection_that_the_server_closes_after_an_answer_is_no_failure():
     assert last(record) == (OK, 1, [])
 
 
-def test_a_client_gives_up_on_a_server_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr("tests.killlab.load._TIMEOUT_SECONDS", 0.1)
+def test_a_client_gives_up_on_a_server_that_does_not_answer():
     record = Record(["a"], 20)
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        make_all(mute.getsockname()[1], 1, record, [(Kind.PUT, 0)])
+        make_each(mute.getsockname()[1], 1, record, [(Kind.PUT, 0)], timeout_s=0.1)
     assert last(record) == (UNKNOWN, 1, [TIMED_OUT])
 
 
 def test_a_refused_connection_is_tried_again_and_counted_once():
     record = Record(["a"], 20)
     port = free_port()
-    with Load(port, record, [iter([(Kind.PUT, 0)])]):
+    with Clients(port, record, [iter([(Kind.PUT, 0)])]):
         await_true(lambda: record.failures, what="a refused connection")
         with Liar(honest, port):
             await_true(lambda: len(record.history) == 1, what="the request")
@@ -302,10 +302,10 @@ def test_a_load_on_a_server_that_forgets_is_found_out(behaviour, is_good):
     record = Record([f"key{n}" for n in range(5)], 20)
     mix = Mix(reads=0.5, deletes=0.05, clears=0.0)
     with Liar(behaviour) as server:
-        with Load(server.server_port, record, [mix.script(5, random.Random(n)) for n in range(4)]):
+        with Clients(server.server_port, record, [mix.script(5, random.Random(n)) for n in range(4)]):
             await_true(lambda: len(record.history) > 2_000, 30, "some requests")
         quiet_since = max(record.history.end)
-        make_all(server.server_port, 4, record, [(Kind.GET, key) for key in range(5)])
+        make_each(server.server_port, 4, record, [(Kind.GET, key) for key in range(5)])
     verdict = check(record.history)
     assert verdict.is_linearizable == is_good
     if is_good:
@@ -328,6 +328,10 @@ def test_a_mix_has_the_shares_that_were_asked_for():
 MS = 1_000_000
 
 
+def failure(reason, start, end):
+    return Failure(reason, start, end, client=0, kind=Kind.PUT)
+
+
 def a_result(*flags, killed=(), failures=(), silences=()):
     """Ten seconds in which a read and a write are answered every 5 ms, but for the silences, given in ms."""
     result = lab.Result(options.parse(["--seconds=10", "--seed=7", *flags]), Record(["a", "b"], 20))
@@ -337,7 +341,7 @@ def a_result(*flags, killed=(), failures=(), silences=()):
         if not any(start < at < end for start, end in silences):
             history.add(0, Operation(0, Kind.GET, ABSENT, (at - 2) * MS, at * MS, OK))
             history.add(1, Operation(1, Kind.PUT, at, (at - 4) * MS, at * MS, OK))
-    result.record.failures += [Failure(kind, start * MS, end * MS) for kind, start, end in failures]
+    result.record.failures += [failure(reason, start * MS, end * MS) for reason, start, end in failures]
     result.kills += [Kill(Order(at / 1000, role), at * MS, 100 + n) for n, (role, at) in enumerate(killed)]
     return result
 
@@ -391,7 +395,7 @@ A_VIOLATION = Violation("a", Fault.CAME_BACK, [Operation(0, Kind.GET, 3, 1, 2, O
         (lambda result: setattr(result, "verdict", Verdict(1, 1, [A_VIOLATION], 2)), "3 keys is not linearizable"),
         (lambda result: setattr(result, "unread", 4), "4 keys could not be read"),
         (lambda result: result.troubles.append("it ended by itself"), "it ended by itself"),
-        (lambda result: result.record.failures.append(Failure("500", 5, 6)), "1 × 500"),
+        (lambda result: result.record.failures.append(failure("500", 5, 6)), "1 × 500"),
         (lambda result: setattr(result, "is_interrupted", True), "interrupted"),
         (lambda result: setattr(result, "record", Record(["a"], 20)), "not one request succeeded"),
     ],

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.harness import ROOT, Server, SlowPut, await_true, exchange, idle_connection
+from tests.support.clients import SlowPut, exchange, idle_connection
+from tests.support.harness import ROOT, Server, await_true
 
 ALERTS = ROOT / "deploy" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"

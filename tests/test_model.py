@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.support.harness import Server, await_true, read_all
+from tests.support.clients import read_all
+from tests.support.harness import Server, await_true
 
 KEYS = ["a", "A", "a.b", "a:b", "-", "_" * 300, "0"]
 keys = st.sampled_from(KEYS)

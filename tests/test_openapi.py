@@ -16,7 +16,8 @@ from kv import openapi
 from kv.app import create_app
 from kv.config import Config
 from logd.shared.protocol import KEY_PATTERN
-from tests.support.harness import Server, exchange
+from tests.support.clients import exchange
+from tests.support.harness import Server
 
 DESCRIPTION = yaml.safe_load(openapi.PATH.read_text())
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

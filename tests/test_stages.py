@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.harness import Server, await_true, exchange, need_descriptors, read_all, send_all
+from tests.support.clients import exchange, read_all, send_all
+from tests.support.harness import Server, await_true, need_descriptors
 
 DEADLINE_SECONDS = 15.0  # what the contract gives a stop, and a burst of 10,000 writes
 METHODS_OF_A_KEY = "DELETE, GET, HEAD, PUT"

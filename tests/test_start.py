@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from kv.config import Config
-from tests.support.harness import ROOT, Server, await_true, exchange, free_port, idle_connection, run_to_end
+from tests.support.clients import exchange, idle_connection
+from tests.support.harness import ROOT, Server, await_true, free_port, run_to_end
 
 HOSTILE_MODULE = "raise SystemExit('a file of the current directory was run')\n"
 LINE = re.compile(

@@ -10,17 +10,9 @@ import time
 import psutil
 import pytest
 
-from tests.support.harness import (
-    IDLE_S,
-    Load,
-    Server,
-    SlowPut,
-    await_true,
-    idle_connection,
-    need_descriptors,
-    read_to_end,
-    run_async,
-)
+from tests.support.clients import IDLE_S, SlowPut, idle_connection, read_to_end, run_async
+from tests.support.harness import Server, await_true, need_descriptors
+from tests.support.load import Load
 
 REPEATED = (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)
 

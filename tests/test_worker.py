@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 from kv import lifeline, scoreboard
 from kv.config import Config, Inherited
 from kv.http import worker
-from tests.support.harness import ROOT, Answer, await_true, call
+from tests.support.clients import Answer, call
+from tests.support.harness import ROOT, await_true
 
 OURS = "kv.http.worker.Worker"
 THEIRS = "uvicorn_worker.UvicornWorker"

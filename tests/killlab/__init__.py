@@ -1,5 +1,6 @@
 """The kill lab: a server under load, processes that are killed, and a verdict on what its clients saw.
 
 `python -m tests.killlab --help` says how to use it. Data flows one way: `options` (what is asked for) → `lab` (the
-experiment; `load` are the clients, `kills` the kills) → `measure` (figures) → `report` (for the terminal, and a page).
+experiment; `mix` is the load, `kills` are the kills) → `measure` (figures) → `report` (for the terminal, and a page).
+Clients, recorder and checker are those of the specifications (`tests.support`).
 """

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tests.killlab.kills import Kill, Killer, Order
-from tests.killlab.load import Load, Mix, Record, make_all
+from tests.killlab.mix import Mix
 from tests.killlab.options import Options
 from tests.support.harness import Server
 from tests.support.history import Kind, Outcome, Verdict, check, missing_writes
+from tests.support.recorder import Clients, Record, make_each
 
 _TURN_SECONDS: Final = 0.05
 _READ_ATTEMPTS: Final = 3
@@ -102,7 +103,7 @@ def _preload(server: Server, result: Result, progress: Progress) -> None:
     if options.preload:
         progress.say(f"writing {options.preload:,} keys")
         writes = [(Kind.PUT, options.keys + n) for n in range(options.preload)]
-        make_all(server.port, options.clients, result.record, writes)
+        make_each(server.port, options.clients, result.record, writes)
 
 
 def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
@@ -113,7 +114,7 @@ def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
     killer = Killer(server, options.orders, random.Random(options.seed))
     result.began = time.monotonic_ns()
     try:
-        with Load(server.port, record, scripts), contextlib.closing(killer):
+        with Clients(server.port, record, scripts), contextlib.closing(killer):
             _rain(killer, server, result, progress)
     finally:
         result.ended = time.monotonic_ns()
@@ -164,7 +165,7 @@ def _read_all(server: Server, result: Result) -> None:
     for _ in range(_READ_ATTEMPTS):
         if unread:
             before = len(history)
-            make_all(server.port, result.options.clients, result.record, [(Kind.GET, key) for key in sorted(unread)])
+            make_each(server.port, result.options.clients, result.record, [(Kind.GET, key) for key in sorted(unread)])
             unread -= {history.key[i] for i in range(before, len(history)) if history.outcome[i] == Outcome.OK}
     result.unread += len(unread)
     result.reads_at_rest += 1

@@ -15,7 +15,6 @@ from typing import Final
 
 from tests.killlab.kills import Kill
 from tests.killlab.lab import Result
-from tests.killlab.load import KNOWN_FAILURES
 from tests.support.history import Fault, Kind, Outcome
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
@@ -122,7 +121,7 @@ def problems(result: Result, figures: Figures) -> list[str]:
         found.append(f"the history of {count} keys is not linearizable")
     if result.unread:
         found.append(f"{result.unread} keys could not be read at the end")
-    if unexpected := {kind: count for kind, count in figures.failed.items() if kind not in KNOWN_FAILURES}:
+    if unexpected := Counter(each.reason for each in result.record.failures if not each.is_allowed):
         found.append(f"answers that no request should get: {_in_words(unexpected)}")
     if result.options.strict:
         of_logd = sum((each.failed for each in figures.effects if each.kill.what == "logd"), Counter[str]())
@@ -148,7 +147,7 @@ def _buckets(result: Result, succeeded: Sequence[int], bucket_ms: int) -> list[B
     failed: list[Counter[str]] = [Counter() for _ in range(count)]
     for failure in result.record.failures:
         if began <= failure.end <= result.ended:
-            failed[min((failure.end - began) // width, count - 1)][failure.kind] += 1
+            failed[min((failure.end - began) // width, count - 1)][failure.reason] += 1
     return [
         Bucket(
             reads=(reads := sum(history.kind[i] == Kind.GET for i in members)),
@@ -176,7 +175,7 @@ def _effects(result: Result, answered: Iterable[int]) -> list[Effect]:
     silences = [0] * len(times)
     for failure in result.record.failures:
         if failure.end <= result.ended and (n := _cause(times, failure.start, failure.end)) is not None:
-            failed[n][failure.kind] += 1
+            failed[n][failure.reason] += 1
     for start, end in itertools.pairwise(itertools.chain([result.began], answered, [result.ended])):
         if end - start >= _SILENCE_MIN and (n := _cause(times, start - _LAST_ANSWERS, end)) is not None:
             silences[n] = max(silences[n], end - start)
