@@ -1,0 +1,207 @@
+"""The HTTP contract as one table: what is asked for, what comes back, and what is stored afterwards.
+
+Owns what holds for every server of this interface, whatever engine is behind it. Knows neither servers nor engines: a
+specification says how one is filled, asked and inspected (`Contractor`), and has `assert_holds` check it line by line.
+Connections, bodies that arrive in pieces, and failures of an engine are specified elsewhere.
+
+To add a line is to add a `Line` to `LINES`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+VALUE_BYTES_MAX: Final = 64
+"""The limit on values that a server has to have for this table."""
+TEXT: Final = "text/plain; charset=utf-8"
+
+Data: TypeAlias = Mapping[str, bytes]
+Fields: TypeAlias = Mapping[str, str]
+_NO_FIELDS: Final[Fields] = MappingProxyType({})
+DATA: Final[Data] = {"a": b"1", "b": b"2"}
+
+
+class Line(NamedTuple):
+    """One line of the contract. `requests` is methods, separated by `|`, and the target: `GET|DELETE /kv/`."""
+
+    requests: str
+    status: int
+    answer: bytes | None = b""
+    """The body; None where it is not the same every time. That of HEAD is empty, and has the length of this one."""
+    body: bytes | None = None
+    then: Data | None = None
+    """All keys and values afterwards; None where nothing has changed."""
+    sent: Fields = _NO_FIELDS
+    headers: Fields = _NO_FIELDS
+    """Headers of the answer, beside those that each answer has."""
+    given: Data = DATA
+
+    def __str__(self) -> str:
+        body = "" if self.body is None else f" {ascii(self.body[:20])[1:]}"
+        return f"{self.requests[:60]}{body} {dict(self.sent) or ''} {self.status}"
+
+
+class Answer(Protocol):
+    """What came back; the names of the headers are in lower case."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Fields: ...
+
+
+class Contractor(Protocol):
+    """A server that is held to the contract."""
+
+    def fill(self, data: Data) -> None:
+        """Have it hold this and nothing else."""
+
+    def ask(self, method: str, target: str, body: bytes | None, headers: Fields) -> Answer:
+        """Make one request."""
+
+    def stored(self, keys: Iterable[str]) -> Data:
+        """What it holds, at least of these keys."""
+
+
+def assert_holds(line: Line, server: Contractor) -> None:
+    """Make the requests of a line, and check each answer and what is stored after it."""
+    methods, _, target = line.requests.partition(" ")
+    then = line.given if line.then is None else line.then
+    server.fill(line.given)
+    for method in methods.split("|"):  # no line has several methods that change something
+        answer = server.ask(method, target, line.body, line.sent)
+        assert (method, answer.status) == (method, line.status)
+        assert_well_formed(method, answer)
+        if line.answer is not None:
+            assert answer.body == (b"" if method == "HEAD" else line.answer)
+            assert answer.headers["content-length"] == str(len(line.answer))
+        assert {name: answer.headers.get(name) for name in line.headers} == line.headers
+        assert server.stored(then.keys() | line.given.keys()) == then
+
+
+def assert_well_formed(method: str, answer: Answer) -> None:
+    """Check what holds for every answer: its type and length, and that an error is one line of text."""
+    assert answer.headers["content-type"] == TEXT
+    if method == "HEAD":
+        assert answer.body == b""
+        assert answer.headers["content-length"].isdecimal()
+        return
+    assert answer.headers["content-length"] == str(len(answer.body))
+    if answer.status >= 400:
+        assert len(answer.body) > 1
+        assert answer.body.find(b"\n") == len(answer.body) - 1
+
+
+# The lines -----------------------------------------------------------------------------------------------
+
+
+_VALUES: Final = (
+    b"x",
+    b"x" * VALUE_BYTES_MAX,
+    "😀 ü €".encode(),
+    "日本語".encode(),
+    "👩‍👩‍👧 🇨🇭".encode(),
+    "\u0000\U0010ffff".encode(),
+    b"line\nline\r\n\ttab\n",
+    b"\x00",
+    b"a\x00b",
+    b" ",
+    b"\n",
+    b"\xef\xbb\xbfbom",
+    b"0\r\n\r\n",
+    b"key not found\n",
+)
+_NOT_UTF_8: Final = (
+    b"\xff", b"\xff\xfe", b"a\x80", b"\xe2\x82", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80",
+    "ü".encode("latin-1"),
+)  # fmt: skip
+_KEYS: Final = {
+    "a": "a",
+    "%61": "a",
+    "%41z09%3A_%2e-": "Az09:_.-",
+    "a%3Ab": "a:b",
+    "user:1_x.y-Z": "user:1_x.y-Z",
+    ".": ".",
+    "..": "..",
+    "%2e%2E": "..",
+    ":": ":",
+    "-": "-",
+    "0": "0",
+    "kv": "kv",
+    "clear": "clear",
+    "k" * 30_000: "k" * 30_000,
+}
+"""Keys as they are written in a path, and what they are."""
+_NO_KEYS: Final = (
+    "%FF", "%FE", "%2F", "a%2Fb", "a/b", "/a", "a/", "%00", "a%00", "a%0A", "%0A", "+", "a+b", "%20", "a%20b", "%09",
+    "%C3%BC", "%F0%9F%98%80", "%EF%BF%BD", "%7F", "%zz", "%4", "%", "a%", "%%41", "%25", "a%2541", "~", "a*b", "a,b",
+    "a;b", "a=b", "a@b", "(a)", "a!", "$a", "a&b", "'a'", "a|b", "a\\b", "[a]", "k" * 30_000 + "+",
+)  # fmt: skip
+_NO_PATHS: Final = (
+    "/", "/kv", "/kv?a", "/nope", "/KV/a", "/kv;a", "/clear/", "/clear/a", "/Clear", "/health/", "/a/kv/a",
+    "/other/k", "/kv%2Fa", "/kv%2F", "/kv%2Fa/b", "/kv%2F/b", "//kv/b", "/%2Fkv/b", "//clear", "/%2Fclear", "//health",
+    "/%2Fhealth",
+)  # fmt: skip
+_METHODS: Final = (
+    "GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS", "TRACE",
+    "COPY", "LOCK", "MKCOL", "MOVE", "PROPFIND", "PROPPATCH", "UNLOCK", "REPORT",
+)  # fmt: skip
+_OFFERED: Final = {
+    "/kv/a": "DELETE, GET, HEAD, PUT",
+    "/kv/": "DELETE, GET, HEAD, PUT",
+    "/kv/%FF": "DELETE, GET, HEAD, PUT",
+    "/clear": "DELETE",
+    "/health": "GET, HEAD",
+    "/live": "GET, HEAD",
+    "/metrics": "GET, HEAD",
+    "/openapi.yaml": "GET, HEAD",
+}
+
+
+def _valid_key(written: str, key: str) -> Iterator[Line]:
+    yield Line(f"PUT /kv/{written}", 200, body=b"v", given={}, then={key: b"v"})
+    yield Line(f"GET|HEAD /kv/{written}", 200, b"v", given={key: b"v"})
+    yield Line(f"DELETE /kv/{written}", 200, given={key: b"v", "other": b"w"}, then={"other": b"w"})
+
+
+def _not_offered(path: str, allow: str) -> Line:
+    methods = "|".join(method for method in _METHODS if method not in allow.split(", "))
+    return Line(f"{methods} {path}", 405, b"method not allowed\n", b"v", headers={"allow": allow})
+
+
+LINES: Final = (
+    Line("PUT /kv/c", 200, body=b"3", then={**DATA, "c": b"3"}),
+    Line("PUT /kv/a", 200, body=b"3", then={**DATA, "a": b"3"}),
+    Line("PUT /kv/A", 200, body=b"3", then={**DATA, "A": b"3"}),
+    Line("PUT /kv/a?b=c", 200, body=b"3", then={**DATA, "a": b"3"}),
+    Line("GET|HEAD /kv/a", 200, b"1"),
+    Line("GET|HEAD /kv/a?b=c", 200, b"1"),
+    Line("GET|HEAD /kv/c", 404, b"key not found\n"),
+    Line("GET|HEAD /kv/A", 404, b"key not found\n"),
+    Line("GET|HEAD /kv/a", 200, "ü".encode(), given={"a": "ü".encode()}),
+    Line("DELETE /kv/a", 200, then={"b": b"2"}),
+    Line("DELETE /kv/c", 200),
+    Line("DELETE /clear", 200, then={}),
+    Line("DELETE /clear", 200, given={}),
+    Line("GET|HEAD /health", 200, b"ok"),
+    Line("GET|HEAD /live", 200, b"ok"),
+    Line("GET|HEAD /metrics", 200, None),
+    Line("GET|HEAD /openapi.yaml", 200, None),
+    Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n", b"3"),
+    Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n"),
+    Line("PUT /kv/a", 400, b"value cannot be empty\n", b""),
+    Line("PUT /kv/a", 400, b"value cannot be empty\n"),
+    Line("PUT /kv/a", 413, b"value too large\n", b"x" * (VALUE_BYTES_MAX + 1)),
+    *(Line("PUT /kv/a", 200, body=value, then={**DATA, "a": value}) for value in _VALUES),
+    *(Line("GET|HEAD /kv/a", 200, value, given={"a": value}) for value in _VALUES),
+    *(Line("PUT /kv/a", 400, b"value must be valid UTF-8\n", value) for value in _NOT_UTF_8),
+    *(line for written, key in _KEYS.items() for line in _valid_key(written, key)),
+    *(Line(f"PUT|GET|HEAD|DELETE /kv/{key}", 400, b"key contains invalid characters\n", b"3") for key in _NO_KEYS),
+    *(_not_offered(path, allow) for path, allow in _OFFERED.items()),
+    *(Line(f"{'|'.join(_METHODS)} {path}", 404, b"not found\n", b"3") for path in _NO_PATHS),
+    Line("OPTIONS *", 404, b"not found\n"),
+)
