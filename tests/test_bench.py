@@ -1,6 +1,6 @@
-"""The bench: each part of it on its own, from fixed inputs; and, where wrk is, a very short run of the real thing.
+"""The bench: each part of it on its own, from fixed inputs; and, where wrk is installed, a very short run of all.
 
-Nothing here looks at how fast anything is.
+Nothing here depends on how fast anything is.
 """
 
 import contextlib
@@ -50,14 +50,16 @@ def test_the_result_of_wrk():
 
 
 def test_errors_that_wrk_counts_are_kept():
-    said = WRK.replace('"timeout":0,"status":0', '"timeout":3,"status":17')
-    assert generators.parse_wrk(said).errors == {"timeout": 3, "status": 17}
+    printed = WRK.replace('"timeout":0,"status":0', '"timeout":3,"status":17')
+    assert generators.parse_wrk(printed).errors == {"timeout": 3, "status": 17}
 
 
-@pytest.mark.parametrize("said", ["", "nonsense", "{}", "[]", WRK.replace("8924", "0"), WRK.replace("905", '"x"')[:-9]])
-def test_wrk_without_a_result_has_failed(said):
+@pytest.mark.parametrize(
+    "printed", ["", "nonsense", "{}", "[]", WRK.replace("8924", "0"), WRK.replace("905", '"x"')[:-9]]
+)
+def test_wrk_without_a_result_has_failed(printed):
     with pytest.raises(LoadFailed):
-        generators.parse_wrk(said)
+        generators.parse_wrk(printed)
 
 
 def test_the_result_of_redis_benchmark():
@@ -65,39 +67,39 @@ def test_the_result_of_redis_benchmark():
     assert generators.parse_redis_benchmark(REDIS, 20_000) == expected
 
 
-@pytest.mark.parametrize("said", ["", REDIS.splitlines()[0], REDIS.replace("40000.00", "0.00"), "ERROR: no"])
-def test_redis_benchmark_without_a_result_has_failed(said):
+@pytest.mark.parametrize("printed", ["", REDIS.splitlines()[0], REDIS.replace("40000.00", "0.00"), "ERROR: no"])
+def test_redis_benchmark_without_a_result_has_failed(printed):
     with pytest.raises(LoadFailed):
-        generators.parse_redis_benchmark(said, 20_000)
+        generators.parse_redis_benchmark(printed, 20_000)
 
 
 # The command line ----------------------------------------------------------------------------------------
 
 
-def test_all_is_measured_when_nothing_is_asked_for():
-    asked = options.parse([])
-    assert asked.sections == tuple(Section)
-    assert (asked.rounds, asked.seconds, asked.peers, asked.server_flags) == (3, 5, (), ())
+def test_without_options_everything_is_measured():
+    parsed = options.parse([])
+    assert parsed.sections == tuple(Section)
+    assert (parsed.rounds, parsed.seconds, parsed.peers, parsed.server_flags) == (3, 5, (), ())
 
 
-def test_quick_is_one_round_of_one_second_unless_more_is_asked_for():
+def test_quick_is_one_round_of_one_second_unless_other_options_say_more():
     quick, slower = options.parse(["--quick"]), options.parse(["--quick", "--rounds=2"])
     assert (quick.rounds, quick.seconds) == (1, 1)
     assert (slower.rounds, slower.seconds) == (2, 1)
 
 
-def test_what_is_asked_for():
+def test_options_are_parsed():
     arguments = ["--only=logd,connections", "--connections=8,2,8", "--peer=mine=http://127.0.0.1:9000/", "--no-peers"]
-    asked = options.parse([*arguments, "--", "--segment-bytes=4096"])
-    assert asked.sections == (Section.CONNECTIONS, Section.LOGD)
-    assert asked.connections == (2, 8)
-    assert asked.peers == (("mine", "http://127.0.0.1:9000"),)
-    assert asked.without_peers
-    assert asked.server_flags == ("--segment-bytes=4096",)
+    parsed = options.parse([*arguments, "--", "--segment-bytes=4096"])
+    assert parsed.sections == (Section.CONNECTIONS, Section.LOGD)
+    assert parsed.connections == (2, 8)
+    assert parsed.peers == (("mine", "http://127.0.0.1:9000"),)
+    assert parsed.without_peers
+    assert parsed.server_flags == ("--segment-bytes=4096",)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--only=nothing"], "is none of headline, connections"),
         (["--rounds=0"], "less than 1"),
@@ -107,21 +109,21 @@ def test_what_is_asked_for():
         (["--peer=http://127.0.0.1:9000"], "not NAME=http"),
         (["--peer=mine=https://127.0.0.1"], "not NAME=http"),
         (["--peer=mine=http://127.0.0.1:9000/kv"], "not NAME=http"),
-        (["--peer=server=http://127.0.0.1:9000"], "'server' is taken"),
-        (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is taken"),
+        (["--peer=server=http://127.0.0.1:9000"], "'server' is used already"),
+        (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is used already"),
         (["--unknown"], "unrecognized"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(arguments, said, capsys):
+def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as error:
         options.parse(arguments)
     printed = capsys.readouterr().err
     assert error.value.code == 2
-    assert said in printed
+    assert message in printed
     assert printed.count("\n") == 1
 
 
-def test_without_wrk_one_line_says_what_to_do(tmp_path):
+def test_without_wrk_one_line_says_how_to_install_it(tmp_path):
     command = [sys.executable, "-m", "tests.bench", "--quick", f"--out={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -140,13 +142,13 @@ def test_a_stage_has_each_load_for_writes_and_for_reads():
     assert left_out == []
 
 
-def test_connections_that_are_asked_for_are_for_peers_too():
+def test_connections_of_the_command_line_are_for_peers_too():
     (stage,), _ = plan.stages([Section.CONNECTIONS], (2, 8), 100_000)
     assert stage.cases == stage.peer_cases
     assert {case.connections for case in stage.cases} == {2, 8}
 
 
-def test_what_needs_more_descriptors_than_there_are_is_left_out_and_said():
+def test_connections_beyond_the_descriptors_are_left_out_and_reported():
     stages, left_out = plan.stages([Section.CONNECTIONS, Section.KEYS], (), 1_024)
     assert max(case.connections for stage in stages for case in stage.cases) == 256
     assert left_out == [f"{count} connections: a process may open only 1,024 files" for count in ("1,024", "4,096")]
@@ -158,7 +160,7 @@ def test_values_of_one_size_fit_into_memory_and_have_keys_of_their_own():
     assert len({case.key_prefix for case in stage.cases}) == len(plan.VALUES)
 
 
-def test_the_time_that_it_takes():
+def test_the_duration_of_a_plan():
     stage = plan.Stage((A_PUT, A_GET), (A_GET,))
     of_two = 2 * (1 + 3 * 2)
     of_a_peer = 1 + 3
@@ -224,7 +226,7 @@ def test_processor_time_of_a_request_by_role():
     assert ours.cpu_us == pytest.approx({"logd": 20, "load": 50})
 
 
-def test_the_memory_of_a_key():
+def test_the_memory_that_a_key_costs():
     few, many = (Case(Section.KEYS, Operation.PUT, 64, 100, keys) for keys in (1_000, 101_000))
     found = Measured()
     found.samples[few, SERVER].append(a_sample(1, rss_bytes={"logd": 10_000_000}))
@@ -263,27 +265,29 @@ def test_sizes_for_people(count, shown):
 # The report ----------------------------------------------------------------------------------------------
 
 
-def told(tmp_path, found, *arguments):
-    asked = options.parse([f"--out={tmp_path}", *arguments])
-    return report.results(found, asked, arguments)
+def results(tmp_path, found, *arguments):
+    parsed = options.parse([f"--out={tmp_path}", *arguments])
+    return report.collect(found, parsed, arguments)
 
 
 def test_a_row_with_errors_cannot_be_overlooked(tmp_path):
     found = measured([a_sample(900, errors={"status": 17}), None], [a_sample(1000), a_sample(1000)])
-    text = report.markdown(told(tmp_path, found), [])
+    text = report.markdown(results(tmp_path, found), [])
     row = next(line for line in text.splitlines() if f"| {SERVER} |" in line)
     assert row.startswith("| PUT | 64 | server | 900 | 900 – 900 | 0.90 | 100 µs |")
     assert row.endswith("| ⚠ 17 status, 1 of the rounds failed |")
 
 
-def test_the_page_needs_nothing_but_itself_and_escapes(tmp_path):
+def test_the_page_needs_no_other_file_and_escapes(tmp_path):
     picture = tmp_path / "plot.png"
     picture.write_bytes(b"PNG")
     found = measured([a_sample(900)], [a_sample(1000)])
     found.samples[A_GET, SERVER].append(a_sample(2000))
     found.samples[A_GET, HELLO].append(a_sample(2000))
-    found.troubles.append("</p><script>")
-    page = report.page(told(tmp_path, found, "--only", "connections"), [report.Plot(picture, "A <plot>", "What & how")])
+    found.problems.append("</p><script>")
+    page = report.page(
+        results(tmp_path, found, "--only", "connections"), [report.Plot(picture, "A <plot>", "What & how")]
+    )
     assert not re.search(r'https?://|\bhref=|url\(|@import|<script|src="(?!data:)', page)
     assert "900 durable writes a second, 2,000 reads." in page
     assert "90% and 100% of what" in page
@@ -294,9 +298,9 @@ def test_the_page_needs_nothing_but_itself_and_escapes(tmp_path):
 def test_the_json_has_every_sample(tmp_path):
     found = measured([a_sample(900), None], [a_sample(1000), a_sample(1000)])
     found.sync.append(SyncRound(a_sample(1, 300), sync.BareSync(100, 200)))
-    report.write(told(tmp_path, found), [], tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
-    ours, _ = results["rows"]
+    report.write(results(tmp_path, found), [], tmp_path)
+    written = json.loads((tmp_path / "results.json").read_text())
+    ours, _ = written["rows"]
     assert ours["case"] == {
         "section": "connections",
         "operation": "PUT",
@@ -307,26 +311,26 @@ def test_the_json_has_every_sample(tmp_path):
     assert ours["throughput"] == {"median": 900, "low": 900, "high": 900}
     assert ours["samples"][0]["requests"] == 900
     assert ours["samples"][1] is None
-    assert results["sync"]["difference_us"]["median"] == 200
-    assert results["logd"] is None
-    assert results["circumstances"]["Python"]
+    assert written["sync"]["difference_us"]["median"] == 200
+    assert written["logd"] is None
+    assert written["circumstances"]["Python"]
 
 
-def test_what_was_interrupted_says_so(tmp_path):
+def test_the_report_of_an_interrupted_run_says_so(tmp_path):
     found = Measured(is_interrupted=True)
-    assert "interrupted: not everything was measured" in report.markdown(told(tmp_path, found), [])
+    assert "interrupted: not everything was measured" in report.markdown(results(tmp_path, found), [])
 
 
-# The parts that do things --------------------------------------------------------------------------------
+# Messages and probes -------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_is_numbered_late_is_the_batch_that_it_would_be():
+def test_a_template_that_is_numbered_is_the_encoded_batch():
     session, puts = bytes(range(16)), {"a": b"1", "b": b"22"}
     raw = BatchTemplate(session, puts).numbered(70_000, 69_999)
     assert protocol.decode_request(raw) == WriteBatch(session, 70_000, 69_999, False, puts, [])
 
 
-def test_every_key_of_the_cases_is_there_once():
+def test_the_entries_are_every_key_of_the_cases_once():
     cases = [A_PUT, A_GET, A_PUT._replace(value_bytes=1, keys=1)]
     assert list(entries(cases)) == [("v1-1", "v"), ("v100-1", "v" * 100), ("v100-2", "v" * 100)]
 
@@ -349,7 +353,7 @@ def test_logd_alone(tmp_path):
             assert rate.throughput > 0
 
 
-# The real thing ------------------------------------------------------------------------------------------
+# The command ---------------------------------------------------------------------------------------------
 
 
 def running_bench(*arguments):
@@ -360,8 +364,8 @@ def running_bench(*arguments):
 def test_a_very_short_run(tmp_path):
     flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}")
     with running_bench(*flags, "--workers=1") as process:
-        said, logged = process.communicate(timeout=PATIENCE_SECONDS)
-        print(said, logged)
+        output, log = process.communicate(timeout=PATIENCE_SECONDS)
+        print(output, log)
         assert process.returncode == 0
     files = {"results.json", "results.md", "index.html", "throughput-connections.png", "latency-connections.png"}
     assert {path.name for path in tmp_path.iterdir()} == files
@@ -382,13 +386,13 @@ def test_a_very_short_run(tmp_path):
 
 
 @needs_wrk
-def test_an_interrupted_run_ends_everything_and_tells_what_it_has(tmp_path):
+def test_an_interrupted_run_ends_everything_and_reports_what_it_has(tmp_path):
     flags = ("--only=connections", "--connections=2", "--no-peers", "--seconds=60", f"--out={tmp_path}")
     with running_bench(*flags) as process:
         await_true(lambda: is_under_load(process.pid), PATIENCE_SECONDS, "the first load")
         process.send_signal(signal.SIGINT)
-        said, logged = process.communicate(timeout=60)
-        print(said, logged)
+        output, log = process.communicate(timeout=60)
+        print(output, log)
         assert process.returncode == 128 + signal.SIGINT
     assert "interrupted" in (tmp_path / "results.md").read_text()
     assert not list(tmp_path.glob("data-*"))
@@ -416,7 +420,7 @@ def server(tmp_path_factory):
         ("unique", ["RUN=x", "VALUE_BYTES=1"]),
     ],
 )
-def test_scripts_send_what_the_server_takes(server, script, settings):
+def test_the_load_scripts_send_requests_that_succeed(server, script, settings):
     """In this order: `mixed` reads what `fill` has written."""
     command = [
         "wrk",

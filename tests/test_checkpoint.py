@@ -26,7 +26,7 @@ from logd.local.wal import Sealed
 from logd.shared.protocol import Exit
 from tests.support.builders import (
     Crash,
-    Held,
+    PipedSegment,
     WatchedDisk,
     contents,
     crash_at,
@@ -270,7 +270,7 @@ def settled():
 @pytest.fixture
 def held(tmp_path):
     """Segments of frames 1 to 3, 4 and 5, and 6; reading the second one waits."""
-    held = Held(tmp_path, "1-3 4-5 6-6", "4-5")
+    held = PipedSegment(tmp_path, "1-3 4-5 6-6", "4-5")
     yield held
     held.close()
 
@@ -326,7 +326,7 @@ def test_only_one_checkpoint_runs_at_a_time(held, children, settled):
     for sequence in range(5, 8):
         checkpointer.maybe_start(Sealed(10_000, sequence))
     assert len(children) == 1
-    held.let_go()
+    held.release()
     settled()
     checkpointer.maybe_start(Sealed(10_000, 5))
     assert len(children) == 2
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
             child.stdin.write(b"!")
             child.stdin.flush()
             assert b"no more rests" in child.stderr.readline()
-            held.let_go()
+            held.release()
             assert child.wait(30) == Exit.STOPPED
         finally:
             child.kill()
@@ -416,7 +416,7 @@ def test_a_checkpoint_that_fails_is_one_log_line_and_changes_nothing(held, child
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
     (held.directory / (file_name("@5") + ".tmp")).mkdir()  # so that it cannot write its snapshot
-    held.let_go()
+    held.release()
     settled()
     assert len(errors(caplog)) == 1
     assert f"frame 5 failed (status {Exit.CRASHED:d})" in errors(caplog)[0]

@@ -1,4 +1,4 @@
-"""The kill lab: a short run of the real thing, and each part of it on its own, with servers that lie."""
+"""The kill lab: a short run of all of it, and each part on its own, with servers that lie."""
 
 import contextlib
 import http.server
@@ -49,12 +49,12 @@ def test_a_short_run_with_kills_of_every_role(tmp_path):
     load = ("--clients=16", "--keys=40", "--preload=100", "--clear-share=0.001", f"--seed={seed}", "--strict")
     page = tmp_path / "page.html"
     with running_lab("--seconds=8", "--kill", orders, *load, "--report", str(page), "--", "--workers=2") as process:
-        said, logged = process.communicate()
-        print(said, logged)
+        output, log = process.communicate()
+        print(output, log)
         assert process.returncode == 0
-    assert "all is well" in said
-    assert f"seed {seed}" in logged
-    assert [line.split()[2] for line in logged.splitlines() if ", pid " in line] == [
+    assert "all is well" in output
+    assert f"seed {seed}" in log
+    assert [line.split()[2] for line in log.splitlines() if ", pid " in line] == [
         "logd,",
         "worker,",
         "gunicorn,",
@@ -69,15 +69,15 @@ def test_a_short_run_with_kills_of_every_role(tmp_path):
     assert sum(data["failed"].values()) > 0
 
 
-def test_ctrl_c_ends_everything_and_still_judges():
+def test_ctrl_c_ends_everything_and_the_history_is_still_judged():
     with running_lab("--seconds=60", "--kill=logd@1s", "--clients=4") as process:
         assert process.stderr
         await_true(lambda: "logd, pid" in process.stderr.readline(), 30, "a kill")
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
         assert process.returncode == 128 + signal.SIGINT
-        assert "linearizable: yes" in said
-        assert "NOT WELL: interrupted" in said
+        assert "linearizable: yes" in output
+        assert "NOT WELL: interrupted" in output
 
 
 # The command line ----------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_flags_of_the_server_come_last():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--kill=nobody@3s"], "neither ROLE@3s"),
         (["--kill=logd@31s"], "comes after the end"),
@@ -146,18 +146,18 @@ def test_flags_of_the_server_come_last():
         (["--unknown"], "unrecognized"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_refused(arguments, said, capsys):
+def test_a_command_line_that_makes_no_sense_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as error:
         options.parse(arguments)
     assert error.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # The clients, with servers that lie ----------------------------------------------------------------------
 
 
 class Liar(http.server.ThreadingHTTPServer):
-    """An HTTP server that answers as it is told: a status and a body, or None to break the connection."""
+    """An HTTP server that answers what `answer` returns: a status and a body, or None to break the connection."""
 
     daemon_threads = False
 
@@ -298,7 +298,7 @@ def test_a_refused_connection_is_tried_again_and_counted_once():
 
 
 @pytest.mark.parametrize(("behaviour", "is_good"), [(honest, True), (forgetful, False)])
-def test_a_load_on_a_server_that_forgets_is_found_out(behaviour, is_good):
+def test_a_server_that_forgets_is_found_out(behaviour, is_good):
     record = Record([f"key{n}" for n in range(5)], 20)
     mix = Mix(reads=0.5, deletes=0.05, clears=0.0)
     with Liar(behaviour) as server:
@@ -388,25 +388,25 @@ A_VIOLATION = Violation("a", Fault.CAME_BACK, [Operation(0, Kind.GET, 3, 1, 2, O
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda result: None, None),
         (lambda result: result.missing.append("a"), "missing at the end"),
         (lambda result: setattr(result, "verdict", Verdict(1, 1, [A_VIOLATION], 2)), "3 keys is not linearizable"),
         (lambda result: setattr(result, "unread", 4), "4 keys could not be read"),
-        (lambda result: result.troubles.append("it ended by itself"), "it ended by itself"),
+        (lambda result: result.errors.append("it ended by itself"), "it ended by itself"),
         (lambda result: result.record.failures.append(failure("500", 5, 6)), "1 × 500"),
         (lambda result: setattr(result, "is_interrupted", True), "interrupted"),
         (lambda result: setattr(result, "record", Record(["a"], 20)), "not one request succeeded"),
     ],
 )
-def test_what_is_not_well_is_said(change, said):
+def test_each_problem_is_reported(change, problem):
     result = a_result(killed=[("logd", 1_000)], failures=[(BROKEN, 999, 1_001)])
     change(result)
     figures = measure.measure(result)
     found = measure.problems(result, figures)
-    assert (said in found[0] and len(found) == 1) if said else found == []
-    assert ("all is well" in report.summary(result, figures)) == (not said)
+    assert (problem in found[0] and len(found) == 1) if problem else found == []
+    assert ("all is well" in report.summary(result, figures)) == (not problem)
 
 
 def test_only_when_asked_strictly_a_failure_after_a_kill_of_logd_is_an_error():
@@ -440,7 +440,7 @@ def test_a_violation_is_explained_in_the_summary_and_on_the_page():
     assert Fault.CAME_BACK.value in data_of(report.page(result, figures, []))["explained"][0]
 
 
-def test_the_page_needs_nothing_but_itself_and_holds_the_figures():
+def test_the_page_needs_no_other_file_and_holds_the_figures():
     result = a_result(killed=[("logd", 1_000)], failures=[("</script><b>", 999, 1_001)])
     page = report.page(result, measure.measure(result), ["--report", "a b.html"])
     assert not re.search(r"https?://|\bsrc=|\bhref=|url\(|@import|</script><b>", page)

@@ -37,7 +37,7 @@ from tests.support.builders import (
     GARBAGE,
     A,
     B,
-    Held,
+    PipedSegment,
     batch,
     contents,
     file_name,
@@ -448,10 +448,10 @@ def test_signals_for_the_group_are_not_for_it(logd, peer, number):
 
 
 def test_told_to_stop_while_it_reads_its_files_it_ends_at_once(make, tmp_path):
-    held = Held(tmp_path, "1-3 4-5 6-8", "4-5")
+    held = PipedSegment(tmp_path, "1-3 4-5 6-8", "4-5")
     logd = make(tmp_path)
     logd.spawn()
-    with held.a_reader():
+    with held.reader():
         assert logd.stop() == Exit.STOPPED
     assert not logd.await_ready_or_end()
     assert logd.log == ""

@@ -1,6 +1,6 @@
 """The bench: how fast the server is, beside a bare hello-world of the same stack, and beside its peers.
 
-`./tests/bench/run.sh --help` says how to use it. Data flows one way: `options` (what is asked for) → `plan` (what is
+`./tests/bench/run.sh --help` says how to use it. Data flows one way: `options` (the command line) → `plan` (what is
 measured, in which order) → `rounds` (measures it, on `targets`, with `generators`; `sync` and `logd_alone` are
 probes) → `figures` (medians, spread, ratios) → `report` (JSON, Markdown, a page) with `plots`.
 

@@ -17,39 +17,39 @@ _WITHOUT_WRK: Final = frozenset({Section.LOGD})
 
 def main(arguments: list[str]) -> int:
     """Measure and report; the exit status."""
-    asked = options.parse(arguments)
-    if not _WITHOUT_WRK.issuperset(asked.sections) and (said := generators.missing("wrk")):
-        print(said, file=sys.stderr)
+    parsed = options.parse(arguments)
+    if not _WITHOUT_WRK.issuperset(parsed.sections) and (message := generators.missing("wrk")):
+        print(message, file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    stages, left_out = plan.stages(asked.sections, asked.connections, _raise_descriptor_limit(asked.connections))
-    measured = _measure(asked, stages)
-    measured.troubles += left_out
-    told = report.results(measured, asked, arguments)
-    for path in _write(told, asked.out):
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    stages, left_out = plan.stages(parsed.sections, parsed.connections, _raise_descriptor_limit(parsed.connections))
+    measured = _measure(parsed, stages)
+    measured.problems += left_out
+    results = report.collect(measured, parsed, arguments)
+    for path in _write(results, parsed.out):
         print(path)
-    for trouble in told.troubles:
-        print(f"NOT MEASURED AS ASKED: {trouble}", file=sys.stderr)
+    for problem in results.problems:
+        print(f"NOT MEASURED AS ASKED: {problem}", file=sys.stderr)
     if measured.is_interrupted:
         return 128 + signal.SIGINT
-    return 1 if told.troubles or any(row.is_marred for row in told.rows) else 0
+    return 1 if results.problems or any(row.is_marred for row in results.rows) else 0
 
 
-def _write(told: report.Results, directory: Path) -> list[Path]:
+def _write(results: report.Results, directory: Path) -> list[Path]:
     """Draw and write; which files there are now."""
     from tests.bench.plots import draw  # takes a second to import, and is in the environment of run.sh alone
 
-    plots = draw(told.rows, directory)
-    return [*report.write(told, plots, directory), *(plot.path for plot in plots)]
+    plots = draw(results.rows, directory)
+    return [*report.write(results, plots, directory), *(plot.path for plot in plots)]
 
 
-def _measure(asked: Options, stages: Sequence[plan.Stage]) -> rounds.Measured:
-    peers = rounds.peer_count(asked)
-    seconds = plan.seconds(stages, asked.rounds, asked.seconds, peers) + rounds.probe_seconds(asked)
+def _measure(parsed: Options, stages: Sequence[plan.Stage]) -> rounds.Measured:
+    peers = rounds.peer_count(parsed)
+    seconds = plan.seconds(stages, parsed.rounds, parsed.seconds, peers) + rounds.probe_seconds(parsed)
     with Bar(seconds) as bar:
-        bar.say(f"this takes about {seconds / 60:.0f} min" if seconds >= 120 else f"this takes about {seconds:.0f} s")
-        return rounds.run(asked, stages, bar)
+        bar.log(f"this takes about {seconds / 60:.0f} min" if seconds >= 120 else f"this takes about {seconds:.0f} s")
+        return rounds.run(parsed, stages, bar)
 
 
 def _raise_descriptor_limit(connections: Sequence[int]) -> int:

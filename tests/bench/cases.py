@@ -24,6 +24,8 @@ class Section(Enum):
 
 
 class Operation(Enum):
+    """What a load asks for."""
+
     PUT = "PUT"
     GET = "GET"
 
@@ -57,7 +59,7 @@ class Sample:
     p99_us: float
     max_us: float
     p90_us: float | None = None
-    """None where the load generator does not tell."""
+    """None where the load generator does not report it."""
     errors: dict[str, int] = field(default_factory=dict)
     """How many of each kind; kinds that did not happen are not here."""
     cpu_seconds: dict[str, float] = field(default_factory=dict)

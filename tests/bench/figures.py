@@ -65,7 +65,7 @@ class SyncFigures:
 
 @dataclass(frozen=True)
 class LogdFigures:
-    """Operations a second, and what each takes of logd's processor."""
+    """Operations a second, and the processor time of logd for each."""
 
     writes: Spread
     reads: Spread

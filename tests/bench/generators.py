@@ -1,4 +1,4 @@
-"""The load generators: wrk for whoever speaks HTTP, redis-benchmark for redis. Each run is one `Sample`.
+"""The load generators: wrk for HTTP, redis-benchmark for redis. Each run is one `Sample`.
 
 Owns their command lines and what they print. Knows nothing of who is measured.
 """
@@ -22,16 +22,16 @@ ETCD_SCRIPT: Final = Path(__file__).with_name("etcd.lua")
 
 _TIMEOUT_SECONDS: Final = 10
 _PATIENCE_SECONDS: Final = 120
-_THREADS_MAX: Final = max(1, (os.cpu_count() or 2) // 4)  # a thread sends more than four cores of any target here take
+_THREADS_MAX: Final = max(1, (os.cpu_count() or 2) // 4)  # one thread is enough for four cores of any target here
 _CALIBRATION_REQUESTS: Final = 2_000
 
 
 class LoadFailed(Exception):
-    """A load generator did not do its work; the message is what it said."""
+    """A load generator failed; the message is what it printed."""
 
 
 def missing(program: str) -> str:
-    """One line that says what to do when a program is not there; empty when it is."""
+    """One line on how to install a program that is missing; empty when it is there."""
     return (
         ""
         if shutil.which(program)
@@ -60,18 +60,18 @@ def wrk(url: str, script: Path, case: Case, seconds: int) -> Sample:
 def parse_wrk(printed: str) -> Sample:
     """Read the line of JSON that the scripts print last. Raises LoadFailed."""
     try:
-        said = json.loads(printed.splitlines()[-1])
-        latency = said["latency_us"]
-        if not said["requests"]:
+        result = json.loads(printed.splitlines()[-1])
+        latency = result["latency_us"]
+        if not result["requests"]:
             raise LoadFailed(f"not one request was answered: {printed[-500:]}")
         return Sample(
-            requests=said["requests"],
-            seconds=said["duration_us"] / 1e6,
+            requests=result["requests"],
+            seconds=result["duration_us"] / 1e6,
             p50_us=latency["p50"],
             p90_us=latency["p90"],
             p99_us=latency["p99"],
             max_us=latency["max"],
-            errors={kind: count for kind, count in said["errors"].items() if count},
+            errors={kind: count for kind, count in result["errors"].items() if count},
         )
     except (IndexError, ValueError, KeyError, TypeError) as error:
         raise LoadFailed(f"wrk did not print its result but: {printed[-500:]}") from error
@@ -81,7 +81,7 @@ def parse_wrk(printed: str) -> Sample:
 
 
 class RedisBenchmark:
-    """Remembers how fast it went, because it takes a number of requests and not a time."""
+    """Remembers its speed, because its option is a number of requests and not a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port

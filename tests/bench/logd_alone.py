@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import AnyStr, Final, NamedTuple, Self
 
 import psutil
 
@@ -73,8 +73,8 @@ class LogdAlone:
         throughput = sum(each["operations"] / each["seconds"] for each in done)
         return Rate(throughput, used / sum(each["operations"] for each in done) * 1e6)
 
-    def _order(self, order: str) -> list:
-        """Tell all senders at once; what each says when it is done."""
+    def _order(self, order: str) -> list[dict[str, float]]:
+        """Give all senders an order at once; the report of each when it is done."""
         for process in self._senders:
             assert process.stdin
             process.stdin.write(order + "\n")
@@ -85,7 +85,7 @@ class LogdAlone:
 def _line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     line = process.stdout.readline()
-    assert line, "a sender has failed; it says why above"
+    assert line, "a sender has failed; its error is above"
     return line
 
 
@@ -103,12 +103,12 @@ def _short_directory() -> Iterator[Path]:
 def _logd(directory: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
     """A log writer that serves, with the options that the server has by default."""
     config = Config()
-    read, held = lifeline.make()
-    ready, said = os.pipe()
+    lifeline_fd, supervisor_end = lifeline.make()
+    ready, ready_fd = os.pipe()
     options = {
         "--socket": address,
-        "--lifeline-fd": read,
-        "--ready-fd": said,
+        "--lifeline-fd": lifeline_fd,
+        "--ready-fd": ready_fd,
         "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
         "--segment-bytes": config.segment_bytes,
         "--checkpoint-log-bytes": config.checkpoint_log_bytes,
@@ -119,15 +119,15 @@ def _logd(directory: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
     command += [text for option, value in options.items() for text in (option, str(value))]
     try:
         with _ending(
-            subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=(read, said), start_new_session=True)
+            subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=(lifeline_fd, ready_fd), start_new_session=True)
         ) as process:
-            os.close(said)
-            said = -1
+            os.close(ready_fd)
+            ready_fd = -1
             assert select.select([ready], [], [], _START_SECONDS)[0], "logd does not start"
-            assert os.read(ready, 1), "logd cannot start; it says why above"
+            assert os.read(ready, 1), "logd cannot start; its error is above"
             yield process
     finally:
-        for fd in (read, held, ready, *([said] if said >= 0 else [])):
+        for fd in (lifeline_fd, supervisor_end, ready, *([ready_fd] if ready_fd >= 0 else [])):
             os.close(fd)
 
 
@@ -147,8 +147,8 @@ def _sender(address: str, first: int, count: int) -> contextlib.AbstractContextM
 
 
 @contextlib.contextmanager
-def _ending(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
-    """A process that has ended behind this, with all of its group."""
+def _ending(process: subprocess.Popen[AnyStr]) -> Iterator[subprocess.Popen[AnyStr]]:
+    """A process that is ended afterwards, with all of its group."""
     with process:
         try:
             yield process

@@ -1,4 +1,4 @@
-"""The command line of the bench: what is asked for, checked.
+"""The command line of the bench, parsed and checked.
 
 Knows neither targets nor cases.
 """
@@ -38,7 +38,7 @@ exit status: 0; 1 when something could not be measured; 2 for an error on the co
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for."""
+    """The command line, parsed."""
 
     sections: tuple[Section, ...]
     rounds: int
@@ -54,19 +54,19 @@ class Options:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, without the usage."""
+    """Shows an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """What is asked for. Ends the process with a line on stderr when it makes no sense."""
+    """Parse the command line. Ends the process with a line on stderr when it makes no sense."""
     parser = _parser()
     given = parser.parse_args(arguments)
     names = [SERVER, HELLO, "etcd", "redis", *(name for name, _ in given.peer)]
     if doubled := [name for name, _ in given.peer if names.count(name) > 1]:
-        parser.error(f"--peer: the name {doubled[0]!r} is taken")
+        parser.error(f"--peer: the name {doubled[0]!r} is used already")
     return Options(
         sections=given.only,
         rounds=given.rounds or (1 if given.quick else _ROUNDS),

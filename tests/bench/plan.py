@@ -1,4 +1,4 @@
-"""Which loads are put on whom, in which order, and how long that takes.
+"""Which loads are put on which targets, in which order, and how long that takes.
 
 Knows neither processes nor load generators.
 """

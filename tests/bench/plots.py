@@ -1,6 +1,6 @@
 """The plots, as PNG files: throughput and latency against what was varied, PUT beside GET, a line for each target.
 
-Owns their look; knows only rows of figures. Each plot says by itself what is on its axes.
+Owns their look; knows only rows of figures.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -99,7 +99,7 @@ _KINDS: Final = (
 
 
 def draw(rows: Sequence[Row], directory: Path) -> list[Plot]:
-    """Draw what there are rows for."""
+    """Draw each plot that there are rows for."""
     plots = []
     for kind in _KINDS:
         shown = [row for row in rows if row.case.section is kind.section and row.throughput]

@@ -1,4 +1,4 @@
-"""How it goes, while it goes: a bar on a terminal, and lines anywhere.
+"""Progress of the bench: a bar on a terminal, and lines anywhere.
 
 Knows nothing of what it shows.
 """
@@ -13,6 +13,7 @@ class Bar:
     """Progress on stderr, by the seconds that were planned. A context manager."""
 
     def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         layout = "{percentage:3.0f}% |{bar}| {elapsed}, about {remaining} left{postfix}"
         self._bar = tqdm(total=seconds, bar_format=layout, disable=not sys.stderr.isatty(), leave=False)
 
@@ -23,13 +24,13 @@ class Bar:
         self._bar.close()
 
     def doing(self, text: str) -> None:
-        """What is under way."""
+        """Show what is being done now."""
         self._bar.set_postfix_str(text)
 
     def done(self, seconds: float) -> None:
-        """So much of what was planned is over."""
-        self._bar.update(min(seconds, self._bar.total - self._bar.n))
+        """Count so many of the planned seconds as over."""
+        self._bar.update(min(seconds, self._seconds - self._bar.n))
 
-    def say(self, text: str) -> None:
-        """Something worth a line has happened."""
+    def log(self, text: str) -> None:
+        """Show one line of text."""
         tqdm.write(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What people get to see: results.json for programs, results.md and index.html for persons.
+"""The results as files: results.json for programs, results.md and index.html for people.
 
 Owns words, tables and layout; knows only what was measured and its figures, and plots as pictures that are there. The
 page needs nothing but itself: the plots are in it.
@@ -33,10 +33,10 @@ _FILE_SYSTEMS_IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True)
 class Results:
-    """All that is told."""
+    """All that is written."""
 
     circumstances: dict[str, str]
-    troubles: list[str]
+    problems: list[str]
     rows: list[Row]
     notes: dict[str, str]
     sync: SyncFigures | None
@@ -58,21 +58,21 @@ class _Table(NamedTuple):
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     words: int
 
 
-def results(measured: Measured, options: Options, arguments: Iterable[str]) -> Results:
-    """Work out what is told."""
+def collect(measured: Measured, options: Options, arguments: Iterable[str]) -> Results:
+    """Bring together all that is written."""
     kind = machine.file_system(options.out)
-    troubles = list(measured.troubles)
+    problems = list(measured.problems)
     if kind in _FILE_SYSTEMS_IN_MEMORY:
-        troubles.append(f"the data were on {kind}, in memory: figures of writes say nothing of a disk; see --out")
+        problems.append(f"the data were on {kind}, in memory: figures of writes say nothing of a disk; see --out")
     if measured.is_interrupted:
-        troubles.append("interrupted: not everything was measured")
+        problems.append("interrupted: not everything was measured")
     return Results(
         circumstances=_circumstances(options, arguments, kind),
-        troubles=troubles,
+        problems=problems,
         rows=figures.rows(measured),
         notes={name: note for name, note in measured.notes.items() if note},
         sync=figures.of_sync(measured.sync),
@@ -97,9 +97,9 @@ def _circumstances(options: Options, arguments: Iterable[str], file_system: str)
     }
 
 
-def write(told: Results, plots: Sequence[Plot], directory: Path) -> list[Path]:
+def write(results: Results, plots: Sequence[Plot], directory: Path) -> list[Path]:
     """Write all files; which they are."""
-    texts = {"results.json": _json(told), "results.md": markdown(told, plots), "index.html": page(told, plots)}
+    texts = {"results.json": _json(results), "results.md": markdown(results, plots), "index.html": page(results, plots)}
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in texts]
@@ -108,22 +108,22 @@ def write(told: Results, plots: Sequence[Plot], directory: Path) -> list[Path]:
 # For programs --------------------------------------------------------------------------------------------
 
 
-def _json(told: Results) -> str:
+def _json(results: Results) -> str:
     """Everything, down to each sample."""
-    samples = told.measured.samples
+    samples = results.measured.samples
     found = {
-        "circumstances": told.circumstances,
-        "troubles": told.troubles,
-        "notes": told.notes,
-        "rows": [{**_plain(row), "samples": _plain(samples[row.case, row.target])} for row in told.rows],
-        "sync": told.sync and {**_plain(told.sync), "samples": _plain(told.measured.sync)},
-        "logd": told.logd and {**_plain(told.logd), "samples": _plain(told.measured.logd)},
+        "circumstances": results.circumstances,
+        "problems": results.problems,
+        "notes": results.notes,
+        "rows": [{**_plain(row), "samples": _plain(samples[row.case, row.target])} for row in results.rows],
+        "sync": results.sync and {**_plain(results.sync), "samples": _plain(results.measured.sync)},
+        "logd": results.logd and {**_plain(results.logd), "samples": _plain(results.measured.logd)},
     }
     return json.dumps(found, indent=1) + "\n"
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
+def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever the results are made of
+    """The value as JSON can hold it."""
     if isinstance(value, Enum):
         return value.value
     if hasattr(value, "_asdict"):
@@ -150,9 +150,9 @@ _VARIED: Final[Mapping[Section, tuple[str, str, Callable[[Case], str]]]] = {
 }
 
 
-def _tables(told: Results) -> list[_Table]:
-    of_sections = [_section_table(section, told.rows) for section in _VARIED]
-    return [table for table in (*of_sections, _sync_table(told.sync), _logd_table(told.logd)) if table]
+def _tables(results: Results) -> list[_Table]:
+    of_sections = [_section_table(section, results.rows) for section in _VARIED]
+    return [table for table in (*of_sections, _sync_table(results.sync), _logd_table(results.logd)) if table]
 
 
 def _section_table(section: Section, rows: Sequence[Row]) -> _Table | None:
@@ -244,14 +244,17 @@ def _logd_table(logd: LogdFigures | None) -> _Table | None:
 # Markdown ------------------------------------------------------------------------------------------------
 
 
-def markdown(told: Results, plots: Sequence[Plot]) -> str:
+def markdown(results: Results, plots: Sequence[Plot]) -> str:
     """The tables and the plots, as Markdown."""
-    parts = ["# What was measured", *(f"**{trouble}**" for trouble in told.troubles)]
-    parts += [f"{name}: {note}." for name, note in told.notes.items()]
-    for table in _tables(told):
+    parts = ["# What was measured", *(f"**{problem}**" for problem in results.problems)]
+    parts += [f"{name}: {note}." for name, note in results.notes.items()]
+    for table in _tables(results):
         parts += [f"## {table.title}", table.note, "\n".join(_markdown_lines(table))]
     parts += [f"![{plot.title}]({plot.path.name})\n\n{plot.caption}" for plot in plots]
-    parts += ["## Circumstances", "\n".join(f"- {name}: {text}" for name, text in told.circumstances.items() if text)]
+    parts += [
+        "## Circumstances",
+        "\n".join(f"- {name}: {text}" for name, text in results.circumstances.items() if text),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -263,35 +266,35 @@ def _markdown_lines(table: _Table) -> list[str]:
 # The page ------------------------------------------------------------------------------------------------
 
 
-def page(told: Results, plots: Sequence[Plot]) -> str:
+def page(results: Results, plots: Sequence[Plot]) -> str:
     """The page, as HTML."""
     escaped = html.escape
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        over=escaped(f"Bench · {told.circumstances['date']}"),
-        headline=escaped(_headline(told)),
-        lede=escaped(_lede(told)),
-        troubles="".join(f'<p class="bad">{escaped(trouble)}</p>' for trouble in told.troubles),
+        over=escaped(f"Bench · {results.circumstances['date']}"),
+        headline=escaped(_headline(results)),
+        lede=escaped(_lede(results)),
+        problems="".join(f'<p class="bad">{escaped(problem)}</p>' for problem in results.problems),
         tiles="".join(
-            f"<div><b>{escaped(value)}</b><span>{escaped(label)}</span></div>" for value, label in tiles(told)
+            f"<div><b>{escaped(value)}</b><span>{escaped(label)}</span></div>" for value, label in tiles(results)
         ),
         plots="".join(map(_plot_html, plots)),
-        notes=escaped(" ".join(f"{name}: {note}." for name, note in told.notes.items())),
-        tables="".join(map(_table_html, _tables(told))),
+        notes=escaped(" ".join(f"{name}: {note}." for name, note in results.notes.items())),
+        tables="".join(map(_table_html, _tables(results))),
         circumstances="".join(
-            f"<dt>{escaped(name)}</dt><dd>{escaped(text)}</dd>" for name, text in told.circumstances.items() if text
+            f"<dt>{escaped(name)}</dt><dd>{escaped(text)}</dd>" for name, text in results.circumstances.items() if text
         ),
     )
 
 
-def _headline(told: Results) -> str:
-    put, get = (_find(told.rows, operation, 64) for operation in Operation)
+def _headline(results: Results) -> str:
+    put, get = (_find(results.rows, operation, 64) for operation in Operation)
     if put and get and put.throughput and get.throughput:
         return f"{put.throughput.median:,.0f} durable writes a second, {get.throughput.median:,.0f} reads."
     return "What was measured."
 
 
-def _lede(told: Results) -> str:
-    put, get = (_find(told.rows, operation, 64) for operation in Operation)
+def _lede(results: Results) -> str:
+    put, get = (_find(results.rows, operation, 64) for operation in Operation)
     if not (put and get and put.ratio and get.ratio):
         return ""
     return (
@@ -307,19 +310,19 @@ def _find(rows: Iterable[Row], operation: Operation, connections: int) -> Row | 
     return next((row for row in of_server if row.case[1:3] == (operation, connections)), None)
 
 
-def tiles(told: Results) -> list[tuple[str, str]]:
+def tiles(results: Results) -> list[tuple[str, str]]:
     """The few figures that a reader looks for first, and what each is."""
     found = []
     for operation in Operation:
-        if (row := _find(told.rows, operation, 64)) and row.p99_us:
+        if (row := _find(results.rows, operation, 64)) and row.p99_us:
             found.append((human_us(row.p99_us.median), f"99 % of {operation.value}s within, 64 connections"))
-        if (row := _find(told.rows, operation, 1)) and row.p50_us:
+        if (row := _find(results.rows, operation, 1)) and row.p50_us:
             found.append((human_us(row.p50_us.median), f"median of a {operation.value}, one connection"))
-    if told.sync:
-        found.append((human_us(told.sync.difference_us.median), "a PUT takes longer than a bare sync"))
-    if told.logd:
-        found.append((f"{told.logd.writes.median:,.0f}", "durable writes a second, logd alone"))
-        found.append((f"{told.logd.reads.median:,.0f}", "reads a second, logd alone"))
+    if results.sync:
+        found.append((human_us(results.sync.difference_us.median), "a PUT takes longer than a bare sync"))
+    if results.logd:
+        found.append((f"{results.logd.writes.median:,.0f}", "durable writes a second, logd alone"))
+        found.append((f"{results.logd.reads.median:,.0f}", "reads a second, logd alone"))
     return found
 
 

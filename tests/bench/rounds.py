@@ -3,8 +3,8 @@
 Owns the order in which things are done, and the directory of the data; nothing that it starts is left when it returns
 or raises. Knows neither figures nor reports.
 
-In a round each load is put on all targets, one after the other, before the next load is taken; so what is compared was
-measured within seconds. Who begins changes from round to round, so that nobody always follows the same neighbour.
+In a round each load is put on all targets, one after the other, before the next load; so what is compared was
+measured within seconds. Which target begins changes from round to round, so that none always follows the same one.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ _WARM_UP_SECONDS: Final = 1
 
 
 class Progress(Protocol):
-    """Who is told how it goes."""
+    """Where the course of the measurement is shown."""
 
-    def say(self, text: str) -> None:
-        """Something worth a line has happened."""
+    def log(self, text: str) -> None:
+        """Show one line of text."""
 
     def doing(self, text: str) -> None:
-        """What is under way."""
+        """Show what is being done now."""
 
     def done(self, seconds: float) -> None:
-        """So much of what was planned is over."""
+        """Count so many of the planned seconds as over."""
 
 
 class SyncRound(NamedTuple):
@@ -47,6 +47,8 @@ class SyncRound(NamedTuple):
 
 
 class LogdRound(NamedTuple):
+    """One round of the probe of logd alone."""
+
     write: Rate
     read: Rate
 
@@ -60,7 +62,7 @@ class Measured:
     """What a reader has to know of a target."""
     sync: list[SyncRound] = field(default_factory=list)
     logd: list[LogdRound] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
     is_interrupted: bool = False
 
@@ -133,7 +135,7 @@ def _run_round(
     for case in stage.cases:
         for target in running:
             if case in stage.peer_cases or not _is_peer(target):
-                sample = _measure(target, case, options.seconds, progress, measured.troubles)
+                sample = _measure(target, case, options.seconds, progress, measured.problems)
                 measured.samples[case, target.name].append(sample)
 
 
@@ -142,19 +144,19 @@ def _is_peer(target: Target) -> bool:
 
 
 def _measure(
-    target: Target, case: Case, seconds: int, progress: Progress, troubles: list[str] | None = None
+    target: Target, case: Case, seconds: int, progress: Progress, problems: list[str] | None = None
 ) -> Sample | None:
-    """One run; None, and a trouble, when it fails."""
+    """One run; None, and a problem, when it fails."""
     progress.doing(f"{target.name}: {case}")
     sample = None
     try:
         sample = target.measure(case, seconds)
         target.settle()
     except LoadFailed as error:
-        if troubles is not None:
-            troubles.append(f"{target.name}, {case}: {error}")
-    if troubles is not None:
-        progress.say(f"{target.name:12} {case!s:52} {_in_words(sample)}")
+        if problems is not None:
+            problems.append(f"{target.name}, {case}: {error}")
+    if problems is not None:
+        progress.log(f"{target.name:12} {case!s:52} {_in_words(sample)}")
     progress.done(seconds + plan.RUN_OVERHEAD_SECONDS)
     return sample
 
@@ -176,9 +178,9 @@ def _run_sync(options: Options, measured: Measured, progress: Progress) -> None:
         progress.done(plan.START_SECONDS)
         _measure(server, case, _WARM_UP_SECONDS, progress)
         for _ in range(options.rounds):
-            put = _measure(server, case, options.seconds, progress, measured.troubles)
+            put = _measure(server, case, options.seconds, progress, measured.problems)
             bare = sync.measure(directory, frame_bytes, options.seconds)
-            progress.say(f"{'bare sync':12} {f'{frame_bytes} B':52} {'':12}  p50 {bare.p50_us:9,.0f} µs")
+            progress.log(f"{'bare sync':12} {f'{frame_bytes} B':52} {'':12}  p50 {bare.p50_us:9,.0f} µs")
             progress.done(options.seconds)
             if put:
                 measured.sync.append(SyncRound(put, bare))
@@ -191,7 +193,7 @@ def _run_logd(options: Options, measured: Measured, progress: Progress) -> None:
         for _ in range(options.rounds):
             progress.doing("logd alone")
             both = LogdRound(logd.write(options.seconds), logd.read(options.seconds))
-            progress.say(f"logd alone   {both.write.throughput:,.0f} writes/s, {both.read.throughput:,.0f} reads/s")
+            progress.log(f"logd alone   {both.write.throughput:,.0f} writes/s, {both.read.throughput:,.0f} reads/s")
             progress.done(2 * options.seconds)
             measured.logd.append(both)
 

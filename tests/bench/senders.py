@@ -1,11 +1,11 @@
 """A process that plays several workers at once, for logd alone: `python -m tests.bench.senders ADDRESS FIRST COUNT`.
 
-Owns the messages, which are encoded before anything is measured, and the sockets. It is told on stdin what to do, a
-line each: `fill`, `write SECONDS`, `read SECONDS`; and answers each with a line of JSON when it is done. It checks what
-it is answered as far as that is cheap, and ends with an error when that is not what it should be.
+Owns the messages, which are encoded before anything is measured, and the sockets. Its orders are lines on stdin:
+`fill`, `write SECONDS`, `read SECONDS`; it prints a line of JSON when it has carried out one. It checks replies as far
+as that is cheap, and ends with an error when one is wrong.
 
-A sender has a window: while logd works at one of its batches, the next is there already, as it would be in a worker
-whose clients wait for both.
+A sender has a window: while logd works at one of its batches, the next has already been sent, as by a worker whose
+clients wait for both.
 """
 
 import itertools
@@ -28,7 +28,7 @@ WINDOW: Final = 2
 KEYS_EACH: Final = 10 * BATCH
 
 _PATIENCE_MS: Final = 30_000
-_NUMBER_AT: Final = 1 + 1 + 2 + protocol.SESSION_ID_BYTES  # behind the array, the tag, and the session with its length
+_NUMBER_AT: Final = 1 + 1 + 2 + protocol.SESSION_ID_BYTES  # after the array, the tag, and the session with its length
 _NUMBERS: Final = struct.Struct(">BIBI")
 _UINT32: Final = 0xCE
 
@@ -55,7 +55,7 @@ class Sender:
         chunks = [self._keys[first : first + BATCH] for first in range(0, KEYS_EACH, BATCH)]
         value = bytes(b"v" * VALUE_BYTES)
         self.templates = [BatchTemplate(self._session, dict.fromkeys(chunk, value)) for chunk in chunks]
-        self._questions = itertools.cycle([protocol.encode(ReadBatch(n, chunk)) for n, chunk in enumerate(chunks)])
+        self._reads = itertools.cycle([protocol.encode(ReadBatch(n, chunk)) for n, chunk in enumerate(chunks)])
         self._batches = itertools.cycle(self.templates)
         self._sent = self._committed = 0
         self.socket = _connect(context, address)
@@ -71,8 +71,8 @@ class Sender:
         self._sent += 1
         self.socket.send(next(self._batches).numbered(self._sent, self._committed + 1))
 
-    def take_commit(self) -> int:
-        """Take an answer to writes; how many batches are durable now that were not before."""
+    def receive_commit(self) -> int:
+        """Receive a reply to writes; how many more batches are durable now."""
         reply = self._receive()
         assert isinstance(reply, Committed), reply
         assert reply.numbers[0] == self._committed + 1, reply
@@ -80,16 +80,16 @@ class Sender:
         return len(reply.numbers)
 
     def read(self) -> None:
-        """Send the next question."""
-        self.socket.send(next(self._questions))
+        """Send the next read."""
+        self.socket.send(next(self._reads))
 
-    def take_values(self) -> int:
-        """Take an answer to a question: one. It is as long as it must be, or a key was not there."""
+    def receive_values(self) -> int:
+        """Receive the reply to one read. It is too short when a key is missing."""
         assert len(self.socket.recv()) > BATCH * VALUE_BYTES
         return 1
 
     def check_values(self) -> None:
-        """Ask once, and look at the whole answer."""
+        """Read once, and check the whole reply."""
         self.read()
         reply = self._receive()
         assert isinstance(reply, Values), reply
@@ -97,7 +97,8 @@ class Sender:
 
     def _receive(self) -> protocol.Reply:
         assert self.socket.poll(_PATIENCE_MS), "logd does not answer"
-        return protocol.decode_reply(self.socket.recv())
+        reply: protocol.Reply = protocol.decode_reply(self.socket.recv())
+        return reply
 
 
 def _connect(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
@@ -111,7 +112,7 @@ def _connect(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socke
 
 
 class Senders:
-    """Several senders in one thread: whoever is answered sends again."""
+    """Several senders in one thread: each sends again when it has a reply."""
 
     def __init__(self, senders: list[Sender]) -> None:
         self._by_socket = {sender.socket: sender for sender in senders}
@@ -126,20 +127,20 @@ class Senders:
         for sender in self._by_socket.values():
             for _ in sender.templates:
                 sender.write()
-                batches += sender.take_commit()
+                batches += sender.receive_commit()
             sender.check_values()
         return batches * BATCH
 
     def write(self, seconds: float) -> dict[str, float]:
         """Write for that long."""
-        return self._exchange(Sender.write, Sender.take_commit, seconds)
+        return self._exchange(Sender.write, Sender.receive_commit, seconds)
 
     def read(self, seconds: float) -> dict[str, float]:
         """Read for that long."""
-        return self._exchange(Sender.read, Sender.take_values, seconds)
+        return self._exchange(Sender.read, Sender.receive_values, seconds)
 
     def _exchange(
-        self, send: Callable[[Sender], None], take: Callable[[Sender], int], seconds: float
+        self, send: Callable[[Sender], None], receive: Callable[[Sender], int], seconds: float
     ) -> dict[str, float]:
         began = time.monotonic()
         for sender in self._by_socket.values():
@@ -147,12 +148,12 @@ class Senders:
                 send(sender)
         answered = 0
         for sender in self._answered_until(began + seconds):
-            count = take(sender)
+            count = receive(sender)
             answered += count
             for _ in range(count):
                 send(sender)
         elapsed = time.monotonic() - began
-        self._take_rest(take)
+        self._receive_rest(receive)
         return {"operations": answered * BATCH, "seconds": elapsed}
 
     def _answered_until(self, deadline: float) -> Iterator[Sender]:
@@ -162,17 +163,17 @@ class Senders:
             assert ready, "logd does not answer"
             yield from (self._by_socket[socket] for socket, _ in ready)
 
-    def _take_rest(self, take: Callable[[Sender], int]) -> None:
-        """What is in flight when the time is over belongs to nobody."""
+    def _receive_rest(self, receive: Callable[[Sender], int]) -> None:
+        """Receive what is in flight when the time is over; it is not counted."""
         for sender in self._by_socket.values():
             left = WINDOW
             while left:
                 assert sender.socket.poll(_PATIENCE_MS), "logd does not answer"
-                left -= take(sender)
+                left -= receive(sender)
 
 
 def main(address: str, first: int, count: int) -> None:
-    """Do what stdin says, to its end."""
+    """Carry out the orders on stdin, until it ends."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     senders = Senders([Sender(context, address, f"sender{first + n}") for n in range(count)])
     for line in sys.stdin:

@@ -1,8 +1,8 @@
-"""Who is measured: the server, the hello-world, the peers that are found here, and those that are named.
+"""The targets that are measured: the server, the hello-world, the peers that are found here, and those that are named.
 
 Owns their command lines and processes. A target is a context manager: inside it serves on 127.0.0.1, with its data in a
-directory that it was given, and holds every key of the cases that it was made for; behind it nothing of it runs. Knows
-neither rounds nor figures.
+directory that it was given, and holds every key of the cases that it was made for; afterwards no process of it is left.
+Knows neither rounds nor figures.
 """
 
 import base64
@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import urllib.parse
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ import psutil
 
 from tests.bench import generators
 from tests.bench.cases import HELLO, SERVER, Case, Sample
-from tests.support.harness import ROOT, Server, await_true, free_port
+from tests.support.harness import ROOT, Server, await_true, free_port, in_groups
 
 PYTHON: Final = ROOT / ".venv/bin/python"
 """What the server runs on; the hello-world has to have the same."""
@@ -39,7 +39,7 @@ class Target:
 
     name: str
     note = ""
-    """What a reader has to know to compare it; empty when there is nothing."""
+    """What a reader has to know to compare it; may be empty."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -67,11 +67,13 @@ class Target:
         before = cpu_seconds(self._members())
         sample = self._load(case, seconds)
         members = list(self._members())
-        used = cpu_seconds(members) - before  # of Counters: what is negative, because a process ended, is left out
+        after = cpu_seconds(members)
+        used = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+        used = {role: seconds for role, seconds in used.items() if seconds > 0}  # not where a process has ended
         return replace(sample, cpu_seconds={**sample.cpu_seconds, **used}, rss_bytes=dict(_rss_bytes(members)))
 
     def settle(self) -> None:
-        """Wait until it has done what it owes, so that its neighbour does not pay for it."""
+        """Wait for work that it does in the background, so that the next target does not pay for it."""
 
 
 # Ours ----------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class KvServer(Target):
         self._server = Server(directory, *flags)
 
     def _start(self, stack: contextlib.ExitStack) -> None:
-        command = [PYTHON, "-m", "logd", "import", self._server.directory, "-"]
+        command = [str(PYTHON), "-m", "logd", "import", str(self._server.directory), "-"]
         lines = "".join(json.dumps({"key": key, "value": value}) + "\n" for key, value in entries(self._cases))
         done = subprocess.run(command, cwd=ROOT, input=lines, text=True, check=False, capture_output=True)
         assert done.returncode == 0, done.stderr
@@ -131,7 +133,7 @@ class _Process(Target):
         raise NotImplementedError
 
     def _fill(self) -> None:
-        """Have it hold every key of its cases."""
+        """Store every key of its cases."""
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         self._directory.mkdir(parents=True)
@@ -150,8 +152,8 @@ class _Process(Target):
         await_true(
             lambda: self._process.poll() is not None or self._answers(), _START_SECONDS, f"a start of {self.name}"
         )
-        said = log_path.read_text(errors="replace")[-2_000:]
-        assert self._process.poll() is None, f"{self.name} ended with {self._process.returncode}:\n{said}"
+        printed = log_path.read_text(errors="replace")[-2_000:]
+        assert self._process.poll() is None, f"{self.name} ended with {self._process.returncode}:\n{printed}"
         self._fill()
 
     def _answers(self) -> bool:
@@ -160,7 +162,7 @@ class _Process(Target):
         return False
 
     def _members(self) -> Iterable[psutil.Process]:
-        return _members_of(self._process.pid)
+        return in_groups([self._process.pid])
 
 
 class HelloWorld(_Process):
@@ -275,7 +277,7 @@ def found_peers() -> list[str]:
 
 
 def peer_versions() -> dict[str, str]:
-    """What they say of themselves."""
+    """The first line of what `--version` prints, for each peer that is here."""
     commands = {Etcd.name: ["etcd", "--version"], Redis.name: ["redis-server", "--version"]}
     return {name: _first_line(commands[name]) for name in found_peers()}
 
@@ -308,29 +310,19 @@ def kill_group(leader: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)
     leader.wait()
-    await_true(lambda: not list(_members_of(leader.pid)), what="the end of every process of a group")
+    await_true(lambda: not list(in_groups([leader.pid])), what="the end of every process of a group")
 
 
-def _members_of(group: int) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-
-
-def cpu_seconds(processes: Iterable[psutil.Process]) -> Counter[str]:
+def cpu_seconds(processes: Iterable[psutil.Process]) -> dict[str, float]:
     """Processor time so far, by role. That of the children of logd, when they have ended, is of checkpoints."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for process in processes:
         with contextlib.suppress(psutil.Error):
             role, times = _role(process), process.cpu_times()
             seconds[role] += times.user + times.system
-            seconds["checkpoint" if role == "logd" else role] += _of_children(times)
+            of_children = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            seconds["checkpoint" if role == "logd" else role] += of_children
     return seconds
-
-
-def _of_children(times: Any) -> float:
-    return getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
 
 
 def _rss_bytes(processes: Iterable[psutil.Process]) -> Mapping[str, int]:
@@ -342,7 +334,7 @@ def _rss_bytes(processes: Iterable[psutil.Process]) -> Mapping[str, int]:
 
 
 def _role(process: psutil.Process) -> str:
-    """As the title says it: `kv: worker`, or `gunicorn: master […]`. Others have their name."""
+    """The role in the title of a process: `kv: worker`, or `gunicorn: master […]`; otherwise its name."""
     title = " ".join(process.cmdline())
     program, colon, rest = title.partition(": ")
     if not colon or program not in ("kv", "gunicorn"):

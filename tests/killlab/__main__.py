@@ -16,16 +16,16 @@ def main(arguments: list[str]) -> int:
     from tests.killlab import lab, measure, options, report
     from tests.killlab.progress import Bar
 
-    asked = options.parse(arguments)
+    parsed = options.parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Bar(asked.seconds) as bar:
-        bar.say(f"seed {asked.seed}")
-        result = lab.run(asked, bar)
+    with Bar(parsed.seconds) as bar:
+        bar.log(f"seed {parsed.seed}")
+        result = lab.run(parsed, bar)
     figures = measure.measure(result)
     print(report.summary(result, figures))
-    if asked.report:
-        asked.report.write_text(report.page(result, figures, arguments), encoding="utf-8")
-        print(f"report: {asked.report}")
+    if parsed.report:
+        parsed.report.write_text(report.page(result, figures, arguments), encoding="utf-8")
+        print(f"report: {parsed.report}")
     if result.is_interrupted:
         return 128 + signal.SIGINT
     return 1 if measure.problems(result, figures) else 0

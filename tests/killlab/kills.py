@@ -1,4 +1,4 @@
-"""The kills: what is asked for, and carrying it out on the processes of a server, by their role.
+"""The kills: orders, and carrying them out on the processes of a server, by their role.
 
 Owns the orders and the signals. Knows nothing of load, requests or reports.
 """
@@ -99,8 +99,8 @@ class Killer:
         self._frozen: list[tuple[float, list[psutil.Process]]] = []
         self._killed: set[psutil.Process] = set()  # may still be there for a moment
 
-    def turn(self, elapsed_s: float) -> Iterator[Kill]:
-        """Do what is due."""
+    def carry_out_due(self, elapsed_s: float) -> Iterator[Kill]:
+        """Carry out the orders whose time has come, and resume what was frozen long enough."""
         self._thaw(elapsed_s)
         for order in [order for order in self.waiting if order.at_s <= elapsed_s]:
             if kill := self._carry_out(order, elapsed_s):
@@ -108,7 +108,7 @@ class Killer:
                 yield kill
 
     def close(self) -> None:
-        """Let everything that is frozen go on."""
+        """Resume every frozen process."""
         self._thaw(float("inf"))
 
     def _carry_out(self, order: Order, elapsed_s: float) -> Kill | None:
@@ -144,7 +144,7 @@ class Killer:
 
 
 def _signal_all(processes: Sequence[psutil.Process], number: int) -> int:
-    """How many were still there; a pid that is another's by now is left alone."""
+    """Send a signal to each process that still exists; how many did. A pid that was used again is left alone."""
     count = 0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

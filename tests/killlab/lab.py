@@ -30,13 +30,13 @@ _READ_ATTEMPTS: Final = 3
 
 
 class Progress(Protocol):
-    """Who is told how it goes."""
+    """Where the course of the experiment is shown."""
 
-    def say(self, text: str) -> None:
-        """Something worth a line has happened."""
+    def log(self, text: str) -> None:
+        """Show one line of text."""
 
-    def turn(self, elapsed_s: float, requests: int, failed: int) -> None:
-        """The load goes on."""
+    def update(self, elapsed_s: float, requests: int, failed: int) -> None:
+        """Show how far the load has come."""
 
 
 @dataclass
@@ -57,15 +57,15 @@ class Result:
     verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
     judged_s: float = 0.0
     is_interrupted: bool = False
-    troubles: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     """Why the experiment could not be carried out to its end."""
     evidence: Path | None = None
-    """Data and log of the server, when somebody may want to see them."""
+    """Where data and log of the server are, when they are kept."""
 
 
 def run(options: Options, progress: Progress) -> Result:
     """Carry out an experiment."""
-    mark = secrets.token_hex(4)  # so that nothing from an earlier experiment on the same directory is met
+    mark = secrets.token_hex(4)  # so that keys of an earlier experiment in the same directory do not matter
     keys = [f"lab-{mark}-{n}" for n in range(options.keys + options.preload)]
     result = Result(options, Record(keys, options.value_bytes))
     with _directory(result) as directory:
@@ -73,9 +73,9 @@ def run(options: Options, progress: Progress) -> Result:
             _preload(server, result, progress)
             try:
                 _put_under_load(server, result, progress)
-                if not result.troubles:
+                if not result.errors:
                     _read_back(server, result, progress)
-            except KeyboardInterrupt:  # what was seen so far is judged all the same
+            except KeyboardInterrupt:  # what was recorded so far is judged all the same
                 result.is_interrupted = True
         _judge(result, progress)
     return result
@@ -83,7 +83,7 @@ def run(options: Options, progress: Progress) -> Result:
 
 @contextlib.contextmanager
 def _directory(result: Result) -> Iterator[Path]:
-    """Where the server keeps its data: a temporary one is removed when nothing is wrong with it."""
+    """The directory for data and log of the server; a temporary one is removed when nothing went wrong."""
     if result.options.directory:
         result.evidence = result.options.directory
         yield result.options.directory.absolute()
@@ -92,7 +92,7 @@ def _directory(result: Result) -> Iterator[Path]:
     try:
         yield temporary / "data"
     finally:
-        if result.troubles or result.unread or result.missing or not result.verdict.is_linearizable:
+        if result.errors or result.unread or result.missing or not result.verdict.is_linearizable:
             result.evidence = temporary
         else:
             shutil.rmtree(temporary)
@@ -101,7 +101,7 @@ def _directory(result: Result) -> Iterator[Path]:
 def _preload(server: Server, result: Result, progress: Progress) -> None:
     options = result.options
     if options.preload:
-        progress.say(f"writing {options.preload:,} keys")
+        progress.log(f"writing {options.preload:,} keys")
         writes = [(Kind.PUT, options.keys + n) for n in range(options.preload)]
         make_each(server.port, options.clients, result.record, writes)
 
@@ -115,25 +115,25 @@ def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
     result.began = time.monotonic_ns()
     try:
         with Clients(server.port, record, scripts), contextlib.closing(killer):
-            _rain(killer, server, result, progress)
+            _kill_what_is_due(killer, server, result, progress)
     finally:
         result.ended = time.monotonic_ns()
         result.not_carried_out = killer.waiting
 
 
-def _rain(killer: Killer, server: Server, result: Result, progress: Progress) -> None:
-    """Kill what is due, for as long as the load lasts."""
+def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: Progress) -> None:
+    """Carry out each order at its time, for as long as the load lasts."""
     history, failures = result.record.history, result.record.failures
     before = len(history)
     elapsed_s = 0.0
-    while elapsed_s < result.options.seconds and not result.troubles:
-        for kill in killer.turn(elapsed_s):
+    while elapsed_s < result.options.seconds and not result.errors:
+        for kill in killer.carry_out_due(elapsed_s):
             result.kills.append(kill)
-            progress.say(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
+            progress.log(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
         assert server.process is not None
-        if (status := server.process.poll()) is not None:  # whoever was killed here has a successor already
-            result.troubles.append(f"the server ended by itself, with status {status}")
-        progress.turn(elapsed_s, len(history) - before, len(failures))
+        if (status := server.process.poll()) is not None:  # a killed supervisor has been replaced already
+            result.errors.append(f"the server ended by itself, with status {status}")
+        progress.update(elapsed_s, len(history) - before, len(failures))
         time.sleep(_until_next(killer, elapsed_s))
         elapsed_s = (time.monotonic_ns() - result.began) / 1e9
 
@@ -148,15 +148,15 @@ def _read_back(server: Server, result: Result, progress: Progress) -> None:
     """Read every key; and again, from what is on the disk."""
     result.quiet_since = time.monotonic_ns()
     try:
-        progress.say("reading every key")
+        progress.log("reading every key")
         server.await_ready()
         _read_all(server, result)
-        progress.say("killing all, starting again, and reading every key once more")
+        progress.log("killing all, starting again, and reading every key once more")
         server.crash()
         server.start()
         _read_all(server, result)
-    except AssertionError as error:  # of the harness: it did not come up
-        result.troubles.append(f"after the load: {error}")
+    except AssertionError as error:  # of the harness: the server did not start
+        result.errors.append(f"after the load: {error}")
 
 
 def _read_all(server: Server, result: Result) -> None:
@@ -173,7 +173,7 @@ def _read_all(server: Server, result: Result) -> None:
 
 def _judge(result: Result, progress: Progress) -> None:
     history = result.record.history
-    progress.say(f"judging {len(history):,} operations")
+    progress.log(f"judging {len(history):,} operations")
     began = time.monotonic()
     result.verdict = check(history)
     if result.reads_at_rest:

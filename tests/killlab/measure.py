@@ -1,4 +1,4 @@
-"""Figures: what a result says in numbers, and whether all is well.
+"""Figures: a result in numbers, and whether all is well.
 
 Knows neither how the result came about nor how figures are shown. Latency is from sending a request to its answer; that
 a client had to wait before it could send shows in the silences.
@@ -111,7 +111,7 @@ def lost_and_doubled(result: Result) -> tuple[int, int]:
 def problems(result: Result, figures: Figures) -> list[str]:
     """Why not all is well, in words."""
     found = ["interrupted"] if result.is_interrupted else []
-    found += result.troubles
+    found += result.errors
     if not figures.requests:
         found.append("not one request succeeded")
     if result.missing:

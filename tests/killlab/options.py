@@ -1,4 +1,4 @@
-"""The command line of the kill lab: what is asked for, checked.
+"""The command line of the kill lab, parsed and checked.
 
 Knows neither servers nor clients.
 """
@@ -51,7 +51,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """What is asked for. Ends the process with a line on stderr when it makes no sense."""
+    """Parse the command line. Ends the process with a line on stderr when it makes no sense."""
     parser = _parser()
     given = parser.parse_args(arguments)
     seconds = given.minutes * 60 if given.minutes else given.seconds
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--every", type=checked(_positive_seconds), metavar="TIME", help="a random kill after each such time"
     )
     kills.add_argument(
-        "--roles", type=checked(_roles), default=ROLES, metavar="ROLE,…", help="whom the random kills may meet (all)"
+        "--roles", type=checked(_roles), default=ROLES, metavar="ROLE,…", help="that the random kills choose from (all)"
     )
     length = parser.add_argument_group("how long").add_mutually_exclusive_group()
     length.add_argument("--seconds", type=checked(_positive_seconds), default=30.0, help="(30)")

@@ -1,4 +1,4 @@
-"""How it goes, while it goes: a bar on a terminal, and lines anywhere.
+"""Progress of an experiment: a bar on a terminal, and lines anywhere.
 
 Knows nothing of what it shows.
 """
@@ -30,12 +30,12 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def say(self, text: str) -> None:
-        """Something worth a line has happened."""
+    def log(self, text: str) -> None:
+        """Show one line of text."""
         tqdm.write(text, file=sys.stderr)
 
-    def turn(self, elapsed_s: float, requests: int, failed: int) -> None:
-        """The load goes on."""
+    def update(self, elapsed_s: float, requests: int, failed: int) -> None:
+        """Show how far the load has come; on a terminal at most twice a second, elsewhere every half minute."""
         now = time.monotonic()
         if self._is_terminal and now - self._counted_at >= 0.5:
             rate = (requests - self._requests) / (now - self._counted_at)
@@ -44,4 +44,4 @@ class Bar:
             self._bar.set_postfix_str(f"{rate:,.0f} requests/s, {failed:,} failed")
         elif not self._is_terminal and elapsed_s >= self._line_at:
             self._line_at += _LINE_SECONDS
-            self.say(f"{elapsed_s:7.0f} s  {requests:,} requests, {failed:,} failed")
+            self.log(f"{elapsed_s:7.0f} s  {requests:,} requests, {failed:,} failed")

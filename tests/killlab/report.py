@@ -1,4 +1,4 @@
-"""What people get to see: a summary for the terminal, and one page that needs nothing but itself.
+"""The report: a summary for the terminal, and one page that needs no other file.
 
 Owns words and layout; knows only results and their figures. The page is drawn by `page.html` from the data that is put
 into it here.
@@ -88,7 +88,7 @@ def _verdict_lines(result: Result, figures: Figures) -> list[str]:
 
 
 def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
-    """What was verified, and whether it holds; None where there is nothing to say."""
+    """What was verified, and whether it holds; None where there was nothing to verify."""
     verdict = result.verdict
     lost, doubled = lost_and_doubled(result)
     is_read = bool(result.reads_at_rest) and not result.unread

@@ -1,11 +1,11 @@
 -- What the load scripts of wrk share: settings, keys, requests that are built ahead, and the result as JSON.
 --
 -- Knows wrk and nothing of the server but its paths. The scripts that use it are put.lua, get.lua, mixed.lua and
--- unique.lua, each with its settings at its head; a setting is an environment variable, or NAME=VALUE behind `--`.
+-- unique.lua, each with its settings at its head; a setting is an environment variable, or NAME=VALUE after `--`.
 --
 -- A request has to cost the load generator little, or it is what gets measured. So requests are built once, before
 -- anything is sent, where they fit into memory; else a request is one concatenation of a part before the key, a number,
--- and a part behind it, and nothing is encoded.
+-- and a part after it, and nothing is encoded.
 
 local common = {}
 
@@ -47,15 +47,15 @@ end
 function common.on_random_keys(build)
    local random, keys = math.random, common.number("KEYS", 1000)
    if keys > PREBUILT_MAX or keys * #build("0") > PREBUILT_BYTES_MAX then
-      local before, behind = common.around_key(build)
-      return function() return before .. random(keys) .. behind end
+      local before, after = common.around_key(build)
+      return function() return before .. random(keys) .. after end
    end
    local requests = {}
    for key = 1, keys do requests[key] = build(tostring(key)) end
    return function() return requests[random(keys)] end
 end
 
--- What a request has before its key and behind it.
+-- The parts of a request before and after its key.
 function common.around_key(build)
    local mark = "@KEY@"
    local request = build(mark)

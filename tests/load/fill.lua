@@ -7,19 +7,19 @@
 --    JSON=1           print the result as one line of JSON, last
 
 local common = dofile(debug.getinfo(1, "S").source:match("^@(.*/)") .. "common.lua")
-local before, behind, keys, number
+local before, after, keys, number
 
 function init(args)
    common.begin(args)
    keys = common.number("KEYS", 1000)
    number = keys - 1 -- wrk asks once for a request that it does not send
    local value = common.value()
-   before, behind = common.around_key(function(key)
+   before, after = common.around_key(function(key)
       return wrk.format("PUT", common.path(key), nil, value)
    end)
 end
 
 function request()
    number = number % keys + 1
-   return before .. number .. behind
+   return before .. number .. after
 end

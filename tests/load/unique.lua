@@ -6,19 +6,19 @@
 --    JSON=1           print the result as one line of JSON, last
 
 local common = dofile(debug.getinfo(1, "S").source:match("^@(.*/)") .. "common.lua")
-local before, behind
+local before, after
 local number = 0
 
 function init(args)
    common.begin(args)
    local value = common.value()
    local run = common.setting("RUN", tostring(os.time()))
-   before, behind = common.around_key(function(key)
+   before, after = common.around_key(function(key)
       return wrk.format("PUT", common.path(run .. "-" .. wrk_thread .. "-" .. key), nil, value)
    end)
 end
 
 function request()
    number = number + 1
-   return before .. number .. behind
+   return before .. number .. after
 end

@@ -1,4 +1,4 @@
-"""What the command lines of the tools beside the tests share: errors of a value are shown as argparse shows its own."""
+"""What the command lines of kill lab and bench share: a wrong value is reported as argparse reports its own errors."""
 
 import argparse
 from collections.abc import Callable
@@ -8,7 +8,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 def checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Have argparse show what a ValueError says."""
+    """A type for argparse that reports the message of a ValueError."""
 
     def parse_or_explain(text: str) -> _Parsed:
         try:

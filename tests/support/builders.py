@@ -1,4 +1,6 @@
-"""What several test files build: batches, segments, whole directories; and a disk that is watched and made to fail.
+"""What several specifications build: batches, segments, whole directories; and a disk that is watched and made to fail.
+
+Knows the formats and the disk of the log; knows no server and no HTTP.
 
 The history is the same everywhere: frame 1 opens session A, and frame n holds its batch n - 1. `group(n)` is that
 frame, `state(n)` the store after it, and `lay_out` writes parts of this history into a directory.
@@ -9,7 +11,7 @@ import errno
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +26,21 @@ A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 MARKER, OTHER_MARKER = b"\xa1\xb2\xc3\xd4", b"\x11\x22\x33\x44"
 
 
-def batch(session=A, number=0, *, base=0, clear=False, puts=None, deletes=()):
+def batch(
+    session: bytes = A,
+    number: int = 0,
+    *,
+    base: int = 0,
+    clear: bool = False,
+    puts: dict[str, bytes] | None = None,
+    deletes: Iterable[str] = (),
+) -> WriteBatch:
+    """A batch of writes; without arguments, the one that opens session A."""
     return WriteBatch(session, number, base, clear, puts or {}, list(deletes))
 
 
 def payload_of(*batches: WriteBatch) -> bytes:
+    """What a frame of these batches holds."""
     return wal.encode_payload([protocol.encode(each) for each in batches])
 
 
@@ -47,7 +59,7 @@ def state(sequence: int) -> Store:
 
 
 def same(one: Store, other: Store) -> bool:
-    """Equal in all that counts: keys, values, their size, sessions and their order."""
+    """True for stores that are equal in keys, values, their size, and the order of their sessions."""
     sessions = [list(store.sessions.items()) for store in (one, other)]
     return (one.data, one.data_bytes, sessions[0]) == (other.data, other.data_bytes, sessions[1])
 
@@ -57,7 +69,7 @@ GARBAGE = {
     "text": b"GET / HTTP/1.1\r\n\r\n",
     "no array": bytes.fromhex("01"),
     "no tag": bytes.fromhex("90"),
-    "tag of nobody": bytes.fromhex("92 63 01"),
+    "an unknown tag": bytes.fromhex("92 63 01"),
     "a bool for a number": bytes.fromhex("92 03 c3"),
     "a length beyond the end": bytes.fromhex("93 02 01 dd ffffffff"),
     "text for bytes": bytes.fromhex("97 01 a161 00 00 c2 80 90"),
@@ -67,11 +79,11 @@ GARBAGE = {
     "a reason that is not UTF-8": bytes.fromhex("93 10 01 a1ff"),
     "a nest without end": bytes.fromhex("94 02 01 90") + b"\x91" * 100_000 + b"\x01",
 }
-"""What is no message, by what is wrong with it."""
+"""Bytes that are no message, by what is wrong with them."""
 
 
 def stats(number: int) -> Stats:
-    """Numbers that logd may tell."""
+    """Statistics as logd may report them."""
     return Stats(
         number=number,
         unavailable_reason="",
@@ -183,10 +195,10 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-class Held:
-    """A directory of which one segment is a named pipe, so that whoever reads it waits there."""
+class PipedSegment:
+    """A directory in which one segment is a named pipe, so that its reader blocks until `release`."""
 
-    def __init__(self, directory, layout, token):
+    def __init__(self, directory: Path, layout: str, token: str) -> None:
         lay_out(directory, layout)
         self.directory = directory
         self.path = directory / file_name(token)
@@ -195,35 +207,37 @@ class Held:
         os.mkfifo(self.path)
         self._writer: int | None = None
 
-    def await_reader(self):
-        """Wait until somebody has opened the segment, and now waits for what it holds."""
+    def await_reader(self) -> None:
+        """Wait until a reader has opened the segment, and so is blocked."""
         await_true(self._open, 30, "a reader of the segment")
 
     @contextlib.contextmanager
-    def a_reader(self):
-        """Somebody has opened the segment, and waits as long as this lasts."""
+    def reader(self) -> Iterator[None]:
+        """Wait for a reader; it stays blocked as long as the block lasts, and finds an empty segment then."""
         self.await_reader()
         try:
             yield
         finally:
             self.close()
 
-    def _open(self):
+    def _open(self) -> bool:
         try:
             self._writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # nobody reads yet
+            if error.errno != errno.ENXIO:  # no reader yet
                 raise
         return self._writer is not None
 
-    def let_go(self):
-        """Give the reader what the segment held, and make it a file again for those that come later."""
+    def release(self) -> None:
+        """Give the reader the bytes of the segment, and make it a file again for later readers."""
+        assert self._writer is not None
         os.write(self._writer, self.data)
         self.path.unlink()
         self.path.write_bytes(self.data)
         self.close()
 
-    def close(self):
+    def close(self) -> None:
+        """End the input of the reader."""
         if self._writer is not None:
             os.close(self._writer)
             self._writer = None
@@ -242,8 +256,8 @@ class Call(NamedTuple):
 class WatchedDisk(LocalDisk):
     """A real directory that writes down every call which changes it, has only so much room, and fails on demand.
 
-    `before` is asked about each call before it is made: it may raise, or wait. An append that does not fit writes what
-    fits, as a full device does, and raises `full`.
+    `before` is called before each such call: it may raise, or wait. An append that does not fit writes what fits, as a
+    full device does, and raises `full`.
     """
 
     def __init__(self, directory: Path, before: Callable[[Call], None] = lambda _: None, *, syncs: bool = True) -> None:
@@ -253,9 +267,10 @@ class WatchedDisk(LocalDisk):
         self.open_files: list[str] = []
         self.room = math.inf
         self.full = errno.ENOSPC
-        self.syncs = syncs  # False: for speed, where no crash is looked at
+        self.syncs = syncs  # False: for speed, in tests without crashes
 
     def note(self, operation: str, name: str = "") -> None:
+        """Write down a call that is about to be made."""
         self.before(Call(operation, name))
         self.calls.append(Call(operation, name))
 
@@ -287,28 +302,28 @@ class WatchedFile:
         self._disk = disk
         self._name = name
         self._file = file
+        self.size = file.size
         disk.open_files.append(name)
-
-    @property
-    def size(self) -> int:
-        return self._file.size
 
     def append(self, data: bytes, zeros_bytes: int = 0) -> None:
         self._disk.note("append", self._name)
         fits = int(min(len(data), self._disk.room))
         self._disk.room -= fits
         self._file.append(data[:fits], int(min(zeros_bytes, self._disk.room)))
+        self.size = self._file.size
         if fits < len(data):
             raise OSError(self._disk.full, os.strerror(self._disk.full))
 
     def truncate(self, size: int) -> None:
         self._disk.note("truncate", self._name)
-        self._disk.room += self._file.size - size
+        self._disk.room += self.size - size
         self._file.truncate(size)
+        self.size = self._file.size
 
     def allocate(self, size: int) -> None:
         self._disk.note("allocate", self._name)
         self._file.allocate(size)
+        self.size = self._file.size
 
     def sync(self) -> None:
         self._disk.note("sync", self._name)
@@ -331,11 +346,11 @@ def failing(at: Call | str, error: int | BaseException = errno.EIO) -> Callable[
 
 
 class Crash(BaseException):
-    """The process ends here: nothing may catch it and tidy up."""
+    """The process ends here: no handler of errors may catch it and clean up."""
 
 
 def crash_at(count: int) -> Callable[[Call], None]:
-    """A `before` that ends everything at the call with this index, and at all that follow."""
+    """A `before` that raises Crash at the call with this index, and at every call after it."""
     left = [count]
 
     def before(_: Call) -> None:

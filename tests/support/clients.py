@@ -61,7 +61,7 @@ def call(
 def exchange(port: int, data: bytes, *, half_close: bool = False) -> bytes:
     """Send bytes on a connection of their own; all that comes back until the server closes it.
 
-    With `half_close` the server is told that nothing more will be sent.
+    With `half_close` the write side is closed after them.
     """
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(data)

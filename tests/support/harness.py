@@ -2,7 +2,7 @@
 
 Everything that is started here is ended here, also when a test fails: `Server` is a context manager that leaves no
 process of its groups behind, and no file but those in its directory and its log. Knows the processes of the server by
-their role; what clients say to it is in `clients`, and the load that it has to endure in `load`.
+their role; clients are in `clients`, and the load that it has to endure is in `load`.
 """
 
 import contextlib
@@ -30,7 +30,10 @@ START_SECONDS: Final = 30.0
 
 
 def await_true(condition: Callable[[], object], seconds: float = 10.0, what: str = "the condition") -> None:
-    """Wait until a condition holds, looking often. Fails after a deadline that is far beyond what is expected."""
+    """Wait until a condition holds; poll it often. The deadline is to be far beyond what is expected.
+
+    Raises AssertionError at the deadline.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
@@ -39,7 +42,7 @@ def await_true(condition: Callable[[], object], seconds: float = 10.0, what: str
 
 @contextlib.contextmanager
 def running_tool(command: Sequence[str | Path], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A command as a user gives it. Nothing of it may be left: no process, no temporary file but logs of servers."""
+    """A command as a user runs it. It must leave no process, and no temporary file but logs of servers."""
     with tempfile.TemporaryDirectory(prefix="kvt-") as temporary:
         process = subprocess.Popen(
             command,
@@ -72,7 +75,7 @@ def _processes_given(name: str, value: str) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses at the moment."""
+    """A port of this machine that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -124,7 +127,7 @@ class Server:
         self._spelled = spelled or str(directory)
         self._groups: list[int] = []
         self.temporary: Path | None = None
-        """Where this server makes its temporary files, and nobody else."""
+        """The directory for temporary files of this server alone."""
 
     def __enter__(self) -> Self:
         try:
@@ -170,12 +173,12 @@ class Server:
         self._groups.append(self.process.pid)
 
     def start(self) -> None:
-        """Start, and wait until the server takes reads and writes."""
+        """Start, and wait until the server accepts reads and writes."""
         self.spawn()
         self.await_ready()
 
     def await_ready(self, seconds: float = START_SECONDS) -> None:
-        """Wait until /health says ok."""
+        """Wait until /health answers 200."""
         await_true(self._is_ready_or_dead, seconds, "readiness")
         assert self.process is not None
         assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
@@ -244,7 +247,7 @@ class Server:
 
     def members(self) -> list[psutil.Process]:
         """The living processes of the group, and of earlier ones that were not killed."""
-        return list(_in_groups(self._groups))
+        return list(in_groups(self._groups))
 
     def role(self, name: str) -> list[psutil.Process]:
         """The processes that have a role: supervisor, logd, gunicorn, worker or checkpoint."""
@@ -262,7 +265,7 @@ class Server:
         return found[0]
 
     def socket_directory(self) -> Path:
-        """Where the socket of logd is, as the lock file says."""
+        """The directory of the socket of logd, from the lock file."""
         return Path((self.directory / "LOCK").read_text().removeprefix("ipc://")).parent
 
     def segments(self) -> list[Path]:
@@ -276,7 +279,7 @@ class Server:
 
 
 def run_to_end(*arguments: str, cwd: Path | None = None) -> tuple[int, list[str]]:
-    """Run `./run.sh` where it cannot serve: its exit status, and what it says on stderr, line by line.
+    """Run `./run.sh` where it cannot serve: its exit status, and the lines that it writes to stderr.
 
     Returns when every process of it has ended; fails when one does not, or when it leaves a temporary file.
     """
@@ -291,16 +294,17 @@ def run_to_end(*arguments: str, cwd: Path | None = None) -> tuple[int, list[str]
             start_new_session=True,
         )
         try:
-            _, said = process.communicate(timeout=START_SECONDS)
+            _, errors = process.communicate(timeout=START_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         assert os.listdir(temporary) == []
-    return process.returncode, said.decode().splitlines()
+    return process.returncode, errors.decode().splitlines()
 
 
-def _in_groups(leaders: Sequence[int]) -> Iterator[psutil.Process]:
+def in_groups(leaders: Sequence[int]) -> Iterator[psutil.Process]:
+    """The living processes of these process groups."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:

@@ -1,8 +1,8 @@
 """What clients saw of a key-value server, and whether one atomic map could have shown them that.
 
-Owns the record of operations (`History`) and the linearizability checker (`check`); `missing_writes` is a simpler look
-at the end of a history. Knows no HTTP, no clock and no
-server: whoever records says when an operation began and ended, and what its outcome tells.
+Owns the record of operations (`History`) and the linearizability checker (`check`); `missing_writes` is a simpler check
+of the end of a history. Knows no HTTP, no clock and no server: the recorder says when an operation began and ended, and
+what its outcome was.
 
 Linearizability (Herlihy and Wing, "Linearizability: a correctness condition for concurrent objects", ACM TOPLAS 12(3),
 1990) is compositional: a history is linearizable when its part for each key is, so each key is judged alone. `clear`
@@ -54,7 +54,7 @@ class Kind(enum.IntEnum):
 
 
 class Outcome(enum.IntEnum):
-    """What the answer tells: done; certainly not done and never to be; or neither."""
+    """What is known from the answer: done; certainly not done, now or later; or neither."""
 
     OK = 0
     REFUSED = 1
@@ -94,7 +94,7 @@ class History:
         return len(self.end)
 
     def add(self, key: int, operation: Operation) -> None:
-        """Take note of an operation that has ended. `key` is an index of `keys`, and 0 for a clear."""
+        """Add an operation that has ended. `key` is an index of `keys`, and 0 for a clear."""
         client, kind, value, start, end, outcome = operation
         self.client.append(client)
         self.kind.append(kind)
@@ -209,7 +209,7 @@ class _Outside:
         self._zones = zones
         self._starts = [zone.start for zone in zones]
         self.ends = self._starts
-        """When a stretch of it ends: a value is there then that is held through the zone."""
+        """When a stretch of it ends: the register holds the value of a zone from then on."""
 
     def clip(self, spans: Iterable[Span]) -> list[Span]:
         """The part of each that is outside. Nothing is left of a span inside a zone: it ends before it starts."""
@@ -300,14 +300,14 @@ class _Sweep:
             self._last_absent = time
 
 
-# What is there at the end --------------------------------------------------------------------------------
+# The end of a history ------------------------------------------------------------------------------------
 
 
 def missing_writes(history: History, since: int) -> list[str]:
-    """Keys that were read after `since`, when nobody wrote any more, and whose last acknowledged write is not there.
+    """Keys that were read after `since`, when no client wrote any more, and whose last acknowledged write is missing.
 
-    What is found must be that write, or one that may have come later. `check` says the same and more; this says it in
-    a way that is plain to see.
+    What is found must be that write, or one that may have come later. `check` finds this and more; this is the check
+    that a reader understands at once.
     """
     return [key for key, operations in history.registers() if _misses_a_write(operations, since)]
 

@@ -1,6 +1,6 @@
-"""The machine and the versions that something was found out with, in words.
+"""The machine and the versions that results were obtained with, in words.
 
-Knows nothing of what was found out.
+Knows nothing of the results.
 """
 
 import importlib.metadata
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """What is checked out; empty where nobody can tell."""
+    """The commit that is checked out; empty outside of a repository."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -42,7 +42,7 @@ def commit() -> str:
 
 
 def file_system(directory: Path) -> str:
-    """The kind of file system that a directory is on; empty where nobody can tell."""
+    """The kind of file system that a directory is on; empty where it is not known."""
     mounts = {partition.mountpoint: partition.fstype for partition in psutil.disk_partitions(all=True)}
     directory = directory.absolute()
     return next((mounts[str(each)] for each in (directory, *directory.parents) if str(each) in mounts), "")

@@ -113,9 +113,8 @@ class Client:
         is_refused = False
         while not self._is_stopped:
             began = time.monotonic_ns()
-            connection = _Connection(self)
             try:
-                await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", self._port)
+                _, connection = await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self._port)
                 self.connection = connection
                 await connection.closed
                 is_refused = False
@@ -142,7 +141,7 @@ class _Connection(asyncio.Protocol):
     """One connection of a client: sends a request as soon as the one before it is answered."""
 
     def __init__(self, client: Client) -> None:
-        self.closed = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.local_port = 0
         self._client = client
         self._transport: asyncio.Transport
@@ -185,7 +184,7 @@ class _Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._send_next)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody knows what became of the request that was on its way."""
+        """The outcome of the request that was on its way is unknown."""
         if self._sent:
             self._end(self._sent, Outcome.UNKNOWN, self._sent.value, BROKEN)
         self.closed.set_result(None)

@@ -1,10 +1,12 @@
-"""A disk that forgets. Stands in for `logd.local.disk.LocalDisk` behind the same seam.
+"""A simulated disk that loses what was not synced. Stands in for `logd.local.disk.LocalDisk` behind the same protocol.
 
-It keeps apart what a process sees and what has reached the platter. It can be told to stop at the n-th call that
-changes anything, as if the power went, and then enumerates the disks that could be left: for each file with unsynced
-data, the data lost, cut, zeroed, garbage, or there in the wrong order of sectors; for each unsynced change of a name,
-made or not, independently. It can also be told that a call fails: no space (after a short write), or an I/O error,
-after which, as on Linux, the data can still be read but is not on the platter and never will be.
+It keeps what a process sees apart from what has reached the platter. `cut_at` stops it at the n-th call that changes
+anything, as a power cut does, and `survivors` then enumerates the disks that could be left: for each file with unsynced
+data, the data lost, cut, zeroed, garbage, or written in the wrong order of sectors; for each unsynced change of a name,
+made or not, independently. `fail_at` makes calls fail: no space (after a short write), or an I/O error, after which, as
+on Linux, the data can still be read but is not on the platter and never will be.
+
+Knows nothing of logs. The method is that of LevelDB's `fault_injection_test.cc` and redb's `crash_consistency.rs`.
 """
 
 import errno
@@ -20,19 +22,21 @@ _NAME_CHANGES_MAX = 6  # beyond it only prefixes of the changes are tried, not e
 
 
 class PowerCut(OSError):
-    """Raised by the call at which the power goes, and by every one after it."""
+    """Raised by the call at which the power is cut, and by every call after it."""
 
 
 Change = dict[str, "Inode | None"]
-"""One step on the directory: names, and what they stand for after it."""
+"""One change of the directory: names, and their files after it; None where the name is gone."""
 
 
 @dataclass
 class Inode:
+    """A file apart from its name: what is on the platter, and what a process sees."""
+
     durable: bytes = b""
     cached: bytearray = field(default_factory=bytearray)
     lost: bool = False
-    """A sync failed: what was unsynced then is marked clean, and no later sync writes it."""
+    """True after a failed sync: what was unsynced then counts as clean, and no later sync writes it."""
 
     def survivors(self) -> list[bytes]:
         """What the file may hold after a power cut, without repeats."""
@@ -59,6 +63,8 @@ class Inode:
 
 
 class SimFile:
+    """Satisfies `logd.local.disk.DiskFile`."""
+
     def __init__(self, disk: "SimDisk", inode: Inode) -> None:
         self._disk = disk
         self._inode = inode
@@ -94,11 +100,12 @@ class SimFile:
         pass
 
     def write_short(self, data: bytes) -> None:
-        """What a full disk takes before it says so."""
+        """Write as much as a full disk does before it fails."""
         self.put(data[: len(data) // 2])
         self.size += len(data) // 2
 
     def fail_sync(self) -> None:
+        """Lose what is unsynced now, for ever."""
         self._inode.lost = True
 
 
@@ -112,11 +119,11 @@ class SimDisk:
         self.calls = 0
         self.cut_at: int | None = None
         self.fail_at: dict[int, int] = {}
-        """Number of a call, and the errno with which it fails."""
+        """Numbers of calls, and the errno with which each fails."""
         self.is_cut = False
 
     def step(self, call: str, file: SimFile | None = None, data: bytes = b"") -> None:
-        """Count one changing call, and fail it when that was asked for."""
+        """Count a call that changes the disk. Raises PowerCut or OSError where one is due."""
         self.calls += 1
         if self.is_cut or self.calls == self.cut_at:
             if call == "append" and file and not self.is_cut:
@@ -172,7 +179,7 @@ class SimDisk:
         _apply(self._names, change)
 
     def survivors(self) -> Iterator["SimDisk"]:
-        """Every disk that could be left if the power went now."""
+        """Every disk that could be left if the power were cut now."""
         for names in self._surviving_names():
             inodes = list({id(inode): inode for inode in names.values()}.values())
             for contents in itertools.product(*(inode.survivors() for inode in inodes)):
