@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs all checks: format, lint, types, tests. Sets up .venv and .venv-tests by itself; arguments go to pytest.
+# Runs all checks, the fast ones first: format, lint, imports, types, tests. Sets up .venv and .venv-tests by itself;
+# arguments go to pytest.
 set -eu
 cd -- "$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)"
 
@@ -8,5 +9,6 @@ cd -- "$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)"
 bin=.venv-tests/bin
 "$bin/ruff" format --check --quiet .
 "$bin/ruff" check --quiet .
+"$bin/lint-imports" --no-cache --no-logo
 "$bin/mypy" --no-error-summary
 exec "$bin/python" -m pytest "$@"
