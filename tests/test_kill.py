@@ -1,7 +1,7 @@
 """SIGKILL, SIGSTOP, damage and a full disk, to one process or file at a time, while clients are at work.
 
-The clients (`Load`) verify every read while they run and every key at the end, so each of these tests also says: no
-acknowledged write was lost or undone, and no refused one appeared.
+The history of the clients (`Load`) is judged at the end, so each of these tests also says: no acknowledged write was
+lost or undone, no refused one appeared, and one order of all requests explains every read.
 """
 
 import contextlib

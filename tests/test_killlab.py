@@ -30,6 +30,7 @@ from tests.support.history import (
     check,
     missing_writes,
 )
+from tests.support.load import Load
 from tests.support.recorder import BROKEN, REFUSED, TIMED_OUT, Clients, Failure, Record, make_each
 
 OK, REFUSED_OUTCOME, UNKNOWN = Outcome
@@ -228,6 +229,11 @@ def forgetful(server, method, key, body):
     return honest(server, method, key, body)
 
 
+def failing(server, method, key, body):
+    """Answers now and then what no client should get."""
+    return (500, b"internal server error\n") if server.requests % 50 == 0 else honest(server, method, key, body)
+
+
 def made(answer, *requests, clients=1, value_bytes=20):
     """What clients record of these requests."""
     record = Record(["a", "b"], value_bytes)
@@ -312,6 +318,17 @@ def test_a_server_that_forgets_is_found_out(behaviour, is_good):
         assert missing_writes(record.history, quiet_since) == []
     else:
         assert {violation.fault for violation in verdict.violations} <= {Fault.LOST, Fault.CAME_BACK}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "complaint"), [(honest, None), (forgetful, "missing|come back|explains"), (failing, "'500'")]
+)
+def test_the_load_of_the_specifications_judges_a_server(behaviour, complaint):
+    with Liar(behaviour) as server:
+        with Load(server.server_port, clients=4) as load:
+            await_true(lambda: len(load.record.history) > 2_000, 30, "some requests")
+        with pytest.raises(AssertionError, match=complaint) if complaint else contextlib.nullcontext():
+            load.verify()
 
 
 def test_a_mix_has_the_shares_that_were_asked_for():

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 import psutil
-import pytest
 
 from tests.support.clients import Answer, call
 
@@ -83,10 +83,10 @@ def free_port() -> int:
 
 
 def need_descriptors(count: int) -> None:
-    """Let this process open that many files, or skip the test where the machine does not allow it."""
+    """Let this process open that many files. Raises SkipTest where the machine does not allow it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
-        pytest.skip(f"a process may open {hard} files here, and {count} are needed")
+        raise unittest.SkipTest(f"a process may open {hard} files here, and {count} are needed")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
 
 
