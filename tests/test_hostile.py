@@ -136,21 +136,6 @@ def has_ended(client):
 # Odd requests --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key", ["%", "%4", "%zz", "%00", "%C3%BC", "%FF", "a%2Fb", "a%0D%0Ab", "%u0041", "../x", ".%2F."]
-)
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_a_key_that_is_badly_encoded_or_tries_to_be_a_path_is_refused(server, method, key):
-    answer = server.call(method, f"/kv/{key}", b"v" if method == "PUT" else None)
-    assert answer[:2] == (400, b"key contains invalid characters\n")
-
-
-def test_a_value_may_have_any_control_character(server):
-    value = bytes(range(128))
-    server.put("controls", value)
-    assert server.get("controls") == value
-
-
 @pytest.mark.parametrize("method", ["BREW", "get", "GETX", "PROPFIND", "TRACE", "OPTIONS", "x" * 200])
 @pytest.mark.parametrize(
     ("path", "status", "allow"),

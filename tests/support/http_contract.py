@@ -112,6 +112,8 @@ _VALUES: Final = (
     b" ",
     b"\n",
     b"\xef\xbb\xbfbom",
+    bytes(range(64)),
+    bytes(range(64, 128)),
     b"0\r\n\r\n",
     b"key not found\n",
 )
@@ -139,7 +141,8 @@ _KEYS: Final = {
 _NO_KEYS: Final = (
     "%FF", "%FE", "%2F", "a%2Fb", "a/b", "/a", "a/", "%00", "a%00", "a%0A", "%0A", "+", "a+b", "%20", "a%20b", "%09",
     "%C3%BC", "%F0%9F%98%80", "%EF%BF%BD", "%7F", "%zz", "%4", "%", "a%", "%%41", "%25", "a%2541", "~", "a*b", "a,b",
-    "a;b", "a=b", "a@b", "(a)", "a!", "$a", "a&b", "'a'", "a|b", "a\\b", "[a]", "k" * 30_000 + "+",
+    "a;b", "a=b", "a@b", "(a)", "a!", "$a", "a&b", "'a'", "a|b", "a\\b", "[a]", "a%0D%0Ab", "%u0041",
+    "../x", ".%2F.", "k" * 30_000 + "+",
 )  # fmt: skip
 _NO_PATHS: Final = (
     "/", "/kv", "/kv?a", "/nope", "/KV/a", "/kv;a", "/clear/", "/clear/a", "/Clear", "/health/", "/a/kv/a",
