@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from tests.bench.cases import HELLO, SERVER, Case, Sample
 from tests.support.harness import ROOT, Server, await_true, free_port, in_groups
 
 PYTHON: Final = ROOT / ".venv/bin/python"
-"""What the server runs on; the hello-world has to have the same."""
+"""What the server runs on. The environment of the bench, which the hello-world runs on, is made by the same Python."""
 
 _START_SECONDS: Final = 30.0
 _CHECKPOINT_SECONDS: Final = 60.0
@@ -177,7 +178,7 @@ class HelloWorld(_Process):
 
     def _command(self) -> list[str]:
         flags = ["-c", "python:tests.bench.hello", f"--bind=127.0.0.1:{self._port}", f"--workers={self._workers}"]
-        return [str(PYTHON), "-m", "gunicorn", *flags, "tests.bench.hello:app"]
+        return [sys.executable, "-m", "gunicorn", *flags, "tests.bench.hello:app"]
 
     def _is_ready(self) -> bool:
         return _request(f"http://127.0.0.1:{self._port}", "GET", "/kv/x") == 200

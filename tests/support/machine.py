@@ -7,14 +7,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tomllib
 from pathlib import Path
-from typing import Final
 
 import psutil
 
 from tests.support.harness import ROOT
-
-_PACKAGES: Final = ("falcon", "gunicorn", "uvicorn", "uvloop", "httptools", "pyzmq", "msgspec")
 
 
 def machine() -> str:
@@ -28,8 +26,10 @@ def system() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, and the packages that the server is made of."""
-    return {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+    """Python, and the packages that the server needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = [requirement.partition("==")[0] for requirement in project["dependencies"]]
+    return {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def commit() -> str:
