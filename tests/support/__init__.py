@@ -1,1 +1,1 @@
-"""What the specifications share: servers to start, disks that forget, histories to judge."""
+"""What the specifications share: servers and clients, a load and its checker, the HTTP contract, a simulated disk."""
