@@ -43,11 +43,12 @@ class Engine:
         recovered = recovery.load(self.disk)
         recovery.make_durable(self.disk, recovered)
         self.wal = make_wal(self.disk, recovered.sequence + 1, segment_bytes)
+        self.store = recovered.store
         self.groups_seen = 0
-        self.commit = GroupCommit(self.disk, self.wal, recovered.store, on_group=self._on_group, **options)
+        self.commit = GroupCommit(self.disk, self.wal, recovered.store, after_group=self._after_group, **options)
         self._go = threading.Event()
 
-    def _on_group(self):
+    def _after_group(self):
         self.groups_seen += 1
 
     def send(self, session, number, *, base=None, **writes):
@@ -82,7 +83,7 @@ class Engine:
         return replies
 
     def look_up(self, *keys):
-        return self.commit.lookup(keys)
+        return [self.store.data.get(key) for key in keys]
 
     def hold(self, operation="sync"):
         """Stop the sync thread before its next call of this kind; returns a function that waits until it is there."""
@@ -175,11 +176,11 @@ def test_a_group_is_counted_with_its_batches_and_writes_and_with_what_the_log_gr
     engine.send(B, 1, clear=True)
     engine.let_go()
     engine.settle()
-    counts = engine.commit.counts
-    assert (counts.groups, counts.batches) == (3 + 2, 3 + 3)
-    assert (counts.group_writes.counts[:3], counts.group_writes.total) == ([4, 0, 1], 4)
-    assert (sum(counts.sync_seconds.counts), counts.sync_seconds.total > 0) == (5, True)
-    assert counts.appended_bytes == recovery.load(engine.disk).log_bytes - HEADER_BYTES
+    counters = engine.commit.counters
+    assert (counters.groups, counters.batches) == (3 + 2, 3 + 3)
+    assert (counters.group_writes.counts[:3], counters.group_writes.total) == ([4, 0, 1], 4)
+    assert (sum(counters.sync_seconds.counts), counters.sync_seconds.total > 0) == (5, True)
+    assert counters.appended_bytes == recovery.load(engine.disk).log_bytes - HEADER_BYTES
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])
@@ -706,7 +707,7 @@ class Sessions(RuleBasedStateMachine):
         class HeldWal(Wal):
             def append(self, batches):
                 self._disk.room, self._disk.full = machine.outcomes.get(timeout=PATIENCE_SECONDS)
-                super().append(batches)
+                return super().append(batches)
 
         self.engine = Engine(Path(self.directory.name), make_wal=HeldWal, segment_bytes=300, syncs=False)
 

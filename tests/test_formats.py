@@ -40,6 +40,7 @@ from tests.support.builders import (
     A,
     B,
     batch,
+    encode_payload,
     flipped,
     framed,
     of_other_version,
@@ -193,7 +194,7 @@ def test_a_header_is_these_bytes():
 
 
 def test_a_frame_is_these_bytes():
-    assert frame.encode_frame_header(MARKER, 7, b"hello") == FRAME[:20]
+    assert frame.encode_frame(MARKER, 7, [b"he", b"", b"llo"]) == FRAME
     assert framed(b"hello", 7) == FRAME
     found = frame.frame_at(memoryview(b"xx" + FRAME + b"xx"), 2, MARKER)
     assert found is not None
@@ -359,9 +360,9 @@ def test_a_segment_holds_values_of_any_size_and_knows_a_torn_one(size):
 
 def test_a_payload_is_an_array_of_batches_as_they_were_sent():
     batches = [protocol.encode(batch(A, number)) for number in range(3)]
-    assert wal.encode_payload(batches) == bytes.fromhex("dd 00000003") + b"".join(batches)
-    assert protocol.decode_write_batches(wal.encode_payload(batches)) == [batch(A, number) for number in range(3)]
-    assert protocol.decode_write_batches(wal.encode_payload([])) == []
+    assert encode_payload(batches) == bytes.fromhex("dd 00000003") + b"".join(batches)
+    assert protocol.decode_write_batches(encode_payload(batches)) == [batch(A, number) for number in range(3)]
+    assert protocol.decode_write_batches(encode_payload([])) == []
 
 
 def test_file_names_say_what_a_file_begins_with_and_anything_else_is_not_listed():

@@ -15,6 +15,7 @@ from tests.support.builders import (
     WatchedDisk,
     contents,
     crash_at,
+    encode_payload,
     failing,
     file_name,
     file_names,
@@ -229,7 +230,7 @@ REFUSED = {
     "a payload of nothing": ("1-3", [add("1-3", framed(b"", 4))], Finding.UNREADABLE_FRAME, "1-3", 3),
     "a payload of other messages": (
         "6-6 @5",
-        [add("6-6", framed(wal.encode_payload([protocol.encode(protocol.StatusRequest(1))]), 7))],
+        [add("6-6", framed(encode_payload([protocol.encode(protocol.StatusRequest(1))]), 7))],
         Finding.UNREADABLE_FRAME,
         "6-6",
         1,
@@ -419,14 +420,14 @@ def test_a_group_of_many_sessions_and_batches_is_applied_in_order(tmp_path):
 
 @pytest.mark.parametrize(("upto", "needed"), [(3, "1-3"), (5, "1-3 4-5"), (8, "1-3 4-5 6-8")])
 def test_a_part_of_the_log_can_be_loaded_up_to_the_end_of_a_segment(tmp_path, upto, needed):
-    recovered = recovery.load(lay_out(tmp_path, "1-3 4-5 6-8 9-9"), upto)
+    recovered = recovery.load_sealed(lay_out(tmp_path, "1-3 4-5 6-8 9-9"), upto)
     assert recovered.sequence == upto
     assert same(recovered.store, state(upto))
     assert set(recovered.segments) == file_names(needed)
 
 
 def test_a_part_of_the_log_stands_on_the_newest_snapshot(tmp_path):
-    recovered = recovery.load(lay_out(tmp_path, "1-3 4-5 6-8 9-9 @3 @5"), 8)
+    recovered = recovery.load_sealed(lay_out(tmp_path, "1-3 4-5 6-8 9-9 @3 @5"), 8)
     assert (recovered.snapshot, recovered.segments) == (file_name("@5"), [file_name("6-8")])
     assert same(recovered.store, state(8))
 
@@ -443,14 +444,14 @@ def test_a_part_of_the_log_stands_on_the_newest_snapshot(tmp_path):
 def test_a_part_of_the_log_has_to_be_whole(tmp_path, damage, finding):
     disk = damaged_directory(tmp_path, "1-3 4-5 6-8", [damage])
     with pytest.raises(Damaged) as caught:
-        recovery.load(disk, 5)
+        recovery.load_sealed(disk, 5)
     assert caught.value.finding is finding
 
 
 def test_a_part_of_a_log_that_is_gone_is_missing(tmp_path):
-    """All files were taken away between the decision to fold and the fold."""
+    """All files were taken away between the decision to make a checkpoint and its start."""
     with pytest.raises(Damaged) as caught:
-        recovery.load(LocalDisk(tmp_path), 5)
+        recovery.load_sealed(LocalDisk(tmp_path), 5)
     assert caught.value.finding is Finding.MISSING_SEGMENT
 
 

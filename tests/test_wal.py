@@ -7,7 +7,7 @@ import pytest
 from logd.local import frame, wal
 from logd.local.publish import TEMPORARY_SUFFIX, NoSpace
 from logd.local.wal import Sealed, Wal
-from tests.support.builders import Call, WatchedDisk, failing, read_segment
+from tests.support.builders import Call, WatchedDisk, encode_payload, failing, read_segment
 
 SEGMENT_BYTES = 200
 HEADER, FRAME = frame.HEADER_BYTES, frame.FRAME_HEADER_BYTES + 5  # 5: the array around the batches of a group
@@ -41,7 +41,7 @@ def frames(disk, first):
 
 
 def payloads(*groups):
-    return [wal.encode_payload(group) for group in groups]
+    return [encode_payload(group) for group in groups]
 
 
 def segments(disk):

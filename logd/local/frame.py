@@ -20,7 +20,7 @@ import enum
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
 _HEADER: Final = struct.Struct("<8sI4sQI")
@@ -105,10 +105,17 @@ def likely_markers(data: bytes) -> list[bytes]:
     return [data[at : at + _MARKER_BYTES] for at in (_MARKER_AT, 0, HEADER_BYTES)]
 
 
-def encode_frame_header(marker: bytes, sequence: int, payload: bytes) -> bytes:
-    """The 20 bytes before a payload."""
-    crc = zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, len(payload), sequence)))
-    return _FRAME.pack(marker, len(payload), crc, sequence)
+def encode_frame(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytes:
+    """A frame whose payload is these parts. They are copied once."""
+    return b"".join([_encode_frame_header(marker, sequence, parts), *parts])
+
+
+def _encode_frame_header(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytes:
+    length = sum(map(len, parts))
+    crc = zlib.crc32(_SEALED.pack(marker, length, sequence))
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return _FRAME.pack(marker, length, crc, sequence)
 
 
 def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
@@ -145,7 +152,7 @@ def read_frame(file: BinaryIO, marker: bytes, sequence: int) -> bytes | None:
     if length > PAYLOAD_BYTES_MAX:
         return None
     payload = file.read(length)
-    return payload if encode_frame_header(marker, sequence, payload) == head else None
+    return payload if _encode_frame_header(marker, sequence, [payload]) == head else None
 
 
 class FrameReader:

@@ -4,7 +4,8 @@ Owns the file's content and name; does not know the log, nor when a snapshot is 
 
 The file is a header and frames (logd/local/frame.py), numbered from 1: first the sessions, then chunks of entries,
 last a footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one
-MessagePack map, so that loading runs at the speed of the decoder."""
+MessagePack map, so that loading runs at the speed of the decoder.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from logd.shared.protocol import DECODE_ERRORS
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
-CHUNK_BYTES: Final = 1 << 18  # coded and synced at once, in a process that must not work long without a rest
+CHUNK_BYTES: Final = 1 << 18  # encoded and synced at once, in a process that must not work long without a rest
 
 
 class BadSnapshot(Exception):
@@ -71,7 +72,7 @@ def list_snapshots(names: Sequence[str]) -> list[Snapshot]:
 
 
 def write(disk: Disk, store: Store, sequence: int) -> int:
-    """Publish the state as the snapshot of that sequence, whole or not at all. Returns its size in bytes.
+    """Publish the state as the snapshot of that sequence. Returns its size in bytes.
 
     Raises publish.NoSpace or another OSError.
     """
@@ -84,8 +85,7 @@ def _encode_file(store: Store, sequence: int) -> Iterator[bytes]:
     marker = frame.new_marker()
     yield frame.encode_header(MAGIC, frame.Header(marker, sequence))
     for number, chunk in enumerate(_chunks(store, sequence), start=1):
-        payload = _encode(chunk)
-        yield frame.encode_frame_header(marker, number, payload) + payload
+        yield frame.encode_frame(marker, number, [_encode(chunk)])
 
 
 def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
@@ -104,10 +104,10 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
 
 
 def read(disk: Disk, name: str) -> tuple[Store, int]:
-    """Load a snapshot, every byte of it verified, and the sequence that it is of.
+    """Load a snapshot, every byte of it verified, and its sequence.
 
-    Raises BadSnapshot when any of it is not as it was written, frame.OtherVersion when it is, and not for this program,
-    OSError when it cannot be read.
+    Raises BadSnapshot when any of it is not as it was written, frame.OtherVersion when it is whole and another version
+    of this program wrote it, OSError when it cannot be read.
     """
     with disk.open(name) as file:
         try:
@@ -126,7 +126,7 @@ def read(disk: Disk, name: str) -> tuple[Store, int]:
 
 
 def entries(payload: bytes | memoryview) -> dict[str, bytes]:
-    """What one frame of a snapshot holds of the keys. Raises one of DECODE_ERRORS."""
+    """The keys and values in one frame of a snapshot; none in some frames. Raises one of DECODE_ERRORS."""
     chunk = _decode(payload)
     return chunk.data if isinstance(chunk, Entries) else {}
 

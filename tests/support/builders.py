@@ -28,8 +28,13 @@ def batch(session=A, number=0, *, base=0, clear=False, puts=None, deletes=()):
     return WriteBatch(session, number, base, clear, puts or {}, list(deletes))
 
 
+def encode_payload(raws: Iterable[bytes]) -> bytes:
+    """The payload of a frame with these batches, encoded already."""
+    return b"".join(wal.payload_parts(list(raws)))
+
+
 def payload_of(*batches: WriteBatch) -> bytes:
-    return wal.encode_payload([protocol.encode(each) for each in batches])
+    return encode_payload([protocol.encode(each) for each in batches])
 
 
 def group(sequence: int) -> WriteBatch:
@@ -105,7 +110,7 @@ def stats(number: int) -> Stats:
 
 def framed(payload: bytes, sequence: int, marker: bytes = MARKER) -> bytes:
     """One frame."""
-    return frame.encode_frame_header(marker, sequence, payload) + payload
+    return frame.encode_frame(marker, sequence, [payload])
 
 
 def segment(payloads: Iterable[bytes], first: int = 1, marker: bytes = MARKER) -> bytes:
