@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logd.local import frame, snapshot, wal
+from logd.local import ballast, frame, publish, snapshot, wal
 from logd.local.disk import LocalDisk
 from logd.local.frame import BadHeader, End, Header
 from logd.local.store import Store
@@ -431,8 +431,8 @@ def _snapshot_of(*chunks: bytes, sequence: int = 9) -> bytes:
 
 _sessions, _entries, _footer = SNAPSHOT[52:95], SNAPSHOT[115:123], SNAPSHOT[143:]
 BAD_SNAPSHOTS = {
-    "a byte behind the footer": SNAPSHOT + b"\0",
-    "a frame behind the footer": _snapshot_of(_sessions, _entries, _footer, _entries),
+    "a byte after the footer": SNAPSHOT + b"\0",
+    "a frame after the footer": _snapshot_of(_sessions, _entries, _footer, _entries),
     "no footer": _snapshot_of(_sessions, _entries),
     "no sessions": _snapshot_of(_entries, _footer),
     "no entries": _snapshot_of(_sessions, _footer),
@@ -460,6 +460,13 @@ def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
 
 
 # The description -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "*" + publish.TEMPORARY_SUFFIX]
+)
+def test_every_kind_of_file_in_a_directory_has_a_row_in_the_description(name):
+    assert f"\n| `{name}` |" in (ROOT / "logd" / "FORMAT.md").read_text()
 
 
 def test_the_example_in_the_description_is_a_segment_that_says_what_is_said_of_it():

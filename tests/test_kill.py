@@ -20,7 +20,7 @@ from logd.shared.protocol import Exit
 from tests.support.harness import ANSWER_SECONDS, IDLE_S, Load, Server, await_true, read_all, send_all
 
 CHECKPOINT_OFTEN = ("--segment-bytes=65536", "--checkpoint-log-bytes=131072")
-ON_SMALL_DISK = ("--segment-bytes=65536", "--value-bytes-max=100000")  # so that there is room for a reserve
+ON_SMALL_DISK = ("--segment-bytes=65536", "--value-bytes-max=100000")  # so that there is room for a ballast
 NO_ROOM = b"no space left on device\n"
 
 
