@@ -335,21 +335,21 @@ def test_only_one_checkpoint_runs_at_a_time(held, children, settled):
     settled()
 
 
-def test_a_checkpoint_is_told_once_to_hurry_when_the_next_is_due(held, children, settled):
+def test_a_checkpoint_is_hurried_once_when_the_next_is_due(held, children, settled):
     checkpointer = Checkpointer(held.directory, Policy(100, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(150, 5))
     held.await_reader()
     with children[0].stdin:
-        told = children[0].stdin = io.BytesIO()
+        written = children[0].stdin = io.BytesIO()
         checkpointer.maybe_start(Sealed(249, 5))
-        assert told.getvalue() == b""
+        assert written.getvalue() == b""
         checkpointer.maybe_start(Sealed(250, 5))
         checkpointer.maybe_start(Sealed(350, 5))
-        assert told.getvalue() == b"!"
+        assert written.getvalue() == b"!"
     settled()
 
 
-def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
+def test_a_checkpoint_that_is_hurried_logs_that_and_goes_on(held):
     command = [sys.executable, "-m", "logd", "checkpoint", str(held.directory), "--upto", "5"]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
@@ -365,7 +365,7 @@ def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
     assert file_names("@5") <= set(os.listdir(held.directory))
 
 
-PACED = """
+THROTTLED = """
 import signal, time
 from logd.local import throttle
 
@@ -386,8 +386,8 @@ signal.raise_signal(signal.SIGALRM)
 """
 
 
-def test_a_paced_process_rests_nine_times_as_long_as_it_works_until_it_hurries():
-    subprocess.run([sys.executable, "-c", PACED], check=True, cwd=ROOT, timeout=60)
+def test_a_throttled_process_rests_nine_times_as_long_as_it_works_until_it_hurries():
+    subprocess.run([sys.executable, "-c", THROTTLED], check=True, cwd=ROOT, timeout=60)
 
 
 def test_a_checkpoint_that_is_killed_is_one_log_line_and_is_left_alone_for_a_while(
@@ -427,7 +427,7 @@ def test_a_checkpoint_that_fails_is_one_log_line_and_changes_nothing(held, child
     assert same(recovery.load(LocalDisk(held.directory)).store, state(6))
 
 
-def test_stopping_ends_a_running_checkpoint_without_a_word(held, children, settled, caplog):
+def test_stopping_ends_a_running_checkpoint_without_a_log_line(held, children, settled, caplog):
     checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()

@@ -89,8 +89,8 @@ SERVED = {
     "one segment": ("1-5", [], Finding.CLEAN, 5, None),
     "several segments": ("1-3 4-4 5-8", [], Finding.CLEAN, 8, None),
     "an empty last segment": ("1-5 6-5", [], Finding.CLEAN, 5, None),
-    "a snapshot and the log behind it": ("6-8 @5", [], Finding.CLEAN, 8, "@5"),
-    "a snapshot and an empty log behind it": ("6-5 @5", [], Finding.CLEAN, 5, "@5"),
+    "a snapshot and the log after it": ("6-8 @5", [], Finding.CLEAN, 8, "@5"),
+    "a snapshot and an empty log after it": ("6-5 @5", [], Finding.CLEAN, 5, "@5"),
     "a snapshot and the log that it covers": ("1-5 6-5 @5", [], Finding.CLEAN, 5, "@5"),
     "covered and needed segments": ("1-3 4-5 6-8 @5", [], Finding.CLEAN, 8, "@5"),
     "two snapshots": ("4-5 6-8 @3 @5", [], Finding.CLEAN, 8, "@5"),
@@ -167,7 +167,7 @@ REFUSED = {
     "the first segment after the snapshot": ("6-7 8-8 @5", [remove("6-7")], Finding.MISSING_SEGMENT, "6-7", None),
     "the log ends before the snapshot": ("1-3 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
     "the log ends where the snapshot does": ("1-5 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
-    "no segment begins behind the snapshot": ("1-8 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
+    "no segment begins after the snapshot": ("1-8 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
     "the log ends before the snapshot that is bad": (
         "1-3 4-5 @2 @5",
         [flip("@5", 40), remove("4-5")],
@@ -177,7 +177,7 @@ REFUSED = {
     ),
     "the first segment of all": ("1-3 4-5 6-8", [remove("1-3")], Finding.MISSING_SEGMENT, "1-3", None),
     "a segment in the middle": ("1-3 4-5 6-8", [remove("4-5")], Finding.MISSING_SEGMENT, "6-8", None),
-    "a segment behind the older snapshot": (
+    "a segment after the older snapshot": (
         "4-4 5-5 6-8 @3 @5",
         [flip("@5", 40), remove("5-5")],
         Finding.MISSING_SEGMENT,
@@ -311,8 +311,8 @@ def test_a_refusal_says_what_follows_the_damage(tmp_path):
         recovery.load(disk)
 
 
-def test_a_deleted_last_segment_cannot_be_told_when_no_snapshot_knows_of_it(tmp_path):
-    """The one loss of a file that looks like a clean end. Right behind a snapshot it is noticed: see REFUSED."""
+def test_a_deleted_last_segment_is_not_noticed_when_no_snapshot_knows_of_it(tmp_path):
+    """The one loss of a file that looks like a clean end. Right after a snapshot it is noticed: see REFUSED."""
     disk = damaged_directory(tmp_path, "1-3 4-5 6-8", [remove("6-8")])
     assert recovery.load(disk).sequence == 5
 
@@ -449,7 +449,7 @@ def test_a_part_of_the_log_has_to_be_whole(tmp_path, damage, finding):
 
 
 def test_a_part_of_a_log_that_is_gone_is_missing(tmp_path):
-    """All files were taken away between the decision to make a checkpoint and its start."""
+    """All files were removed between the decision to make a checkpoint and its start."""
     with pytest.raises(Damaged) as caught:
         recovery.load_sealed(LocalDisk(tmp_path), 5)
     assert caught.value.finding is Finding.MISSING_SEGMENT

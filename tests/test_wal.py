@@ -56,7 +56,7 @@ def test_groups_are_read_back_as_they_were_appended(disk, log):
     assert frames(disk, 1) == payloads([b"one"], [b"two", b"three"], [])
 
 
-def test_a_new_log_begins_where_it_is_told_to(disk):
+def test_a_new_log_begins_with_the_sequence_that_is_asked_for(disk):
     log = Wal(disk, 42, SEGMENT_BYTES)
     commit(log, b"x")
     log.close()
@@ -249,14 +249,14 @@ def test_a_failed_sync_is_never_taken_for_a_lack_of_room(disk, log, error):
     assert caught.value.errno == error
 
 
-def test_when_the_torn_write_cannot_be_taken_back_the_error_comes_through(disk, log):
+def test_when_the_torn_write_cannot_be_cut_off_the_error_comes_through(disk, log):
     disk.room = 10
     disk.before = failing("truncate")
     with pytest.raises(OSError, match="Input/output error"):
         log.append([b"x"])
 
 
-def test_a_segment_whose_name_was_taken_away_cannot_be_synced(disk, log):
+def test_a_segment_whose_name_was_removed_cannot_be_synced(disk, log):
     """Nobody would find it again."""
     log.append([b"x"])
     disk.remove(wal.segment_name(1))

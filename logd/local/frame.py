@@ -53,7 +53,7 @@ class End(enum.Enum):
     """How the frames of a file end."""
 
     CLEAN = "clean"
-    """With the last byte of the last frame, or unused space behind it: zeros up to the end of the file."""
+    """With the last byte of the last frame, or with unused space after it: zeros up to the end of the file."""
     TORN = "torn"
     """In a write that was cut short: nothing that follows is a frame."""
     CORRUPT = "corrupt"
@@ -133,7 +133,7 @@ def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
 
 
 def find_frames(data: bytes, offset: int, marker: bytes) -> Iterator[Frame]:
-    """Whole frames at or behind an offset, of whatever sequence. Trusts no length: every marker is tried."""
+    """Whole frames at or after an offset, of whatever sequence. Trusts no length: every marker is tried."""
     view = memoryview(data)
     found = data.find(marker, offset)
     while found >= 0:
@@ -159,8 +159,8 @@ class FrameReader:
     """Iterates over the whole frames of a file, and then knows how they ended, and where.
 
     `data` is the file from its first byte. After the iteration `end` says how it ended, `offset` is where the last
-    whole frame ends, `rest_bytes` how much is behind it before the file ends or is zeros up to its end, `sequence` the
-    last one read, and `follows` the first whole frame behind the damage, if any.
+    whole frame ends, `rest_bytes` how much follows it, without zeros up to the end of the file, `sequence` the last one
+    read, and `follows` the first whole frame after the damage, if any.
     """
 
     def __init__(self, data: bytes, header: Header, first_sequence: int) -> None:
@@ -186,6 +186,6 @@ class FrameReader:
         self.rest_bytes = len(self._raw[self.offset :].rstrip(b"\0"))
         if not self.rest_bytes:
             return
-        behind = find_frames(self._raw, self.offset, self._marker)
-        self.follows = next((found for found in behind if found.sequence > self.sequence), None)
+        later = find_frames(self._raw, self.offset, self._marker)
+        self.follows = next((found for found in later if found.sequence > self.sequence), None)
         self.end = End.CORRUPT if self.follows else End.TORN

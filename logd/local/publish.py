@@ -17,7 +17,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 
 
 class NoSpace(OSError):
-    """The device, or the user's share of it, is full. Nothing was changed, and the same may be tried again."""
+    """The device, or the user's share of it, is full. Nothing is in doubt: the same may be tried again."""
 
 
 def publish(disk: Disk, name: str, parts: Iterable[bytes], *, temporary: str | None = None) -> DiskFile:
