@@ -33,7 +33,7 @@ class DiskFile(Protocol):
 
     size: int
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         """Write all of data at the end. On OSError, part of it may be there: `truncate` it away.
 
         If that makes the file longer, also write up to that many zeros after the data; there need not be room for them.
@@ -100,7 +100,7 @@ class _LocalFile:
         self._zeros_end = 0  # how far the file reaches, where that is more than `size`
         self.size = 0
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         rest = memoryview(data)
         while rest:  # a disk that fills up first writes short, without an error
             written = os.pwrite(self._fd, rest, self.size)

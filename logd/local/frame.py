@@ -31,6 +31,7 @@ _CRC: Final = struct.Struct("<I")
 VERSION: Final = 1
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 FRAME_HEADER_BYTES: Final = _FRAME.size
+_HEADER_ROOM: Final = bytes(FRAME_HEADER_BYTES)
 _MARKER_BYTES: Final = 4
 _MARKER_AT: Final = 12  # in the header
 
@@ -105,17 +106,17 @@ def likely_markers(data: bytes) -> list[bytes]:
     return [data[at : at + _MARKER_BYTES] for at in (_MARKER_AT, 0, HEADER_BYTES)]
 
 
-def encode_frame(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytes:
+def encode_frame(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytearray:
     """A frame whose payload is these parts. They are copied once."""
-    return b"".join([_encode_frame_header(marker, sequence, parts), *parts])
+    encoded = bytearray().join([_HEADER_ROOM, *parts])
+    payload = memoryview(encoded)[FRAME_HEADER_BYTES:]
+    crc = _crc(marker, sequence, payload)
+    _FRAME.pack_into(encoded, 0, marker, len(payload), crc, sequence)
+    return encoded
 
 
-def _encode_frame_header(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytes:
-    length = sum(map(len, parts))
-    crc = zlib.crc32(_SEALED.pack(marker, length, sequence))
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return _FRAME.pack(marker, length, crc, sequence)
+def _crc(marker: bytes, sequence: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, len(payload), sequence)))
 
 
 def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
@@ -127,7 +128,7 @@ def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
     if found != marker or length > len(data) - start:
         return None
     payload = data[start : start + length]
-    if crc != zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, length, sequence))):
+    if crc != _crc(marker, sequence, payload):
         return None
     return Frame(offset, sequence, payload)
 
@@ -148,11 +149,13 @@ def read_frame(file: BinaryIO, marker: bytes, sequence: int) -> bytes | None:
     head = file.read(FRAME_HEADER_BYTES)
     if len(head) < FRAME_HEADER_BYTES:
         return None
-    _, length, _, _ = _FRAME.unpack(head)
+    found, length, crc, found_sequence = _FRAME.unpack(head)
     if length > PAYLOAD_BYTES_MAX:
         return None
     payload = file.read(length)
-    return payload if _encode_frame_header(marker, sequence, [payload]) == head else None
+    if (found, found_sequence, crc, len(payload)) != (marker, sequence, _crc(marker, sequence, payload), length):
+        return None
+    return payload
 
 
 class FrameReader:

@@ -20,7 +20,7 @@ class NoSpace(OSError):
     """The device, or the user's share of it, is full. Nothing is in doubt: the same may be tried again."""
 
 
-def publish(disk: Disk, name: str, parts: Iterable[bytes], *, temporary: str | None = None) -> DiskFile:
+def publish(disk: Disk, name: str, parts: Iterable[bytes | bytearray], *, temporary: str | None = None) -> DiskFile:
     """Make a file of these parts, in place of one of that name, and return it open for appending.
 
     Each part is synced by itself: the sync of a log beside it waits for all data that is not yet on the disk, so that

@@ -81,7 +81,7 @@ def write(disk: Disk, store: Store, sequence: int) -> int:
     return file.size
 
 
-def _encode_file(store: Store, sequence: int) -> Iterator[bytes]:
+def _encode_file(store: Store, sequence: int) -> Iterator[bytes | bytearray]:
     marker = frame.new_marker()
     yield frame.encode_header(MAGIC, frame.Header(marker, sequence))
     for number, chunk in enumerate(_chunks(store, sequence), start=1):

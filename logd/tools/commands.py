@@ -432,7 +432,7 @@ class _ViewFile:
         self._name = name
         self.size = 0
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         self._files[self._name] = (self._files[self._name] or b"") + data
         self.size += len(data)
 

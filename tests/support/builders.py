@@ -110,7 +110,7 @@ def stats(number: int) -> Stats:
 
 def framed(payload: bytes, sequence: int, marker: bytes = MARKER) -> bytes:
     """One frame."""
-    return frame.encode_frame(marker, sequence, [payload])
+    return bytes(frame.encode_frame(marker, sequence, [payload]))
 
 
 def segment(payloads: Iterable[bytes], first: int = 1, marker: bytes = MARKER) -> bytes:
