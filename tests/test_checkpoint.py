@@ -21,7 +21,9 @@ import pytest
 from logd.local import checkpoint, recovery, snapshot, wal
 from logd.local.checkpointer import RETRY_SECONDS, Checkpointer, Newest, Policy
 from logd.local.disk import LocalDisk
-from logd.local.recovery import Damaged, Finding
+from logd.local.engine import LocalEngine
+from logd.local.recovery import Damaged, Finding, Recovered
+from logd.local.store import Store
 from logd.local.wal import Sealed
 from logd.shared.protocol import Exit
 from tests.support.builders import (
@@ -30,6 +32,7 @@ from tests.support.builders import (
     WatchedDisk,
     contents,
     crash_at,
+    failing,
     file_name,
     file_names,
     flipped,
@@ -437,6 +440,22 @@ def test_stopping_ends_a_running_checkpoint_without_a_log_line(held, children, s
     assert checkpointer.outcomes == {"done": 0, "failed": 0}
     assert errors(caplog) == []
     assert set(os.listdir(held.directory)) == file_names("1-3 4-5 6-6")
+
+
+def test_an_engine_that_stops_leaves_what_it_cannot_remove_of_a_checkpoint_to_the_next_start(held, children, settled):
+    disk = WatchedDisk(held.directory)
+    recovered = Recovered(Store(), 6, Finding.CLEAN, None, [], [], None, 0, 0, 0.0)
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
+    engine = LocalEngine(disk, wal.Wal(disk, 7, 1 << 20), recovered, checkpointer)
+    checkpointer.maybe_start(Sealed(100, 5))
+    held.await_reader()
+    litter = held.directory / "half.tmp"
+    litter.write_bytes(b"half of it")
+    disk.before = failing("remove")
+    engine.stop()
+    settled()
+    assert children[0].returncode == -signal.SIGKILL
+    assert litter.exists()
 
 
 def test_a_checkpoint_that_cannot_be_started_is_a_log_line_and_nothing_else(tmp_path, children, settled, caplog):

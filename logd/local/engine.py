@@ -4,6 +4,7 @@ Owns nothing but the way its parts go together: writes go through the group comm
 make a checkpoint due, and the numbers are gathered from whoever keeps them.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -100,7 +101,8 @@ class LocalEngine:
     def stop(self) -> None:
         self._commit.stop()
         if self._checkpointer.stop():
-            remove_temporaries(self._disk)
+            with contextlib.suppress(OSError):  # the next start does it, and this may be the end after a failed disk
+                remove_temporaries(self._disk)
 
     def _look_at_disk(self) -> tuple[int, int]:
         """Segments and free bytes; none when the directory is gone, which is for the next write to find out."""
