@@ -10,7 +10,7 @@ The server calls it from one thread, in turns:
     3. when `fileno` is readable, `collect`, and send what is returned;
     4. `commit`, so that the writes of this turn become durable together.
 
-No call blocks on a disk or a network.
+No call waits for a sync or for a network.
 """
 
 from collections.abc import Sequence
