@@ -1,41 +1,30 @@
 """The command line of logd.
 
-`serve` is what the supervisor starts; `fold` is what a checkpoint runs. The exit status is a word (`protocol.Exit`)
-that the supervisor obeys.
+`serve` is what the supervisor starts; `checkpoint` is what a serving logd starts. The supervisor obeys the exit status
+(`protocol.Exit`).
 """
 
 import argparse
 import contextlib
-import errno
-import gc
 import logging
 import os
-import select
-import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-import setproctitle
-import zmq
 
-from logd import server
-from logd.local import ballast, checkpoint, recovery, throttle
-from logd.local.commit import DiskFailed, GroupCommit
-from logd.local.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
-from logd.local.stats import Observer, Recovery
-from logd.local.wal import NoSpace, Wal
+from logd import serve
+from logd.local import checkpoint, recovery
+from logd.local.commit import DiskFailed
+from logd.local.disk import DirectoryLock, LocalDisk, make_directory
+from logd.local.publish import NoSpace
 from logd.shared import logging_setup
 from logd.shared.protocol import Exit
 from logd.tools import commands as tools
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LOCK_PATIENCE_SECONDS = 3.0  # a predecessor whose supervisor was killed needs a moment to end
 
 log = logging.getLogger("logd")
 
@@ -66,29 +55,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m logd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="own DIR and serve it on a socket (started by python -m kv)")
-    serve.add_argument("directory", metavar="DIR", type=Path)
-    serve.add_argument("--socket", required=True, metavar="ADDRESS", help="where to listen, as ipc://PATH")
-    serve.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
-    serve.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; written to once recovered")
-    serve.add_argument("--message-bytes-max", required=True, type=int)
-    serve.add_argument("--data-bytes-max", default=0, type=int)
-    serve.add_argument("--segment-bytes", required=True, type=int)
-    serve.add_argument("--checkpoint-log-bytes", required=True, type=int)
-    serve.add_argument("--checkpoint-ratio", required=True, type=float)
-    serve.add_argument(
-        "--must-exist", action="store_true", help="refuse a directory without data: it was served before"
-    )
-    serve.set_defaults(command=_serve, role="logd")
+    started = commands.add_parser("serve", help="own DIR and serve it on a socket (started by python -m kv)")
+    serve.add_flags(started)
+    logging_setup.add_flags(started)
+    started.set_defaults(command=serve.run, role="logd")
 
-    fold = commands.add_parser("fold", help="write a snapshot of sealed segments (started by a serving logd)")
-    fold.add_argument("directory", metavar="DIR", type=Path)
-    fold.add_argument("--upto", required=True, type=int, metavar="SEQUENCE")
-    fold.add_argument("--reserve-bytes", type=int, default=0)
-    fold.set_defaults(command=_fold, role="checkpoint")
+    child = commands.add_parser("checkpoint", help="write a snapshot of sealed segments (started by a serving logd)")
+    checkpoint.add_flags(child)
+    logging_setup.add_flags(child)
+    child.set_defaults(command=checkpoint.run, role="checkpoint")
 
-    for command in (serve, fold):
-        logging_setup.add_flags(command)
     _add_tools(commands)
     return parser.parse_args(argv)
 
@@ -229,183 +205,6 @@ def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 def _is_watched() -> bool:
     return sys.stderr.isatty()
-
-
-def _ignore_signals() -> None:
-    """Those for the group are for the supervisor, which ends us when it is our turn."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    _ignore_signals()
-    setproctitle.setproctitle(f"kv: logd {arguments.directory}")
-    directory: Path = arguments.directory
-    reserve_bytes = arguments.segment_bytes + arguments.message_bytes_max  # the largest that the last segment can be
-    lock = DirectoryLock(directory)
-    try:
-        if not arguments.must_exist:
-            make_directory(directory)
-        previous = _lock(lock)
-        if previous != arguments.socket:
-            _remove_socket_directory(previous)
-        lock.write_note(arguments.socket)
-        disk = LocalDisk(directory)
-        gate = _stop_while_reading(arguments.lifeline_fd)
-        recovered = recovery.load(disk)
-        gate.acquire()
-        if arguments.must_exist and recovered.finding is recovery.Finding.NEW:
-            raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
-        _report(recovered)
-        wal = _open_log(disk, recovered, arguments.segment_bytes)
-        ballast.ensure(disk, reserve_bytes)
-    except BlockingIOError:
-        log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
-        return Exit.LOCKED
-    except NoSpace:
-        log.critical("no space left on the device of %s: recovery needs room to write the last segment anew", directory)
-        return Exit.UNUSABLE
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise DiskFailed(str(error)) from error
-        log.critical("%s cannot be used: %s", directory, error)
-        return Exit.UNUSABLE
-
-    checkpointer = checkpoint.Checkpointer(
-        directory,
-        checkpoint.Policy(arguments.checkpoint_log_bytes, arguments.checkpoint_ratio),
-        recovered.log_bytes,
-        recovered.snapshot_bytes,
-        reserve_bytes,
-        last_at=_modified_at(directory, recovered.snapshot),
-    )
-    storage = GroupCommit(
-        disk,
-        wal,
-        recovered.store,
-        group_bytes_max=arguments.message_bytes_max,
-        data_bytes_max=arguments.data_bytes_max,
-        on_group=lambda: checkpointer.maybe_start(wal.sealed),
-    )
-    observer = Observer(disk, recovered.store, storage, checkpointer, Recovery.of(recovered))
-    del recovered
-    gc.freeze()  # what was loaded is not garbage: collections need not look at it
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        socket = server.open_socket(context, arguments.socket, arguments.message_bytes_max)
-        os.write(arguments.ready_fd, b"\n")
-        os.close(arguments.ready_fd)
-        server.Server(socket, storage, arguments.lifeline_fd, observer.stats).run()
-        storage.stop()
-        socket.close()
-    finally:
-        if checkpointer.stop():
-            recovery.remove_temporaries(disk)
-    context.term()
-    log.info("stopped at frame %d", wal.last_sequence)
-    return Exit.STOPPED
-
-
-def _modified_at(directory: Path, name: str | None) -> float:
-    return (directory / name).stat().st_mtime if name else 0.0
-
-
-def _stop_while_reading(lifeline_fd: int) -> threading.Lock:
-    """End this process at once when it is told to stop, until the caller takes the lock and begins to write."""
-    gate = threading.Lock()
-
-    def watch() -> None:
-        select.select([lifeline_fd], [], [])
-        if gate.acquire(blocking=False):
-            os._exit(Exit.STOPPED)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
-    return gate
-
-
-def _open_log(disk: LocalDisk, recovered: recovery.Recovered, segment_bytes: int) -> Wal:
-    """Make durable what was recovered, and begin a fresh segment. Raises NoSpace when the reserve does not help."""
-    try:
-        recovery.make_durable(disk, recovered)
-        return Wal(disk, recovered.sequence + 1, segment_bytes)
-    except NoSpace:
-        if not ballast.release(disk):
-            raise
-    return _open_log(disk, recovered, segment_bytes)
-
-
-def _lock(lock: DirectoryLock) -> str:
-    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
-    while True:
-        try:
-            return lock.acquire()
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.05)
-
-
-def _remove_socket_directory(address: str) -> None:
-    """Remove what a killed predecessor left in the directory for temporary files."""
-    path = Path(address.removeprefix("ipc://"))
-    if path.name == "logd.sock" and path.parent.name.startswith("kv-"):
-        with contextlib.suppress(OSError):
-            if path.parent.stat().st_uid == os.geteuid():
-                shutil.rmtree(path.parent)
-
-
-def _report(recovered: recovery.Recovered) -> None:
-    if recovered.tail and recovered.tail.dropped_bytes:
-        log.warning(
-            "[%s] %s: dropped %d bytes after offset %d, a write that was cut short and never acknowledged",
-            recovered.finding.name,
-            recovered.tail.segment.name,
-            recovered.tail.dropped_bytes,
-            len(recovered.tail.whole),
-        )
-    log.info(
-        "recovered [%s] frame %d: %d keys from %s and %d segments (%d bytes of log) in %.3f s",
-        recovered.finding.name,
-        recovered.sequence,
-        len(recovered.store.data),
-        recovered.snapshot or "no snapshot",
-        len(recovered.segments),
-        recovered.log_bytes,
-        recovered.seconds,
-    )
-
-
-def _fold(arguments: argparse.Namespace) -> int:
-    _ignore_signals()
-    setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
-    os.nice(19)
-    threading.Thread(target=_obey_parent, daemon=True).start()
-    disk = LocalDisk(arguments.directory)
-    try:
-        with throttle.unhurried():
-            _fold_with_reserve(disk, arguments.upto)
-    except OSError as error:
-        log.error("%s: %s", error.filename or arguments.directory, error.strerror)
-        return Exit.CRASHED
-    finally:
-        ballast.ensure(disk, arguments.reserve_bytes)
-    return Exit.STOPPED
-
-
-def _fold_with_reserve(disk: LocalDisk, upto: int) -> None:
-    try:
-        checkpoint.fold(disk, upto)
-    except OSError as error:
-        if not is_no_space(error) or not ballast.release(disk):
-            raise
-        checkpoint.fold(disk, upto)
-
-
-def _obey_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # it ends when the log writer has closed its end, or died
-        throttle.hurry()
-        log.info("the next checkpoint is due: no more rests")
-    os._exit(Exit.CRASHED)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """The event loop of logd: receive, hand on, reply.
 
-Knows the socket and the messages; sees storage as one object that takes batches, looks keys up and hands back replies.
-Knows nothing of files.
+Knows the socket, the messages, and an engine by its protocol (logd/engine.py). Knows nothing of files.
 
-Messages are drained until there are none before anything else is done; one turn answers all reads that came, collects
-at most one finished group, and lets all writes that came be the next one.
+In one turn all messages that came are read from the socket, all reads among them are answered, what the engine has
+finished is sent, and the writes that came are committed together.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 import zmq
 
-from logd.local.counters import Counts
+from logd.engine import Engine, Found
 from logd.shared import protocol
 from logd.shared.protocol import (
     Committed,
@@ -23,7 +21,6 @@ from logd.shared.protocol import (
     ReadBatch,
     ReadLarge,
     Reply,
-    Stats,
     StatsRequest,
     Status,
     StatusRequest,
@@ -38,34 +35,7 @@ log = logging.getLogger("logd.server")
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _READABLE = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
-_DRAIN_MESSAGES_MAX = 1000  # so that replies of a finished group do not wait for ever behind a flood
-
-
-class Storage(Protocol):
-    """What the server needs of storage."""
-
-    counts: Counts
-
-    def fileno(self) -> int:
-        """A descriptor that is readable when `collect` has something to do."""
-
-    def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Values of keys, None for those that are not there."""
-
-    def unavailable_reason(self) -> str:
-        """Why writes cannot be taken; empty when they can."""
-
-    def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
-        """Take a batch, or answer it at once."""
-
-    def commit(self) -> None:
-        """Begin to make durable what was taken, unless that is under way for what was taken before."""
-
-    def collect(self) -> list[tuple[bytes, Reply]]:
-        """Replies that became due, each with its session."""
-
-    def idle(self) -> bool:
-        """True when nothing waits for an answer."""
+_MESSAGES_PER_TURN_MAX = 1000  # so that the replies of a group never wait for the end of a flood of messages
 
 
 def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_bytes_max: int) -> zmq.Socket[bytes]:
@@ -86,51 +56,48 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_b
 class Server:
     """Serves until the lifeline closes, which is how the supervisor says stop, and how its death is noticed."""
 
-    def __init__(
-        self, socket: zmq.Socket[bytes], storage: Storage, lifeline_fd: int, stats: Callable[[int], Stats]
-    ) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], engine: Engine, lifeline_fd: int) -> None:
         self._socket = socket
-        self._storage = storage
+        self._engine = engine
         self._lifeline_fd = lifeline_fd
-        self._stats = stats
         self._peers: dict[bytes, bytes] = {}
         """Session to the connection that it last wrote from."""
 
     def run(self) -> None:
-        """Serve, then answer what was taken in. Raises what `Storage.collect` raises."""
+        """Serve, then answer what was accepted. Raises what `Engine.collect` raises."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._storage.fileno(), zmq.POLLIN)
+        poller.register(self._engine.fileno(), zmq.POLLIN)
         poller.register(self._lifeline_fd, zmq.POLLIN)
         stopping = False
-        while not (stopping and self._storage.idle()):
+        while not (stopping and self._engine.idle()):
             ready = dict(poller.poll())
             if self._socket in ready and not stopping:
                 self._receive()
-            if self._storage.fileno() in ready:
+            if self._engine.fileno() in ready:
                 self._collect()
-            self._storage.commit()
+            self._engine.commit()
             if self._lifeline_fd in ready:
                 stopping = True
                 poller.unregister(self._lifeline_fd)
                 poller.unregister(self._socket)  # by now the workers are gone, or about to be
 
     def _receive(self) -> None:
-        for _ in range(_DRAIN_MESSAGES_MAX):
+        for _ in range(_MESSAGES_PER_TURN_MAX):
             if self._socket.getsockopt(_EVENTS) not in _READABLE:
                 return
             peer, raw = self._socket.recv(), self._socket.recv()
             if self._socket.getsockopt(_RCVMORE):
-                self._drop_parts()
+                self._discard_parts()
             elif raw:
                 self._handle(peer, raw)
             else:  # sent by ZMQ_PROBE_ROUTER when a connection is made
                 self._send(peer, Hello(os.getpid()))
 
-    def _drop_parts(self) -> None:
+    def _discard_parts(self) -> None:
         while self._socket.getsockopt(_RCVMORE):
             self._socket.recv()
-        log.error("a message of several parts is none of a worker")
+        log.error("a message of several parts is not from a worker: it was ignored")
 
     def _handle(self, peer: bytes, raw: bytes) -> None:
         try:
@@ -139,36 +106,44 @@ class Server:
             log.error("a message of %d bytes cannot be decoded: %s", len(raw), error)
             return
         if isinstance(request, WriteBatch):
-            if reply := self._storage.submit(raw, request):
-                self._storage.counts.answer(reply)
-                self._send(peer, reply)
-            else:
-                self._peers[request.session] = peer
+            self._submit(peer, raw, request)
         elif isinstance(request, ReadBatch):
-            self._answer_reads(peer, request)
-        elif isinstance(request, StatusRequest):
-            self._send(peer, Status(request.number, self._storage.unavailable_reason()))
-        elif isinstance(request, StatsRequest):
-            self._send(peer, self._stats(request.number))
+            self._read(peer, request, request.keys)
         elif isinstance(request, ReadLarge):
-            for reply in _parts(request.number, self._storage.lookup([request.key]), request.bytes_max):
-                self._send(peer, reply)
+            self._read(peer, request, [request.key])
+        elif isinstance(request, StatusRequest):
+            self._send(peer, Status(request.number, self._engine.unavailable_reason()))
+        elif isinstance(request, StatsRequest):
+            self._send(peer, self._engine.stats(request.number))
 
-    def _answer_reads(self, peer: bytes, request: ReadBatch) -> None:
-        values = self._storage.lookup(request.keys)
-        if sum(map(len, filter(None, values))) <= protocol.LARGE_VALUE_BYTES:  # so each is small, as nearly always
-            self._send(peer, Values(request.number, 0, values))
-            return
-        for reply in _parts(request.number, values, protocol.LARGE_VALUE_BYTES):
+    def _submit(self, peer: bytes, raw: bytes, batch: WriteBatch) -> None:
+        if reply := self._engine.submit(raw, batch):
             self._send(peer, reply)
+        else:
+            self._peers[batch.session] = peer
+
+    def _read(self, peer: bytes, request: ReadBatch | ReadLarge, keys: list[str]) -> None:
+        found = self._engine.read(keys, (peer, request))
+        if found is not None:
+            self._send_values(peer, request, found)
 
     def _collect(self) -> None:
-        for session, reply in self._storage.collect():
+        collected = self._engine.collect()
+        for session, reply in collected.replies:
             if peer := self._peers.get(session):
                 self._send(peer, reply)
-            if not isinstance(reply, Committed):  # nothing of this session waits any more, and it may never come back
+            if not isinstance(reply, Committed):  # no write of this session is pending now, and it may never come back
                 self._peers.pop(session, None)
-                self._storage.counts.answer(reply)
+        for (peer, request), found in collected.reads:
+            self._send_values(peer, request, found)
+
+    def _send_values(self, peer: bytes, request: ReadBatch | ReadLarge, found: Found) -> None:
+        value_bytes_max = request.bytes_max if isinstance(request, ReadLarge) else protocol.LARGE_VALUE_BYTES
+        if sum(map(len, filter(None, found))) <= value_bytes_max:  # so each of them is, as nearly always
+            self._send(peer, Values(request.number, 0, found))
+            return
+        for reply in _parts(request.number, found, value_bytes_max):
+            self._send(peer, reply)
 
     def _send(self, peer: bytes, reply: Reply) -> None:
         try:
@@ -180,18 +155,18 @@ class Server:
             # The worker is gone, or on another connection, where it asks again.
 
 
-def _parts(number: int, values: list[bytes | None], value_bytes_max: int) -> Iterator[Values | Large]:
-    """The answers to a question: parts of about the soft maximum, and the sizes of values that are too large."""
+def _parts(number: int, found: Found, value_bytes_max: int) -> Iterator[Values | Large]:
+    """The answers to a read: parts of about the soft maximum, and the sizes of values that are too large."""
     first, size = 0, 0
-    for index, value in enumerate(values):
+    for index, value in enumerate(found):
         length = len(value) if value else 0
         if length > value_bytes_max:
             if first < index:
-                yield Values(number, first, values[first:index])
+                yield Values(number, first, found[first:index])
             yield Large(number, index, length)
             first, size = index + 1, 0
         elif (size := size + length) >= protocol.BATCH_BYTES_SOFT_MAX:
-            yield Values(number, first, values[first : index + 1])
+            yield Values(number, first, found[first : index + 1])
             first, size = index + 1, 0
-    if first < len(values):
-        yield Values(number, first, values[first:])
+    if first < len(found):
+        yield Values(number, first, found[first:])

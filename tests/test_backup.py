@@ -70,7 +70,7 @@ def test_whenever_checkpoints_remove_what_is_read_a_state_comes_out_that_is_not_
         def go_on(directory=directory):
             lay_out(directory, "7-9 10-12 13-13")
             for upto in (6, 9, 12):
-                checkpoint.fold(LocalDisk(directory), upto)
+                checkpoint.make(LocalDisk(directory), upto)
 
         disk = Watched(directory, looks, go_on)
         recovered = tools.read_state(disk)

@@ -1,4 +1,4 @@
-"""Checkpoints: when one is due, what a fold writes and removes, and the child that does it.
+"""Checkpoints: when one is due, what one writes and removes, and the child that does it.
 
 A child is held at a known point by a segment that is a named pipe: it waits there until somebody writes.
 """
@@ -19,9 +19,11 @@ import psutil
 import pytest
 
 from logd.local import checkpoint, recovery, snapshot, wal
-from logd.local.checkpoint import Checkpointer, Policy
+from logd.local.checkpointer import RETRY_SECONDS, Checkpointer, Newest, Policy
 from logd.local.disk import LocalDisk
-from logd.local.recovery import Damaged, Finding
+from logd.local.engine import LocalEngine
+from logd.local.recovery import Damaged, Finding, Recovered
+from logd.local.store import Store
 from logd.local.wal import Sealed
 from logd.shared.protocol import Exit
 from tests.support.builders import (
@@ -30,6 +32,7 @@ from tests.support.builders import (
     WatchedDisk,
     contents,
     crash_at,
+    failing,
     file_name,
     file_names,
     flipped,
@@ -67,10 +70,10 @@ def break_file(directory, token):
 def test_a_checkpoint_is_due_when_the_log_is_large_and_large_beside_the_snapshot(
     policy, log_bytes, snapshot_bytes, due
 ):
-    assert policy.is_due(log_bytes, snapshot_bytes) is due
+    assert (log_bytes >= policy.due_bytes(snapshot_bytes)) is due
 
 
-# Folding -------------------------------------------------------------------------------------------------
+# Made ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,10 +86,10 @@ def test_a_checkpoint_is_due_when_the_log_is_large_and_large_beside_the_snapshot
         ("1-3 4-5 6-7 8-7 @3 @5", 7, "6-7 8-7 @5 @7"),
     ],
 )
-def test_a_fold_is_what_replay_gives_and_recovery_goes_on_from_it(tmp_path, layout, upto, left):
+def test_a_checkpoint_is_what_replay_gives_and_recovery_goes_on_from_it(tmp_path, layout, upto, left):
     disk = lay_out(tmp_path, layout)
     before = recovery.load(disk)
-    checkpoint.fold(disk, upto)
+    checkpoint.make(disk, upto)
     assert set(disk.names()) == file_names(left)
     assert same(snapshot.read(disk, file_name(f"@{upto}"))[0], state(upto))
     after = recovery.load(disk)
@@ -94,36 +97,36 @@ def test_a_fold_is_what_replay_gives_and_recovery_goes_on_from_it(tmp_path, layo
     assert same(after.store, before.store)
 
 
-def test_after_a_fold_the_snapshot_before_it_can_stand_in(tmp_path):
+def test_after_a_checkpoint_the_snapshot_before_it_can_stand_in(tmp_path):
     disk = lay_out(tmp_path, "1-3 4-5 6-7 8-9 @3 @5")
-    checkpoint.fold(disk, 7)
+    checkpoint.make(disk, 7)
     break_file(tmp_path, "@7")
     recovered = recovery.load(disk)
     assert (recovered.finding, recovered.snapshot) == (Finding.OLDER_SNAPSHOT, file_name("@5"))
     assert same(recovered.store, state(9))
 
 
-def test_a_fold_sets_a_bad_snapshot_aside_so_that_two_good_ones_are_kept(tmp_path):
+def test_a_checkpoint_sets_a_bad_snapshot_aside_so_that_two_good_ones_are_kept(tmp_path):
     disk = lay_out(tmp_path, "1-3 4-5 6-7 8-8 @3 @5")
     break_file(tmp_path, "@5")
-    checkpoint.fold(disk, 7)
+    checkpoint.make(disk, 7)
     assert set(disk.names()) == file_names("4-5 6-7 8-8 @3 @7") | {file_name("@5") + ".damaged"}
     break_file(tmp_path, "@7")
     assert same(recovery.load(disk).store, state(8))
 
 
-def test_a_fold_may_take_the_place_of_a_bad_snapshot_of_the_same_frame(tmp_path):
+def test_a_checkpoint_may_replace_a_bad_snapshot_of_the_same_frame(tmp_path):
     disk = lay_out(tmp_path, "1-3 4-5 6-6 @3 @5")
     break_file(tmp_path, "@5")
-    checkpoint.fold(disk, 5)
+    checkpoint.make(disk, 5)
     assert same(snapshot.read(disk, file_name("@5"))[0], state(5))
     assert recovery.load(disk).snapshot == file_name("@5")
 
 
-def test_a_fold_that_died_after_it_published_can_be_done_again(tmp_path):
+def test_a_checkpoint_that_died_after_it_published_can_be_done_again(tmp_path):
     """Killed between the rename and its end: for its parent it has failed, and is tried again as of the same frame."""
     disk = lay_out(tmp_path, "1-3 4-5 6-7 8-8 @3 @5 @7")
-    checkpoint.fold(disk, 7)
+    checkpoint.make(disk, 7)
     assert set(disk.names()) == file_names("6-7 8-8 @5 @7")
     assert same(recovery.load(disk).store, state(8))
 
@@ -131,32 +134,32 @@ def test_a_fold_that_died_after_it_published_can_be_done_again(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "broken"), [("1-3 4-5 6-6", "1-3"), ("4-5 6-6 @3", "@3")], ids=["segment", "snapshot"]
 )
-def test_a_fold_of_damaged_files_changes_nothing(tmp_path, layout, broken):
+def test_a_checkpoint_of_damaged_files_changes_nothing(tmp_path, layout, broken):
     lay_out(tmp_path, layout)
     break_file(tmp_path, broken)
     before = contents(tmp_path)
     disk = WatchedDisk(tmp_path)
     with pytest.raises(Damaged):
-        checkpoint.fold(disk, 5)
+        checkpoint.make(disk, 5)
     assert contents(tmp_path) == before
     assert disk.calls == []
 
 
-def test_a_fold_without_room_leaves_the_files_as_they_were(tmp_path):
+def test_a_checkpoint_without_room_leaves_the_files_as_they_were(tmp_path):
     lay_out(tmp_path, "1-3 4-5 6-6 @3")
     before = contents(tmp_path)
     disk = WatchedDisk(tmp_path)
     disk.room = 100
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is looked at
-        checkpoint.fold(disk, 5)
+        checkpoint.make(disk, 5)
     assert caught.value.errno == errno.ENOSPC
     assert contents(tmp_path) == before
 
 
-def test_a_fold_removes_only_after_the_snapshot_is_durable_and_the_oldest_first(tmp_path):
+def test_a_checkpoint_removes_files_only_after_the_snapshot_is_durable_and_the_oldest_first(tmp_path):
     lay_out(tmp_path, "1-3 4-5 6-6 7-7 8-8 @3 @5")
     disk = WatchedDisk(tmp_path)
-    checkpoint.fold(disk, 7)
+    checkpoint.make(disk, 7)
     calls = operations(disk.calls)
     published = calls.index(f"rename {file_name('@7')}.tmp {file_name('@7')}")
     removals = [index for index, call in enumerate(calls) if call.startswith("remove")]
@@ -166,7 +169,7 @@ def test_a_fold_removes_only_after_the_snapshot_is_durable_and_the_oldest_first(
 
 
 @pytest.mark.parametrize("broken", [[], ["@5"]], ids=["all whole", "the newest snapshot bad"])
-def test_a_fold_may_be_cut_short_at_any_call(tmp_path, broken):
+def test_a_checkpoint_may_be_cut_short_at_any_call(tmp_path, broken):
     for count in itertools.count():
         directory = tmp_path / str(count)
         lay_out(directory, "1-3 4-5 6-7 8-8 @3 @5")
@@ -175,7 +178,7 @@ def test_a_fold_may_be_cut_short_at_any_call(tmp_path, broken):
         disk = WatchedDisk(directory, crash_at(count))
         finished = True
         try:
-            checkpoint.fold(disk, 7)
+            checkpoint.make(disk, 7)
         except Crash:
             finished = False
         recovered = recovery.load(disk := LocalDisk(directory))
@@ -235,6 +238,8 @@ def test_of_any_files_the_last_two_snapshots_and_the_log_since_the_older_are_kep
     assert checked == 2**8 * 2**7
 
 
+NOTHING = Newest(snapshot_bytes=0, log_start_bytes=0)
+
 # The child -----------------------------------------------------------------------------------------------
 
 
@@ -252,7 +257,7 @@ class Children(subprocess.Popen):
 def children(monkeypatch):
     """The checkpoints that were started so far. Those still running at the end are ended."""
     monkeypatch.setattr(Children, "started", [])
-    monkeypatch.setattr(checkpoint.subprocess, "Popen", Children)
+    monkeypatch.setattr("logd.local.checkpointer.subprocess.Popen", Children)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield Children.started
     for child in Children.started:
@@ -281,7 +286,7 @@ def errors(caplog):
 
 def test_a_checkpoint_starts_when_it_is_due_and_the_accounting_begins_anew(tmp_path, children, settled, caplog):
     disk = lay_out(tmp_path, "1-3 4-5 6-6")
-    checkpointer = Checkpointer(tmp_path, Policy(1000, 0.0), log_bytes=400, snapshot_bytes=0)
+    checkpointer = Checkpointer(tmp_path, Policy(1000, 0.0), Newest(snapshot_bytes=0, log_start_bytes=-400))
     checkpointer.maybe_start(Sealed(599, 5))
     assert children == []
     checkpointer.maybe_start(Sealed(600, 5))
@@ -300,13 +305,13 @@ def test_a_checkpoint_starts_when_it_is_due_and_the_accounting_begins_anew(tmp_p
     assert [child.returncode for child in children] == [Exit.STOPPED, Exit.STOPPED]
     assert errors(caplog) == []
     assert checkpointer.outcomes == {"done": 2, "failed": 0}
-    assert checkpointer.last_at >= (tmp_path / file_name("@6")).stat().st_mtime
-    assert checkpointer.log_bytes(1700) == 100
+    assert checkpointer.newest.at >= (tmp_path / file_name("@6")).stat().st_mtime
+    assert checkpointer.newest.log_bytes(1700) == 100
 
 
 def test_the_size_of_the_new_snapshot_counts_for_the_next(tmp_path, children, settled):
     disk = lay_out(tmp_path, "1-3 4-5 6-6")
-    checkpointer = Checkpointer(tmp_path, Policy(1, 2.0), log_bytes=0, snapshot_bytes=1000)
+    checkpointer = Checkpointer(tmp_path, Policy(1, 2.0), Newest(snapshot_bytes=1000, log_start_bytes=0))
     checkpointer.maybe_start(Sealed(1999, 5))
     assert children == []
     checkpointer.maybe_start(Sealed(2000, 5))
@@ -320,7 +325,7 @@ def test_the_size_of_the_new_snapshot_counts_for_the_next(tmp_path, children, se
 
 
 def test_only_one_checkpoint_runs_at_a_time(held, children, settled):
-    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), 0, 0)
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
     for sequence in range(5, 8):
@@ -333,22 +338,22 @@ def test_only_one_checkpoint_runs_at_a_time(held, children, settled):
     settled()
 
 
-def test_a_checkpoint_is_told_once_to_hurry_when_the_next_is_due(held, children, settled):
-    checkpointer = Checkpointer(held.directory, Policy(100, 0.0), 0, 0)
+def test_a_checkpoint_is_hurried_once_when_the_next_is_due(held, children, settled):
+    checkpointer = Checkpointer(held.directory, Policy(100, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(150, 5))
     held.await_reader()
     with children[0].stdin:
-        told = children[0].stdin = io.BytesIO()
+        written = children[0].stdin = io.BytesIO()
         checkpointer.maybe_start(Sealed(249, 5))
-        assert told.getvalue() == b""
+        assert written.getvalue() == b""
         checkpointer.maybe_start(Sealed(250, 5))
         checkpointer.maybe_start(Sealed(350, 5))
-        assert told.getvalue() == b"!"
+        assert written.getvalue() == b"!"
     settled()
 
 
-def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
-    command = [sys.executable, "-m", "logd", "fold", str(held.directory), "--upto", "5"]
+def test_a_checkpoint_that_is_hurried_logs_that_and_goes_on(held):
+    command = [sys.executable, "-m", "logd", "checkpoint", str(held.directory), "--upto", "5"]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
         try:
@@ -363,7 +368,7 @@ def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
     assert file_names("@5") <= set(os.listdir(held.directory))
 
 
-PACED = """
+THROTTLED = """
 import signal, time
 from logd.local import throttle
 
@@ -373,25 +378,25 @@ def work(seconds):
         pass
     return (time.monotonic() - began) / seconds
 
-with throttle.unhurried():
+with throttle.throttled():
     assert work(0.1) > 0.8 * (1 + throttle.REST_RATIO)
     throttle.hurry()
     work(0.01)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-with throttle.unhurried():
+with throttle.throttled():
     pass
 signal.raise_signal(signal.SIGALRM)
 """
 
 
-def test_a_paced_process_rests_nine_times_as_long_as_it_works_until_it_hurries():
-    subprocess.run([sys.executable, "-c", PACED], check=True, cwd=ROOT, timeout=60)
+def test_a_throttled_process_rests_nine_times_as_long_as_it_works_until_it_hurries():
+    subprocess.run([sys.executable, "-c", THROTTLED], check=True, cwd=ROOT, timeout=60)
 
 
 def test_a_checkpoint_that_is_killed_is_one_log_line_and_is_left_alone_for_a_while(
     held, children, settled, caplog, monkeypatch
 ):
-    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), 0, 0)
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
     names = set(os.listdir(held.directory))
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
@@ -403,8 +408,8 @@ def test_a_checkpoint_that_is_killed_is_one_log_line_and_is_left_alone_for_a_whi
 
     checkpointer.maybe_start(Sealed(200, 5))
     assert len(children) == 1
-    later = time.monotonic() + checkpoint.RETRY_SECONDS
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: later))
+    later = time.monotonic() + RETRY_SECONDS
+    monkeypatch.setattr("logd.local.checkpointer.time", SimpleNamespace(monotonic=lambda: later))
     checkpointer.maybe_start(Sealed(200, 5))
     assert len(children) == 2
     checkpointer.stop()
@@ -412,7 +417,7 @@ def test_a_checkpoint_that_is_killed_is_one_log_line_and_is_left_alone_for_a_whi
 
 
 def test_a_checkpoint_that_fails_is_one_log_line_and_changes_nothing(held, children, settled, caplog):
-    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), 0, 0)
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
     (held.directory / (file_name("@5") + ".tmp")).mkdir()  # so that it cannot write its snapshot
@@ -420,13 +425,13 @@ def test_a_checkpoint_that_fails_is_one_log_line_and_changes_nothing(held, child
     settled()
     assert len(errors(caplog)) == 1
     assert f"frame 5 failed (status {Exit.CRASHED:d})" in errors(caplog)[0]
-    assert (checkpointer.outcomes, checkpointer.last_at) == ({"done": 0, "failed": 1}, 0.0)
+    assert (checkpointer.outcomes, checkpointer.newest.at) == ({"done": 0, "failed": 1}, 0.0)
     assert {name for name in os.listdir(held.directory) if not name.endswith(".tmp")} == file_names("1-3 4-5 6-6")
     assert same(recovery.load(LocalDisk(held.directory)).store, state(6))
 
 
-def test_stopping_ends_a_running_checkpoint_without_a_word(held, children, settled, caplog):
-    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), 0, 0)
+def test_stopping_ends_a_running_checkpoint_without_a_log_line(held, children, settled, caplog):
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
     checkpointer.stop()
@@ -437,11 +442,27 @@ def test_stopping_ends_a_running_checkpoint_without_a_word(held, children, settl
     assert set(os.listdir(held.directory)) == file_names("1-3 4-5 6-6")
 
 
+def test_an_engine_that_stops_leaves_what_it_cannot_remove_of_a_checkpoint_to_the_next_start(held, children, settled):
+    disk = WatchedDisk(held.directory)
+    recovered = Recovered(Store(), 6, Finding.CLEAN, None, [], [], None, 0, 0, 0.0)
+    checkpointer = Checkpointer(held.directory, Policy(1, 0.0), NOTHING)
+    engine = LocalEngine(disk, wal.Wal(disk, 7, 1 << 20), recovered, checkpointer)
+    checkpointer.maybe_start(Sealed(100, 5))
+    held.await_reader()
+    litter = held.directory / "half.tmp"
+    litter.write_bytes(b"half of it")
+    disk.before = failing("remove")
+    engine.stop()
+    settled()
+    assert children[0].returncode == -signal.SIGKILL
+    assert litter.exists()
+
+
 def test_a_checkpoint_that_cannot_be_started_is_a_log_line_and_nothing_else(tmp_path, children, settled, caplog):
     lay_out(tmp_path, "1-3 4-5 6-6")
-    checkpointer = Checkpointer(tmp_path, Policy(1, 0.0), 0, 0)
+    checkpointer = Checkpointer(tmp_path, Policy(1, 0.0), NOTHING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.sys, "executable", str(tmp_path / "no such program"))
+        patch.setattr("logd.local.checkpointer.sys.executable", str(tmp_path / "no such program"))
         checkpointer.maybe_start(Sealed(100, 5))
     assert len(errors(caplog)) == 1
     checkpointer.maybe_start(Sealed(100, 5))
@@ -449,7 +470,7 @@ def test_a_checkpoint_that_cannot_be_started_is_a_log_line_and_nothing_else(tmp_
 
 
 def test_a_checkpoint_ends_when_its_parent_lets_go_of_it(held):
-    command = [sys.executable, "-m", "logd", "fold", str(held.directory), "--upto", "5"]
+    command = [sys.executable, "-m", "logd", "checkpoint", str(held.directory), "--upto", "5"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
         try:
             held.await_reader()
@@ -463,10 +484,10 @@ def test_a_checkpoint_ends_when_its_parent_lets_go_of_it(held):
 
 PARENT = """
 import sys, time, pathlib
-from logd.local import checkpoint, wal
-checkpointer = checkpoint.Checkpointer(pathlib.Path(sys.argv[1]), checkpoint.Policy(1, 0.0), 0, 0)
-checkpointer.maybe_start(wal.Sealed(100, 5))
-print(checkpointer._child.pid, flush=True)
+from logd.local import checkpointer, wal
+parent = checkpointer.Checkpointer(pathlib.Path(sys.argv[1]), checkpointer.Policy(1, 0.0), checkpointer.Newest(0, 0))
+parent.maybe_start(wal.Sealed(100, 5))
+print("started", flush=True)
 time.sleep(600)
 """
 
@@ -482,7 +503,8 @@ def test_a_checkpoint_ends_when_its_parent_is_killed(held):
     command = [sys.executable, "-c", PARENT, str(held.directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
         try:
-            child = psutil.Process(int(parent.stdout.readline()))
+            assert parent.stdout.readline() == b"started\n"
+            (child,) = psutil.Process(parent.pid).children()
             held.await_reader()
         finally:
             parent.kill()

@@ -35,7 +35,7 @@ def committed(session, *numbers):
 
 
 class Engine:
-    """One life of a GroupCommit on a directory, with a disk that can be held, filled and broken."""
+    """One life of a GroupCommit on a directory, with a disk that can be paused, filled and broken."""
 
     def __init__(self, directory, *, make_wal=Wal, segment_bytes=1 << 20, syncs=True, **options):
         self.directory = directory
@@ -43,11 +43,12 @@ class Engine:
         recovered = recovery.load(self.disk)
         recovery.make_durable(self.disk, recovered)
         self.wal = make_wal(self.disk, recovered.sequence + 1, segment_bytes)
+        self.store = recovered.store
         self.groups_seen = 0
-        self.commit = GroupCommit(self.disk, self.wal, recovered.store, on_group=self._on_group, **options)
+        self.commit = GroupCommit(self.disk, self.wal, recovered.store, after_group=self._after_group, **options)
         self._go = threading.Event()
 
-    def _on_group(self):
+    def _after_group(self):
         self.groups_seen += 1
 
     def send(self, session, number, *, base=None, **writes):
@@ -82,9 +83,9 @@ class Engine:
         return replies
 
     def look_up(self, *keys):
-        return self.commit.lookup(keys)
+        return [self.store.data.get(key) for key in keys]
 
-    def hold(self, operation="sync"):
+    def pause(self, operation="sync"):
         """Stop the sync thread before its next call of this kind; returns a function that waits until it is there."""
         there = threading.Event()
 
@@ -100,14 +101,14 @@ class Engine:
         self.disk.before = before
         return await_there
 
-    def let_go(self, before=lambda _: None):
-        """Go on; `before` is asked about the call that was held, and about all that follow."""
+    def resume(self, before=lambda _: None):
+        """Go on; `before` is asked about the call that was paused, and about all that follow."""
         self.disk.before = before
         self._go.set()
 
     def stop(self):
         if not self._go.is_set():
-            self.let_go()
+            self.resume()
         self.commit.stop()
 
 
@@ -146,12 +147,12 @@ OPENED = [[(A, 0)], [(B, 0)], [(C, 0)]]
 
 
 def test_writes_that_arrive_while_a_sync_runs_become_one_group(engine):
-    await_held = engine.hold()
+    await_paused = engine.pause()
     assert engine.send(A, 1) is None
-    await_held()
+    await_paused()
     for session, number in ((B, 1), (A, 2), (C, 1), (A, 3)):
         assert engine.send(session, number) is None
-    engine.let_go()
+    engine.resume()
     assert engine.collect() == [committed(A, 1)]
     assert engine.collect() == [committed(B, 1), committed(A, 2, 3), committed(C, 1)]
     assert engine.commit.idle()
@@ -168,32 +169,32 @@ def test_a_group_is_one_append_and_one_sync_and_is_reported_once(engine):
 
 
 def test_a_group_is_counted_with_its_batches_and_writes_and_with_what_the_log_grew_by(engine):
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(C, 1)
-    await_held()
+    await_paused()
     engine.send(A, 1, puts={"k": b"a", "a": b"1"}, deletes=["b"])
     engine.send(B, 1, clear=True)
-    engine.let_go()
+    engine.resume()
     engine.settle()
-    counts = engine.commit.counts
-    assert (counts.groups, counts.batches) == (3 + 2, 3 + 3)
-    assert (counts.group_writes.counts[:3], counts.group_writes.total) == ([4, 0, 1], 4)
-    assert (sum(counts.sync_seconds.counts), counts.sync_seconds.total > 0) == (5, True)
-    assert counts.appended_bytes == recovery.load(engine.disk).log_bytes - HEADER_BYTES
+    counters = engine.commit.counters
+    assert (counters.groups, counters.batches) == (3 + 2, 3 + 3)
+    assert (counters.group_writes.counts[:3], counters.group_writes.total) == ([4, 0, 1], 4)
+    assert (sum(counters.sync_seconds.counts), counters.sync_seconds.total > 0) == (5, True)
+    assert counters.appended_bytes == recovery.load(engine.disk).log_bytes - HEADER_BYTES
 
 
 @pytest.mark.parametrize("operation", ["append", "sync"])
 def test_nothing_is_seen_or_answered_before_the_sync_returned(engine, operation):
     engine.send(A, 1, puts={"k": b"old"})
     engine.settle()
-    await_held = engine.hold(operation)
+    await_paused = engine.pause(operation)
     engine.send(A, 2, puts={"k": b"new", "other": b"x"})
-    await_held()
+    await_paused()
     assert not engine.is_ready()
     assert engine.commit.collect() == []
     assert not engine.commit.idle()
     assert engine.look_up("k", "other") == [b"old", None]
-    engine.let_go()
+    engine.resume()
     assert engine.is_ready(PATIENCE_SECONDS)
     assert engine.look_up("k", "other") == [b"old", None]  # applied when it is collected, and answered with it
     assert engine.collect() == [committed(A, 2)]
@@ -202,13 +203,13 @@ def test_nothing_is_seen_or_answered_before_the_sync_returned(engine, operation)
 
 
 def test_batches_are_applied_in_the_order_in_which_they_came(engine):
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(C, 1)
-    await_held()
+    await_paused()
     engine.send(A, 1, puts={"k": b"a", "a": b"1"})
     engine.send(B, 1, clear=True, puts={"k": b"b"})
     engine.send(A, 2, puts={"last": b"a"}, deletes=["nothing"])
-    engine.let_go()
+    engine.resume()
     engine.settle()
     assert engine.look_up("k", "a", "last") == [b"b", None, b"a"]
 
@@ -216,12 +217,12 @@ def test_batches_are_applied_in_the_order_in_which_they_came(engine):
 def test_a_group_takes_no_more_than_its_bytes(start):
     engine = start(group_bytes_max=2500)
     engine.open(A)
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(A, 1)
-    await_held()
+    await_paused()
     for number in range(2, 7):
         engine.send(A, number, puts={"k": bytes(1000)})
-    engine.let_go()
+    engine.resume()
     assert engine.settle() == [committed(A, 1), committed(A, 2, 3), committed(A, 4, 5), committed(A, 6)]
     assert groups(engine)[1:] == [[(A, 1)], [(A, 2), (A, 3)], [(A, 4), (A, 5)], [(A, 6)]]
 
@@ -237,9 +238,9 @@ def test_the_record_is_the_message_as_it_was_sent(engine):
 
 
 def test_a_group_in_flight_when_it_stops_is_on_the_disk_and_what_waits_is_not(start, engine):
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(A, 1, puts={"k": b"in flight"})
-    await_held()
+    await_paused()
     engine.send(A, 2, puts={"k": b"waits"})
     after = start()
     assert after.look_up("k") == [b"in flight"]
@@ -259,7 +260,7 @@ def test_stopping_gives_the_descriptors_back(tmp_path):
 # Sessions ------------------------------------------------------------------------------------------------
 
 
-def test_only_the_next_number_is_taken(engine):
+def test_only_the_next_number_is_accepted(engine):
     assert engine.send(A, 2, base=1, puts={"k": b"2"}) == Gap(A, 2, 1)
     assert engine.send(A, 1, base=1, puts={"k": b"1"}) is None
     assert engine.send(A, 3, base=1, puts={"k": b"3"}) == Gap(A, 3, 2)  # also while the first is on its way
@@ -291,13 +292,13 @@ def test_a_repeat_is_answered_as_the_first_was_and_applied_once(start, engine):
 
 
 def test_a_repeat_of_a_batch_that_waits_is_answered_once_with_its_group(engine):
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(A, 1)
-    await_held()
+    await_paused()
     engine.send(A, 2, base=1)
     for number in (1, 2, 1, 2):
         assert engine.send(A, number, base=1) is None
-    engine.let_go()
+    engine.resume()
     assert engine.settle() == [committed(A, 1), committed(A, 2)]
     assert groups(engine) == [*OPENED, [(A, 1)], [(A, 2)]]
 
@@ -314,11 +315,11 @@ def test_an_unknown_session_is_dropped_and_only_batch_0_opens_one(start):
 
 def test_a_session_whose_opening_is_on_its_way_is_opened_once(engine):
     session = b"d" * 16
-    await_held = engine.hold()
+    await_paused = engine.pause()
     assert engine.send(session, 0) is None
-    await_held()
+    await_paused()
     assert engine.send(session, 0) is None
-    engine.let_go()
+    engine.resume()
     assert engine.settle() == [committed(session, 0)]
 
 
@@ -326,7 +327,7 @@ def other_sessions(count):
     return [b"other" + number.to_bytes(11, "big") for number in range(count)]
 
 
-def test_a_session_that_made_room_for_others_is_told_so_after_a_restart_too(start):
+def test_a_session_that_made_room_for_others_is_answered_dropped_after_a_restart_too(start):
     engine = start()
     engine.open(A)
     for session in other_sessions(SESSIONS_MAX):
@@ -336,18 +337,18 @@ def test_a_session_that_made_room_for_others_is_told_so_after_a_restart_too(star
     assert start().send(A, 1, puts={"k": b"v"}) == Dropped(A, 1)
 
 
-def test_a_session_that_is_dropped_while_its_batch_waits_is_told_so_and_replay_agrees(start):
+def test_a_session_that_is_dropped_while_its_batch_waits_is_answered_dropped_and_replay_agrees(start):
     engine = start()
     engine.open(A, B)
     engine.send(B, 1)
     engine.settle()
-    await_held = engine.hold()
+    await_paused = engine.pause()
     engine.send(B, 2)
-    await_held()
+    await_paused()
     for session in other_sessions(SESSIONS_MAX - 1):
         assert engine.send(session, 0) is None
     assert engine.send(A, 1, puts={"k": b"v"}) is None
-    engine.let_go()
+    engine.resume()
     assert (A, Dropped(A, 1)) in engine.settle()
     assert engine.look_up("k") == [None]
     engine = start()
@@ -377,14 +378,14 @@ def full(engine):
     """A1 is committed; then the disk is full: A2 was in flight, A3 and B1 waited, and all were refused."""
     engine.send(A, 1, puts={"k": b"before"})
     engine.settle()
-    await_held = engine.hold("append")
+    await_paused = engine.pause("append")
     engine.send(A, 2, puts={"k": b"refused"})
-    await_held()
+    await_paused()
     engine.send(A, 3, base=2, puts={"k": b"refused"})
     engine.send(B, 1, puts={"k": b"refused"})
     assert engine.commit.unavailable_reason() == ""
     engine.disk.room = 10
-    engine.let_go()
+    engine.resume()
     assert engine.collect() == [refused(A, 2, 3), refused(B, 1)]
     return engine
 
@@ -406,7 +407,7 @@ def test_a_batch_sent_before_the_refusal_was_known_is_refused_too(full):
     assert full.look_up("k") == [b"before"]
 
 
-def test_a_batch_sent_with_the_refusal_known_is_taken(start, full):
+def test_a_batch_sent_with_the_refusal_known_is_accepted(start, full):
     full.disk.room = 10_000
     assert full.send(A, 4, base=4, puts={"k": b"4"}) is None
     assert full.send(B, 2, base=2) is None
@@ -425,11 +426,11 @@ def test_a_batch_whose_base_is_not_there_yet_is_a_gap(full):
 def test_a_restart_forgets_a_refusal_but_never_takes_a_later_batch_first(start, full):
     engine = start()
     assert engine.send(A, 4, base=2) == Gap(A, 4, 2)
-    assert engine.send(A, 4, base=4) is None  # its worker was told of the refusals
-    assert engine.send(B, 1, base=1) is None  # its worker was not
+    assert engine.send(A, 4, base=4) is None  # its worker knew of the refusals
+    assert engine.send(B, 1, base=1) is None  # its worker did not
 
 
-def test_an_opening_that_is_refused_is_told_so_and_another_session_can_be_opened(engine):
+def test_an_opening_may_be_refused_and_another_session_can_be_opened(engine):
     first, second = b"1" * 16, b"2" * 16
     engine.disk.room = 10
     assert engine.send(first, 0) is None
@@ -439,7 +440,7 @@ def test_an_opening_that_is_refused_is_told_so_and_another_session_can_be_opened
     engine.open(second)
 
 
-def test_trouble_is_told_until_there_is_room_for_what_was_refused(full):
+def test_it_is_unavailable_until_there_is_room_for_what_was_refused(full):
     assert full.commit.unavailable_reason() == "no space left on device"
     full.disk.room = 30
     assert full.commit.unavailable_reason() == "no space left on device"
@@ -493,7 +494,7 @@ def limited(start):
     return engine
 
 
-def test_a_value_that_fits_to_the_byte_is_taken_and_one_byte_more_is_not(limited):
+def test_a_value_that_fits_to_the_byte_is_accepted_and_one_byte_more_is_not(limited):
     assert limited.send(A, 2, puts={"c": bytes(20)}) == too_large(A, 2, "c")
     assert limited.send(A, 3, puts={"c": bytes(19)}) is None
     limited.settle()
@@ -513,7 +514,7 @@ def test_a_refusal_names_the_values_that_do_not_fit_beside_those_that_do(limited
     assert limited.send(A, 3, puts={key: value for key, value in puts.items() if key in "cae"}) is None
 
 
-def test_with_no_room_left_what_does_not_grow_is_taken(limited):
+def test_with_no_room_left_what_does_not_grow_is_accepted(limited):
     limited.send(A, 2, puts={"c": bytes(19)})
     limited.settle()
     for number, writes in enumerate(
@@ -534,12 +535,12 @@ def test_room_that_was_made_can_be_filled_as_soon_as_that_is_answered(limited, w
 
 
 def test_what_is_on_its_way_counts(limited):
-    await_held = limited.hold()
+    await_paused = limited.pause()
     assert limited.send(A, 2, puts={"c": bytes(9)}) is None
-    await_held()
+    await_paused()
     assert limited.send(B, 1, puts={"d": bytes(9), "c": bytes(5)}) is None
     assert limited.send(A, 3, base=2, puts={"e": b"x"}) == too_large(A, 3, "e")
-    limited.let_go()
+    limited.resume()
     limited.settle()
     assert limited.send(A, 4, puts={"e": b"x"}) is None  # the smaller c was the last
 
@@ -552,25 +553,25 @@ def test_what_a_full_disk_refused_counts_no_more(limited):
     assert limited.send(A, 3, puts={"c": bytes(19)}) is None
 
 
-def test_a_batch_sent_before_a_refusal_for_memory_was_known_is_refused_as_one_that_was_not_looked_at(limited):
-    await_held = limited.hold()
+def test_a_batch_sent_before_a_refusal_by_the_data_limit_was_known_is_refused_without_a_look_at_its_values(limited):
+    await_paused = limited.pause()
     limited.send(A, 2)
-    await_held()
+    await_paused()
     assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
     assert limited.send(A, 4, base=2, deletes=["a"]) == too_large(A, 4)
     assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3)  # a repeat
-    limited.let_go()
+    limited.resume()
     assert limited.settle() == [committed(A, 2)]
     assert limited.send(A, 5, base=5, deletes=["a"]) is None
 
 
-def test_a_full_disk_behind_a_refusal_for_memory_does_not_make_that_be_forgotten(limited):
-    await_held = limited.hold("append")
+def test_a_full_disk_after_a_refusal_by_the_data_limit_does_not_make_that_be_forgotten(limited):
+    await_paused = limited.pause("append")
     limited.send(A, 2)
-    await_held()
+    await_paused()
     assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
     limited.disk.room = 10
-    limited.let_go()
+    limited.resume()
     assert limited.settle() == [refused(A, 2)]
     limited.disk.room = 10_000
     assert limited.send(A, 4, base=3, deletes=["a"]) == Refused(A, [4], Reason.NO_SPACE)
@@ -608,11 +609,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", [pytest.param(failure, id=name) for name, failure in FAILURES.items()])
 def test_after_a_failure_nothing_of_the_group_is_seen_or_answered(engine, failure):
-    await_held = engine.hold("append")
+    await_paused = engine.pause("append")
     engine.send(A, 1, puts={"k": b"lost"})
-    await_held()
+    await_paused()
     engine.send(B, 1, puts={"k": b"waits"})
-    engine.let_go(failure)
+    engine.resume(failure)
     with pytest.raises(DiskFailed) as caught:
         engine.collect()
     assert str(caught.value) == str(caught.value.__cause__)
@@ -621,7 +622,7 @@ def test_after_a_failure_nothing_of_the_group_is_seen_or_answered(engine, failur
     assert groups(engine)[3:] in ([], [[(A, 1)]])
 
 
-def test_when_a_torn_write_cannot_be_taken_back_it_is_a_failure(engine):
+def test_when_a_torn_write_cannot_be_cut_off_it_is_a_failure(engine):
     engine.disk.before = failing("truncate")
     engine.disk.room = 10
     engine.send(A, 1)
@@ -706,7 +707,7 @@ class Sessions(RuleBasedStateMachine):
         class HeldWal(Wal):
             def append(self, batches):
                 self._disk.room, self._disk.full = machine.outcomes.get(timeout=PATIENCE_SECONDS)
-                super().append(batches)
+                return super().append(batches)
 
         self.engine = Engine(Path(self.directory.name), make_wal=HeldWal, segment_bytes=300, syncs=False)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 
-from logd.local import checkpoint, recovery, wal
+from logd.local import checkpoint, publish, recovery, wal
 from logd.local.commit import DiskFailed, GroupCommit
 from logd.local.store import Store
 from logd.shared.protocol import Committed, WriteBatch, encode
@@ -86,8 +86,9 @@ class Process:
         recovery.make_durable(disk, recovered)
         self._wal = wal.Wal(disk, recovered.sequence + 1, SEGMENT_BYTES)
         model.certain = max(model.certain, model.check(recovered.store))  # it is served from here on
-        self._folded = 0
+        self._covered = 0
         self._next = max([recovered.store.sessions.get(model.session, -1), *model.refused]) + 1
+        self._store = recovered.store
         self._storage = GroupCommit(disk, self._wal, recovered.store)
 
     def write(self) -> None:
@@ -117,14 +118,14 @@ class Process:
 
     def _read(self) -> None:
         """What can be read must not be taken back."""
-        if value := self._storage.lookup(["n"])[0]:
+        if value := self._store.data.get("n"):
             self._model.certain = max(self._model.certain, int(value))
 
-    def fold(self) -> None:
+    def make_checkpoint(self) -> None:
         """A checkpoint of what is sealed, as the child process does it."""
-        if self._wal.sealed.sequence > self._folded:
-            self._folded = self._wal.sealed.sequence
-            checkpoint.fold(self._disk, self._folded)
+        if self._wal.sealed.sequence > self._covered:
+            self._covered = self._wal.sealed.sequence
+            checkpoint.make(self._disk, self._covered)
 
     def end(self) -> None:
         self._storage.stop()
@@ -138,7 +139,7 @@ def workload(disk: SimDisk, model: Model) -> None:
             for number in range(WRITES):
                 process.write()
                 if number % 5 == 4:
-                    process.fold()
+                    process.make_checkpoint()
         finally:
             process.end()
 
@@ -148,7 +149,7 @@ def run_until_cut(cut_at: int | None = None, fail_at: dict[int, int] | None = No
     disk, model = SimDisk(), Model()
     disk.cut_at = cut_at
     disk.fail_at = fail_at or {}
-    with suppress(PowerCut, DiskFailed, OSError, wal.NoSpace):
+    with suppress(PowerCut, DiskFailed, OSError, publish.NoSpace):
         workload(disk, model)
     return disk, model
 
@@ -256,14 +257,16 @@ def _no_directory_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _rename_without_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_durably(disk, name, data):
-        file = disk.create(name + wal.TEMPORARY_SUFFIX)
-        file.append(data)
-        disk.rename(name + wal.TEMPORARY_SUFFIX, name)
+    def without_sync(disk, name, parts):
+        file = disk.create(name + publish.TEMPORARY_SUFFIX)
+        for part in parts:
+            file.append(part)
+        disk.rename(name + publish.TEMPORARY_SUFFIX, name)
         disk.sync_directory()
         return file
 
-    monkeypatch.setattr(wal, "write_durably", write_durably)
+    for module in (wal, recovery):
+        monkeypatch.setattr(module, "publish", without_sync)
 
 
 def _remove_before_the_snapshot_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,9 +285,9 @@ def _apply_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     submit = GroupCommit.submit
 
     def apply_then_submit(self, raw, batch):
-        answer = submit(self, raw, batch)
+        reply = submit(self, raw, batch)
         self._store.data.update(batch.puts)
-        return answer
+        return reply
 
     monkeypatch.setattr(GroupCommit, "submit", apply_then_submit)
 

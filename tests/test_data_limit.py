@@ -1,4 +1,4 @@
-"""The limit on the data, through HTTP: what grows beyond it is told so, and all else goes on."""
+"""The limit on the data, through HTTP: what grows beyond it is refused, and all else goes on."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ def fill(server):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("memory") / "data", f"--data-bytes-max={LIMIT}") as server:
+    with Server(tmp_path_factory.mktemp("limit") / "data", f"--data-bytes-max={LIMIT}") as server:
         yield server
 
 

@@ -10,14 +10,19 @@ import queue
 import random
 import select
 from collections import deque
+from pathlib import Path
 
 import pytest
 import zmq
 
 from kv.log_client.client import Client, DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
 from logd import server
-from logd.local import commit, store, wal
+from logd.local import intake, publish, store, wal
+from logd.local.checkpointer import Checkpointer, Newest, Policy
+from logd.local.engine import LocalEngine
+from logd.local.recovery import Finding, Recovered
 from logd.shared import protocol
+from tests.support.builders import encode_payload
 
 
 class Connection:
@@ -109,9 +114,11 @@ class World:
     def append(self, raws):
         if failure := self.verdicts.get():
             raise failure
-        self.log.append(wal.encode_payload(raws))
+        self.log.append(encode_payload(raws))
+        return 0
 
     sync = close = lambda self: None
+    sealed = wal.Sealed(0, 0)
 
     def getsockopt(self, option):
         """Whether a message is there; if so, it is the one that is received next."""
@@ -188,9 +195,11 @@ class World:
     def logd_starts(self, _):
         if not self.storage:
             state = replay(self.log)[0]
-            self.storage = commit.GroupCommit(self, self, state, data_bytes_max=self.data_bytes_max)
+            recovered = Recovered(state, 0, Finding.CLEAN, None, [], [], None, 0, 0, 0.0)
+            never = Checkpointer(Path(), Policy(1 << 60, 0.0), Newest(0, 0))
+            self.storage = LocalEngine(self, self, recovered, never, data_bytes_max=self.data_bytes_max)
             self.synced = False
-            self.server = server.Server(self, self.storage, -1, stats=None)
+            self.server = server.Server(self, self.storage, -1)
 
     def logd_dies(self, _=None):
         if self.storage:
@@ -213,7 +222,7 @@ class World:
             self.synced = True
 
     def disk_is_full(self, _=None):
-        self.disk_syncs(failure=wal.NoSpace())
+        self.disk_syncs(failure=publish.NoSpace())
 
     def logd_collects(self, _=None):
         if self.storage and self.synced:
@@ -224,7 +233,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def few_sessions(monkeypatch):
-    for module in (store, commit):
+    for module in (store, intake):
         monkeypatch.setattr(module, "SESSIONS_MAX", 3)
 
 
@@ -296,7 +305,8 @@ def test_logd_remembers_no_more_sessions_than_it_has_while_none_can_be_opened():
     with World(1) as world:
         while len(world.writes) < 300:
             world.step(*(each for each in world.good if each != world.disk_syncs), world.write, world.disk_is_full)
-        tables = [each for each in (vars(world.server) | vars(world.storage)).values() if isinstance(each, dict)]
+        parts = world.server, world.storage, world.storage._commit, world.storage._commit._intake
+        tables = [each for part in parts for each in vars(part).values() if isinstance(each, dict)]
         assert max(map(len, tables)) <= 3 * store.SESSIONS_MAX
 
 
@@ -308,7 +318,7 @@ def test_a_session_that_made_room_for_others_before_its_worker_heard_that_it_was
         world.storage.commit()
         world.disk_syncs()
         world.synced = False
-        return world.storage.collect()
+        return world.storage.collect().replies
 
     with World(1) as world:
         world.logd_starts(None)

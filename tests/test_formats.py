@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logd.local import frame, snapshot, wal
+from logd.local import ballast, frame, publish, snapshot, wal
 from logd.local.disk import LocalDisk
 from logd.local.frame import BadHeader, End, Header
 from logd.local.store import Store
@@ -40,6 +40,7 @@ from tests.support.builders import (
     A,
     B,
     batch,
+    encode_payload,
     flipped,
     framed,
     of_other_version,
@@ -193,7 +194,7 @@ def test_a_header_is_these_bytes():
 
 
 def test_a_frame_is_these_bytes():
-    assert frame.encode_frame_header(MARKER, 7, b"hello") == FRAME[:20]
+    assert frame.encode_frame(MARKER, 7, [b"he", b"", b"llo"]) == FRAME
     assert framed(b"hello", 7) == FRAME
     found = frame.frame_at(memoryview(b"xx" + FRAME + b"xx"), 2, MARKER)
     assert found is not None
@@ -359,9 +360,9 @@ def test_a_segment_holds_values_of_any_size_and_knows_a_torn_one(size):
 
 def test_a_payload_is_an_array_of_batches_as_they_were_sent():
     batches = [protocol.encode(batch(A, number)) for number in range(3)]
-    assert wal.encode_payload(batches) == bytes.fromhex("dd 00000003") + b"".join(batches)
-    assert protocol.decode_write_batches(wal.encode_payload(batches)) == [batch(A, number) for number in range(3)]
-    assert protocol.decode_write_batches(wal.encode_payload([])) == []
+    assert encode_payload(batches) == bytes.fromhex("dd 00000003") + b"".join(batches)
+    assert protocol.decode_write_batches(encode_payload(batches)) == [batch(A, number) for number in range(3)]
+    assert protocol.decode_write_batches(encode_payload([])) == []
 
 
 def test_file_names_say_what_a_file_begins_with_and_anything_else_is_not_listed():
@@ -430,8 +431,8 @@ def _snapshot_of(*chunks: bytes, sequence: int = 9) -> bytes:
 
 _sessions, _entries, _footer = SNAPSHOT[52:95], SNAPSHOT[115:123], SNAPSHOT[143:]
 BAD_SNAPSHOTS = {
-    "a byte behind the footer": SNAPSHOT + b"\0",
-    "a frame behind the footer": _snapshot_of(_sessions, _entries, _footer, _entries),
+    "a byte after the footer": SNAPSHOT + b"\0",
+    "a frame after the footer": _snapshot_of(_sessions, _entries, _footer, _entries),
     "no footer": _snapshot_of(_sessions, _entries),
     "no sessions": _snapshot_of(_entries, _footer),
     "no entries": _snapshot_of(_sessions, _footer),
@@ -459,6 +460,13 @@ def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
 
 
 # The description -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "*" + publish.TEMPORARY_SUFFIX]
+)
+def test_every_kind_of_file_in_a_directory_has_a_row_in_the_description(name):
+    assert f"\n| `{name}` |" in (ROOT / "logd" / "FORMAT.md").read_text()
 
 
 def test_the_example_in_the_description_is_a_segment_that_says_what_is_said_of_it():

@@ -24,7 +24,7 @@ from tests.support.load import Load
 from tests.support.recorder import BROKEN
 
 CHECKPOINT_OFTEN = ("--segment-bytes=65536", "--checkpoint-log-bytes=131072")
-ON_SMALL_DISK = ("--segment-bytes=65536", "--value-bytes-max=100000")  # so that there is room for a reserve
+ON_SMALL_DISK = ("--segment-bytes=65536", "--value-bytes-max=100000")  # so that there is room for a ballast
 NO_ROOM = b"no space left on device\n"
 
 

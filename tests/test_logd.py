@@ -301,14 +301,14 @@ def test_a_large_answer_comes_in_parts_of_about_the_soft_maximum(peer):
         ("sxL", [Values(9, 0, [b"s", None]), Large(9, 2, LARGE_VALUE_BYTES + 1)]),
     ],
 )
-def test_of_a_large_value_only_the_size_is_told(peer, keys, answers):
+def test_of_a_large_value_only_the_size_is_sent(peer, keys, answers):
     peer.ask(batch(A, 1, base=1, puts={"L": b"v" * (LARGE_VALUE_BYTES + 1), "s": b"s"}))
     peer.send(ReadBatch(9, list(keys)))
     assert [peer.receive() for _ in answers] == answers
     assert peer.is_healthy()
 
 
-def test_a_large_value_is_given_to_who_has_room_for_it(make, tmp_path, connect):
+def test_a_large_value_is_sent_to_a_worker_that_has_room_for_it(make, tmp_path, connect):
     peer = connect(make(tmp_path, message_bytes_max=20 * MIB).start())
     peer.open(A)
     value = os.urandom(16 * MIB)
@@ -320,14 +320,14 @@ def test_a_large_value_is_given_to_who_has_room_for_it(make, tmp_path, connect):
     assert peer.is_healthy()
 
 
-def test_a_question_without_keys_is_answered(peer):
+def test_a_read_without_keys_is_answered(peer):
     peer.send(ReadBatch(5, []))
     peer.send(StatusRequest(6))
     assert peer.receive() == Values(5, 0, [])
     assert peer.receive() == Status(6, "")
 
 
-def test_it_tells_how_it_is_and_what_it_refused(logd, peer):
+def test_its_stats_say_what_it_holds_and_what_it_refused(logd, peer):
     assert peer.ask(batch(A, 1, base=1, puts={"k": b"v", "key": b"value"})) == Committed(A, [1])
     assert isinstance(peer.ask(batch(A, 3, base=2)), Gap)
     assert isinstance(peer.ask(batch(B, 1, base=1)), Dropped)
@@ -340,7 +340,7 @@ def test_it_tells_how_it_is_and_what_it_refused(logd, peer):
     assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
 
 
-def test_a_directory_that_is_gone_does_not_keep_it_from_telling(logd, peer):
+def test_a_directory_that_is_gone_does_not_keep_it_from_sending_stats(logd, peer):
     shutil.rmtree(logd.directory)
     stats = peer.ask(StatsRequest(8))
     assert (stats.number, stats.segments) == (8, 0)
@@ -367,7 +367,7 @@ def test_a_message_over_the_limit_costs_its_sender_the_connection_and_nobody_els
     assert peer.ask(batch(A, 1, base=1)) == Committed(A, [1])
 
 
-def test_writes_are_taken_while_a_sync_runs(logd, peer):
+def test_writes_are_accepted_while_a_sync_runs(logd, peer):
     count = 300
     logd.process.send_signal(signal.SIGSTOP)  # so that they are all there when it goes on
     for number in range(1, count + 1):
@@ -388,7 +388,7 @@ def test_the_end_of_the_lifeline_ends_it_in_order(logd, peer):
     assert logd.log == ""
 
 
-def test_what_was_taken_in_is_answered_before_it_ends(logd, connect):
+def test_what_was_accepted_is_answered_before_it_ends(logd, connect):
     peer = connect(logd, immediate=False)
     peer.open(A)
     for number in range(1, 501):
@@ -429,7 +429,7 @@ def test_after_a_kill_every_acknowledged_batch_is_there_and_repeats_are_answered
     assert logged == list(range(count + 1))
 
 
-def test_after_a_kill_a_gap_is_not_taken(logd, peer):
+def test_after_a_kill_a_gap_is_not_accepted(logd, peer):
     assert peer.ask(batch(A, 1, base=1)) == Committed(A, [1])
     logd.kill()
     logd.start()
@@ -447,7 +447,7 @@ def test_signals_for_the_group_are_not_for_it(logd, peer, number):
     assert logd.stop() == Exit.STOPPED
 
 
-def test_told_to_stop_while_it_reads_its_files_it_ends_at_once(make, tmp_path):
+def test_the_end_of_the_lifeline_ends_it_at_once_while_it_reads_its_files(make, tmp_path):
     held = PipedSegment(tmp_path, "1-3 4-5 6-8", "4-5")
     logd = make(tmp_path)
     logd.spawn()
@@ -554,7 +554,7 @@ def test_after_a_failed_write_it_ends_unacknowledged_and_its_successor_serves_wh
     assert peer.ask(batch(A, 2, base=2, puts={"k": b"after"})) == Committed(A, [2])
 
 
-def test_when_its_files_are_taken_away_nothing_more_is_acknowledged(logd, peer):
+def test_when_its_files_are_removed_nothing_more_is_acknowledged(logd, peer):
     for path in logd.directory.iterdir():
         path.unlink()
     peer.send(batch(A, 1, base=1, puts={"k": b"v"}))

@@ -71,7 +71,7 @@ def test_a_defect_that_nobody_caught_is_logged(script, form):
         assert said[-1] == "ZeroDivisionError: division by zero"
 
 
-def test_a_child_is_told_to_log_as_its_parent_does(form):
+def test_a_child_logs_as_its_parent_does(form):
     (said,) = run("logging.error(' '.join(logging_setup.flags()))", form)
     assert f"--log-level info --log-format {form}" in said
 

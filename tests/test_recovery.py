@@ -6,6 +6,7 @@ import pytest
 
 from logd.local import frame, recovery, snapshot, wal
 from logd.local.disk import LocalDisk
+from logd.local.publish import NoSpace
 from logd.local.recovery import Damaged, Finding
 from logd.shared import protocol
 from tests.support.builders import (
@@ -14,6 +15,7 @@ from tests.support.builders import (
     WatchedDisk,
     contents,
     crash_at,
+    encode_payload,
     failing,
     file_name,
     file_names,
@@ -87,8 +89,8 @@ SERVED = {
     "one segment": ("1-5", [], Finding.CLEAN, 5, None),
     "several segments": ("1-3 4-4 5-8", [], Finding.CLEAN, 8, None),
     "an empty last segment": ("1-5 6-5", [], Finding.CLEAN, 5, None),
-    "a snapshot and the log behind it": ("6-8 @5", [], Finding.CLEAN, 8, "@5"),
-    "a snapshot and an empty log behind it": ("6-5 @5", [], Finding.CLEAN, 5, "@5"),
+    "a snapshot and the log after it": ("6-8 @5", [], Finding.CLEAN, 8, "@5"),
+    "a snapshot and an empty log after it": ("6-5 @5", [], Finding.CLEAN, 5, "@5"),
     "a snapshot and the log that it covers": ("1-5 6-5 @5", [], Finding.CLEAN, 5, "@5"),
     "covered and needed segments": ("1-3 4-5 6-8 @5", [], Finding.CLEAN, 8, "@5"),
     "two snapshots": ("4-5 6-8 @3 @5", [], Finding.CLEAN, 8, "@5"),
@@ -165,7 +167,7 @@ REFUSED = {
     "the first segment after the snapshot": ("6-7 8-8 @5", [remove("6-7")], Finding.MISSING_SEGMENT, "6-7", None),
     "the log ends before the snapshot": ("1-3 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
     "the log ends where the snapshot does": ("1-5 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
-    "no segment begins behind the snapshot": ("1-8 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
+    "no segment begins after the snapshot": ("1-8 @5", [], Finding.MISSING_SEGMENT, "6-8", None),
     "the log ends before the snapshot that is bad": (
         "1-3 4-5 @2 @5",
         [flip("@5", 40), remove("4-5")],
@@ -175,7 +177,7 @@ REFUSED = {
     ),
     "the first segment of all": ("1-3 4-5 6-8", [remove("1-3")], Finding.MISSING_SEGMENT, "1-3", None),
     "a segment in the middle": ("1-3 4-5 6-8", [remove("4-5")], Finding.MISSING_SEGMENT, "6-8", None),
-    "a segment behind the older snapshot": (
+    "a segment after the older snapshot": (
         "4-4 5-5 6-8 @3 @5",
         [flip("@5", 40), remove("5-5")],
         Finding.MISSING_SEGMENT,
@@ -228,7 +230,7 @@ REFUSED = {
     "a payload of nothing": ("1-3", [add("1-3", framed(b"", 4))], Finding.UNREADABLE_FRAME, "1-3", 3),
     "a payload of other messages": (
         "6-6 @5",
-        [add("6-6", framed(wal.encode_payload([protocol.encode(protocol.StatusRequest(1))]), 7))],
+        [add("6-6", framed(encode_payload([protocol.encode(protocol.StatusRequest(1))]), 7))],
         Finding.UNREADABLE_FRAME,
         "6-6",
         1,
@@ -309,8 +311,8 @@ def test_a_refusal_says_what_follows_the_damage(tmp_path):
         recovery.load(disk)
 
 
-def test_a_deleted_last_segment_cannot_be_told_when_no_snapshot_knows_of_it(tmp_path):
-    """The one loss of a file that looks like a clean end. Right behind a snapshot it is noticed: see REFUSED."""
+def test_a_deleted_last_segment_is_not_noticed_when_no_snapshot_knows_of_it(tmp_path):
+    """The one loss of a file that looks like a clean end. Right after a snapshot it is noticed: see REFUSED."""
     disk = damaged_directory(tmp_path, "1-3 4-5 6-8", [remove("6-8")])
     assert recovery.load(disk).sequence == 5
 
@@ -418,14 +420,14 @@ def test_a_group_of_many_sessions_and_batches_is_applied_in_order(tmp_path):
 
 @pytest.mark.parametrize(("upto", "needed"), [(3, "1-3"), (5, "1-3 4-5"), (8, "1-3 4-5 6-8")])
 def test_a_part_of_the_log_can_be_loaded_up_to_the_end_of_a_segment(tmp_path, upto, needed):
-    recovered = recovery.load(lay_out(tmp_path, "1-3 4-5 6-8 9-9"), upto)
+    recovered = recovery.load_sealed(lay_out(tmp_path, "1-3 4-5 6-8 9-9"), upto)
     assert recovered.sequence == upto
     assert same(recovered.store, state(upto))
     assert set(recovered.segments) == file_names(needed)
 
 
 def test_a_part_of_the_log_stands_on_the_newest_snapshot(tmp_path):
-    recovered = recovery.load(lay_out(tmp_path, "1-3 4-5 6-8 9-9 @3 @5"), 8)
+    recovered = recovery.load_sealed(lay_out(tmp_path, "1-3 4-5 6-8 9-9 @3 @5"), 8)
     assert (recovered.snapshot, recovered.segments) == (file_name("@5"), [file_name("6-8")])
     assert same(recovered.store, state(8))
 
@@ -442,14 +444,14 @@ def test_a_part_of_the_log_stands_on_the_newest_snapshot(tmp_path):
 def test_a_part_of_the_log_has_to_be_whole(tmp_path, damage, finding):
     disk = damaged_directory(tmp_path, "1-3 4-5 6-8", [damage])
     with pytest.raises(Damaged) as caught:
-        recovery.load(disk, 5)
+        recovery.load_sealed(disk, 5)
     assert caught.value.finding is finding
 
 
 def test_a_part_of_a_log_that_is_gone_is_missing(tmp_path):
-    """All files were taken away between the decision to fold and the fold."""
+    """All files were removed between the decision to make a checkpoint and its start."""
     with pytest.raises(Damaged) as caught:
-        recovery.load(LocalDisk(tmp_path), 5)
+        recovery.load_sealed(LocalDisk(tmp_path), 5)
     assert caught.value.finding is Finding.MISSING_SEGMENT
 
 
@@ -528,7 +530,7 @@ def test_without_room_to_write_anew_nothing_is_lost(tmp_path):
     disk = damaged_directory(tmp_path, "1-3 4-8", [cut("4-8", -1)])
     before = contents(tmp_path)
     disk.room = 40
-    with pytest.raises(wal.NoSpace):
+    with pytest.raises(NoSpace):
         recovery.make_durable(disk, recovery.load(disk))
     assert contents(tmp_path) == before
     assert disk.open_files == []

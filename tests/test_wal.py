@@ -5,8 +5,9 @@ import errno
 import pytest
 
 from logd.local import frame, wal
-from logd.local.wal import NoSpace, Sealed, Wal
-from tests.support.builders import Call, Crash, WatchedDisk, crash_at, failing, operations, read_segment
+from logd.local.publish import TEMPORARY_SUFFIX, NoSpace
+from logd.local.wal import Sealed, Wal
+from tests.support.builders import Call, WatchedDisk, encode_payload, failing, read_segment
 
 SEGMENT_BYTES = 200
 HEADER, FRAME = frame.HEADER_BYTES, frame.FRAME_HEADER_BYTES + 5  # 5: the array around the batches of a group
@@ -40,7 +41,7 @@ def frames(disk, first):
 
 
 def payloads(*groups):
-    return [wal.encode_payload(group) for group in groups]
+    return [encode_payload(group) for group in groups]
 
 
 def segments(disk):
@@ -55,7 +56,7 @@ def test_groups_are_read_back_as_they_were_appended(disk, log):
     assert frames(disk, 1) == payloads([b"one"], [b"two", b"three"], [])
 
 
-def test_a_new_log_begins_where_it_is_told_to(disk):
+def test_a_new_log_begins_with_the_sequence_that_is_asked_for(disk):
     log = Wal(disk, 42, SEGMENT_BYTES)
     commit(log, b"x")
     log.close()
@@ -79,7 +80,7 @@ def test_only_the_user_may_read_a_segment(tmp_path, log):
 def test_a_group_is_one_write_and_one_sync(disk, log):
     disk.calls.clear()
     commit(log, b"one", b"two")
-    name = wal.segment_name(1) + wal.TEMPORARY_SUFFIX  # the name that it was made with
+    name = wal.segment_name(1) + TEMPORARY_SUFFIX  # the name that it was made with
     assert disk.calls == [Call("append", name), Call("sync", name)]
 
 
@@ -248,49 +249,16 @@ def test_a_failed_sync_is_never_taken_for_a_lack_of_room(disk, log, error):
     assert caught.value.errno == error
 
 
-def test_when_the_torn_write_cannot_be_taken_back_the_error_comes_through(disk, log):
+def test_when_the_torn_write_cannot_be_cut_off_the_error_comes_through(disk, log):
     disk.room = 10
     disk.before = failing("truncate")
     with pytest.raises(OSError, match="Input/output error"):
         log.append([b"x"])
 
 
-def test_a_segment_whose_name_was_taken_away_cannot_be_synced(disk, log):
+def test_a_segment_whose_name_was_removed_cannot_be_synced(disk, log):
     """Nobody would find it again."""
     log.append([b"x"])
     disk.remove(wal.segment_name(1))
     with pytest.raises(FileNotFoundError):
         log.sync()
-
-
-# Files made durably --------------------------------------------------------------------------------------
-
-STEPS = ["create name.tmp", "append name.tmp", "sync name.tmp", "rename name.tmp name", "sync_directory"]
-
-
-def test_a_file_gets_its_name_only_when_it_is_durable(disk):
-    file = wal.write_durably(disk, "name", b"content")
-    assert operations(disk.calls) == STEPS
-    file.append(b" and more")
-    file.close()
-    with disk.open("name") as file:
-        assert file.read() == b"content and more"
-
-
-@pytest.mark.parametrize("step", range(len(STEPS)))
-def test_a_crash_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, disk, step):
-    (tmp_path / "name").write_bytes(b"old")
-    disk.before = crash_at(step)
-    with pytest.raises(Crash):
-        wal.write_durably(disk, "name", b"new")
-    assert (tmp_path / "name").read_bytes() == (b"new" if "rename name.tmp name" in STEPS[:step] else b"old")
-    assert set(disk.names()) <= {"name", "name.tmp"}
-
-
-def test_without_room_the_old_file_stays_and_nothing_else(tmp_path, disk):
-    (tmp_path / "name").write_bytes(b"old")
-    disk.room = 2
-    with pytest.raises(NoSpace):
-        wal.write_durably(disk, "name", b"new")
-    assert (tmp_path / "name").read_bytes() == b"old"
-    assert list(disk.names()) == ["name"]

@@ -1,10 +1,11 @@
-"""Room kept for a start on a full disk.
+"""The ballast: room that is kept free for a start on a full disk.
 
 Recovery writes the last segment anew before it serves it (logd/local/recovery.py), and a checkpoint writes a snapshot
 before it can remove anything. On a full disk neither would be possible, and the server could not even be started to
-read. So a file of nothing is kept, to be given up at such a moment and made again when there is room.
+read. So a file without content of interest is kept, to be removed at such a moment and made again when there is room
+(the idea, and the word, are CockroachDB's).
 
-Knows one file; not what the room is for.
+Knows one file, and nothing of what the room is used for.
 """
 
 import contextlib
@@ -13,37 +14,46 @@ from typing import Final
 
 from logd.local.disk import Disk
 
-NAME: Final = "RESERVE"
+NAME: Final = "BALLAST"
+FORMER_NAME: Final = "RESERVE"
+"""The name that earlier versions gave to this file."""
+
 _MARGIN_BYTES: Final = 256 << 10
 
 log = logging.getLogger("logd.local.ballast")
 
 
 def release(disk: Disk) -> bool:
-    """Give the room up. False when there was none."""
-    if NAME not in disk.names():
-        return False
-    disk.remove(NAME)
-    disk.sync_directory()
-    log.warning("no space left on the device: gave up the reserve")
-    return True
+    """Give the room to others. False when there was none."""
+    found = [name for name in (NAME, FORMER_NAME) if name in disk.names()]
+    for name in found:
+        disk.remove(name)
+    if found:
+        disk.sync_directory()
+        log.warning("no space left on the device: released the ballast")
+    return bool(found)
 
 
 def ensure(disk: Disk, size: int) -> None:
-    """Keep that much room, or a part of it that is worth keeping, if it is to be had. Never fails."""
+    """Keep `size` bytes free; if there is not that much, at least half of it; else nothing. Never fails."""
     with contextlib.suppress(OSError):
+        if FORMER_NAME in disk.names():
+            disk.rename(FORMER_NAME, NAME)
         if NAME in disk.names():
             if disk.size(NAME) == size:
                 return
             disk.remove(NAME)
         affordable = min(size, disk.free_bytes() - _MARGIN_BYTES)
-        if affordable < size // 2:
-            return
+        if affordable >= size // 2:
+            _make(disk, affordable)
+
+
+def _make(disk: Disk, size: int) -> None:
+    try:
+        file = disk.create(NAME)
         try:
-            file = disk.create(NAME)
-            try:
-                file.allocate(affordable)
-            finally:
-                file.close()
-        except OSError:
-            disk.remove(NAME)
+            file.allocate(size)
+        finally:
+            file.close()
+    except OSError:
+        disk.remove(NAME)

@@ -1,7 +1,8 @@
-"""What logd counts about its own work: plain numbers, updated once a group.
+"""What the local engine counts about its own work: plain numbers, updated once a group.
 
-Knows nothing of who reports them (logd/local/stats.py), nor of what a number is called where it is shown
-(kv/metrics.py)."""
+Knows nothing of who reports them (logd/local/engine.py), nor of the name that a number has where it is shown
+(kv/metrics.py).
+"""
 
 from bisect import bisect_left
 from collections import Counter
@@ -16,7 +17,7 @@ _GROUP_WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SYNC_SECONDS: Final = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class Counts:
+class Counters:
     """The work of one logd since it was started."""
 
     def __init__(self) -> None:
@@ -24,20 +25,20 @@ class Counts:
         self.batches = 0
         self.appended_bytes = 0
         self.refused: Counter[str] = Counter(dict.fromkeys((_OUT_OF_ORDER, _DROPPED, *map(_name, Reason)), 0))
-        """Batches that were answered, and not taken, by reason."""
+        """Batches that were answered, and not applied, by reason."""
         self.group_writes = empty(_GROUP_WRITES)
         self.sync_seconds = empty(_SYNC_SECONDS)
 
-    def group(self, batches: Sequence[WriteBatch], frame_bytes: int, sync_seconds: float) -> None:
-        """Take note of a group that is durable."""
+    def count_group(self, batches: Sequence[WriteBatch], frame_bytes: int, sync_seconds: float) -> None:
+        """Count a group that is durable."""
         self.groups += 1
         self.batches += len(batches)
         self.appended_bytes += frame_bytes
         observe(self.group_writes, sum(len(each.puts) + len(each.deletes) + each.clear for each in batches))
         observe(self.sync_seconds, sync_seconds)
 
-    def answer(self, reply: Reply) -> None:
-        """Take note of an answer to a batch that is not, or not yet, applied."""
+    def count_reply(self, reply: Reply) -> None:
+        """Count a reply to batches that were not applied; a reply to others changes nothing."""
         if isinstance(reply, Refused):
             self.refused[_name(reply.reason)] += len(reply.numbers)
         elif isinstance(reply, Gap):

@@ -1,12 +1,12 @@
 """The limit on the bytes of data: which values of a batch do not fit.
 
-Decided once, when a batch is taken in; what is in the log was taken, so replay never asks. Knows the state, and what
-was taken and is not applied yet; no sessions, no answers, no files.
+Decided once, before a batch is accepted; what is in the log was accepted, so replay does not decide again. Knows the
+state, and what was accepted and is not applied yet; no sessions, no replies, no files.
 
-What batches on their way may add is counted, what they may take away is not: for each key the largest of the values
-that it has or would be given. So the data never exceeds the limit, whichever of those batches are applied in the end
-(a group may find no space on the disk); and since the answer to a delete comes after it was applied, a client that
-has it finds the room.
+Of the batches on their way, what they may add counts, and what they may take away does not: for each key, the largest
+of the values that it has or may get. So the data never exceeds the limit, whichever of those batches are applied in the
+end (a group may find no space on the disk). The reply to a delete is sent after it was applied, so a client that has it
+finds the room.
 """
 
 from collections import deque
@@ -16,45 +16,45 @@ from logd.local.store import Store
 from logd.shared.protocol import WriteBatch
 
 
-class _Taken(NamedTuple):
+class _Accepted(NamedTuple):
     raw_bytes: int
     puts: dict[str, bytes]
 
 
 class DataLimit:
-    """Asked by one thread about every batch, in the order in which they are taken."""
+    """Used by one thread, for every batch in the order in which they are accepted."""
 
     def __init__(self, store: Store, bytes_max: int) -> None:
         self._store = store
         self._bytes_max = bytes_max
-        self._taken: deque[_Taken] = deque()
-        self._taken_raw_bytes = 0
+        self._accepted: deque[_Accepted] = deque()
+        self._accepted_bytes = 0
         self._expected: _Expected | None = None
-        """None while the limit is so far away that nothing has to be looked at."""
+        """None while the limit is so far away that no value has to be looked at."""
 
-    def admit(self, raw_bytes: int, batch: WriteBatch) -> list[str]:
-        """The keys of those values in a batch that do not fit. With none, the batch counts as taken.
+    def accept(self, raw_bytes: int, batch: WriteBatch) -> list[str]:
+        """The keys of those values in a batch that do not fit. If there are none, the batch counts as accepted.
 
         `raw_bytes` is the size of the whole message, and so more than the batch can add.
         """
         if self._expected is None and self._is_near(raw_bytes):
             self._expected = _Expected(self._store)
-            for taken in self._taken:
-                self._expected.admit(taken.puts, None)
-        too_large = self._expected.admit(batch.puts, self._bytes_max) if self._expected else []
+            for accepted in self._accepted:
+                self._expected.add(accepted.puts, None)
+        too_large = self._expected.add(batch.puts, self._bytes_max) if self._expected else []
         if not too_large:
-            self._taken.append(_Taken(raw_bytes, batch.puts))
-            self._taken_raw_bytes += raw_bytes
+            self._accepted.append(_Accepted(raw_bytes, batch.puts))
+            self._accepted_bytes += raw_bytes
         return too_large
 
-    def _is_near(self, raw_bytes: int) -> bool:
-        return self._store.data_bytes + self._taken_raw_bytes + raw_bytes > self._bytes_max
-
     def settle(self, count: int) -> None:
-        """Of what was taken, the first so many are applied, or never will be."""
+        """Of what was accepted, the oldest `count` batches are applied, or never will be."""
         for _ in range(count):
-            self._taken_raw_bytes -= self._taken.popleft().raw_bytes
+            self._accepted_bytes -= self._accepted.popleft().raw_bytes
         self._expected = None
+
+    def _is_near(self, raw_bytes: int) -> bool:
+        return self._store.data_bytes + self._accepted_bytes + raw_bytes > self._bytes_max
 
 
 class _Expected:
@@ -65,8 +65,11 @@ class _Expected:
         self._data_bytes = store.data_bytes
         self._sizes: dict[str, int] = {}
 
-    def admit(self, puts: dict[str, bytes], bytes_max: int | None) -> list[str]:
-        """The keys whose values would take the data beyond the limit. With none, they are expected from now on."""
+    def add(self, puts: dict[str, bytes], bytes_max: int | None) -> list[str]:
+        """The keys whose values would take the data beyond the limit. If there are none, all are expected from now on.
+
+        Without a limit everything fits.
+        """
         data_bytes, sizes, too_large = self._data_bytes, {}, []
         for key, value in puts.items():
             size = len(key) + len(value)

@@ -33,10 +33,10 @@ class DiskFile(Protocol):
 
     size: int
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         """Write all of data at the end. On OSError, part of it may be there: `truncate` it away.
 
-        When that makes the file longer, write up to that many zeros behind it too, for which there need not be room.
+        If that makes the file longer, also write up to that many zeros after the data; there need not be room for them.
         They are not part of `size`: what is appended next overwrites them, and its sync has no change of the file's
         length to bring to the disk.
         """
@@ -54,7 +54,7 @@ class DiskFile(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the file. Does not sync."""
+        """Close the file. Does not sync."""
 
 
 class Disk(Protocol):
@@ -76,7 +76,7 @@ class Disk(Protocol):
         """Give a file another name, in place of one of that name."""
 
     def remove(self, name: str) -> None:
-        """Take a name away."""
+        """Remove a name."""
 
     def sync_directory(self) -> None:
         """Wait until names that were made, changed or removed are so on the disk."""
@@ -100,7 +100,7 @@ class _LocalFile:
         self._zeros_end = 0  # how far the file reaches, where that is more than `size`
         self.size = 0
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         rest = memoryview(data)
         while rest:  # a disk that fills up first writes short, without an error
             written = os.pwrite(self._fd, rest, self.size)
@@ -208,7 +208,7 @@ class DirectoryLock:
         self._fd: int | None = None
 
     def acquire(self) -> str:
-        """Take the lock and return the note of its last holder.
+        """Acquire the lock and return the note of its last holder.
 
         Raises BlockingIOError when a living process has it, other OSErrors when the file cannot be made.
         """
@@ -222,13 +222,13 @@ class DirectoryLock:
         return os.pread(fd, 4096, 0).decode(errors="replace").strip()
 
     def release(self) -> None:
-        """Let others have the directory, before this process ends."""
+        """Release the lock before this process ends."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def holder(self) -> str:
-        """The note of whoever has the lock; empty when that cannot be told."""
+        """The note of whoever has the lock; empty when it cannot be read."""
         with contextlib.suppress(OSError):
             return self._path.read_text(errors="replace").strip()
         return ""

@@ -20,7 +20,7 @@ import enum
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
 _HEADER: Final = struct.Struct("<8sI4sQI")
@@ -31,6 +31,7 @@ _CRC: Final = struct.Struct("<I")
 VERSION: Final = 1
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 FRAME_HEADER_BYTES: Final = _FRAME.size
+_HEADER_ROOM: Final = bytes(FRAME_HEADER_BYTES)
 _MARKER_BYTES: Final = 4
 _MARKER_AT: Final = 12  # in the header
 
@@ -53,7 +54,7 @@ class End(enum.Enum):
     """How the frames of a file end."""
 
     CLEAN = "clean"
-    """With the last byte of the last frame, or unused space behind it: zeros up to the end of the file."""
+    """With the last byte of the last frame, or with unused space after it: zeros up to the end of the file."""
     TORN = "torn"
     """In a write that was cut short: nothing that follows is a frame."""
     CORRUPT = "corrupt"
@@ -105,10 +106,17 @@ def likely_markers(data: bytes) -> list[bytes]:
     return [data[at : at + _MARKER_BYTES] for at in (_MARKER_AT, 0, HEADER_BYTES)]
 
 
-def encode_frame_header(marker: bytes, sequence: int, payload: bytes) -> bytes:
-    """The 20 bytes before a payload."""
-    crc = zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, len(payload), sequence)))
-    return _FRAME.pack(marker, len(payload), crc, sequence)
+def encode_frame(marker: bytes, sequence: int, parts: Sequence[bytes]) -> bytearray:
+    """A frame whose payload is these parts. They are copied once."""
+    encoded = bytearray().join([_HEADER_ROOM, *parts])
+    payload = memoryview(encoded)[FRAME_HEADER_BYTES:]
+    crc = _crc(marker, sequence, payload)
+    _FRAME.pack_into(encoded, 0, marker, len(payload), crc, sequence)
+    return encoded
+
+
+def _crc(marker: bytes, sequence: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, len(payload), sequence)))
 
 
 def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
@@ -120,13 +128,13 @@ def frame_at(data: memoryview, offset: int, marker: bytes) -> Frame | None:
     if found != marker or length > len(data) - start:
         return None
     payload = data[start : start + length]
-    if crc != zlib.crc32(payload, zlib.crc32(_SEALED.pack(marker, length, sequence))):
+    if crc != _crc(marker, sequence, payload):
         return None
     return Frame(offset, sequence, payload)
 
 
 def find_frames(data: bytes, offset: int, marker: bytes) -> Iterator[Frame]:
-    """Whole frames at or behind an offset, of whatever sequence. Trusts no length: every marker is tried."""
+    """Whole frames at or after an offset, of whatever sequence. Trusts no length: every marker is tried."""
     view = memoryview(data)
     found = data.find(marker, offset)
     while found >= 0:
@@ -141,19 +149,21 @@ def read_frame(file: BinaryIO, marker: bytes, sequence: int) -> bytes | None:
     head = file.read(FRAME_HEADER_BYTES)
     if len(head) < FRAME_HEADER_BYTES:
         return None
-    _, length, _, _ = _FRAME.unpack(head)
+    found, length, crc, found_sequence = _FRAME.unpack(head)
     if length > PAYLOAD_BYTES_MAX:
         return None
     payload = file.read(length)
-    return payload if encode_frame_header(marker, sequence, payload) == head else None
+    if (found, found_sequence, crc, len(payload)) != (marker, sequence, _crc(marker, sequence, payload), length):
+        return None
+    return payload
 
 
 class FrameReader:
     """Iterates over the whole frames of a file, and then knows how they ended, and where.
 
     `data` is the file from its first byte. After the iteration `end` says how it ended, `offset` is where the last
-    whole frame ends, `rest_bytes` how much is behind it before the file ends or is zeros up to its end, `sequence` the
-    last one read, and `follows` the first whole frame behind the damage, if any.
+    whole frame ends, `rest_bytes` how much follows it, without zeros up to the end of the file, `sequence` the last one
+    read, and `follows` the first whole frame after the damage, if any.
     """
 
     def __init__(self, data: bytes, header: Header, first_sequence: int) -> None:
@@ -179,6 +189,6 @@ class FrameReader:
         self.rest_bytes = len(self._raw[self.offset :].rstrip(b"\0"))
         if not self.rest_bytes:
             return
-        behind = find_frames(self._raw, self.offset, self._marker)
-        self.follows = next((found for found in behind if found.sequence > self.sequence), None)
+        later = find_frames(self._raw, self.offset, self._marker)
+        self.follows = next((found for found in later if found.sequence > self.sequence), None)
         self.end = End.CORRUPT if self.follows else End.TORN

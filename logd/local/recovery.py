@@ -8,14 +8,14 @@ What it decides (`Finding`), and the labels that its log lines and errors carry:
 | label            | condition                                                              | decision              |
 |------------------|------------------------------------------------------------------------|-----------------------|
 | NEW              | no snapshot, no segment                                                | begin empty           |
-| CLEAN            | behind the last frame of the last segment is nothing, or unused space  | serve                 |
-| TORN_TAIL        | the last segment ends in a cut write; no whole frame is behind it      | drop the tail, say so |
+| CLEAN            | after the last frame of the last segment is nothing, or unused space   | serve                 |
+| TORN_TAIL        | the last segment ends in a cut write; no whole frame is after it       | drop the tail, say so |
 | OLDER_SNAPSHOT   | the newest snapshot is bad; the log continues an older one, or has all | use that, say so      |
 | BAD_SNAPSHOT     | a snapshot is bad and nothing can stand in for it                      | refuse                |
-| MISSING_SEGMENT  | frames behind the snapshot, or between two segments, are in no segment | refuse                |
+| MISSING_SEGMENT  | frames after the snapshot, or between two segments, are in no segment  | refuse                |
 | BAD_SEGMENT      | the header of a segment cannot be read                                 | refuse                |
 | OTHER_VERSION    | another version of this program wrote a file                           | refuse                |
-| DAMAGED_FRAME    | a bad frame with whole ones, or a later segment, behind it             | refuse                |
+| DAMAGED_FRAME    | a bad frame with whole ones, or a later segment, after it              | refuse                |
 | UNREADABLE_FRAME | a frame is whole, and its payload is not what this program writes      | refuse                |
 """
 
@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from logd.local import frame, snapshot, wal
 from logd.local.disk import Disk
+from logd.local.publish import publish, remove_temporaries
 from logd.local.store import Store
 from logd.shared.protocol import DECODE_ERRORS, decode_write_batches
 
@@ -44,7 +45,7 @@ class Finding(enum.Enum):
     MISSING_SEGMENT = "refuse: frames are in no segment"
     BAD_SEGMENT = "refuse: the header of a segment cannot be read"
     OTHER_VERSION = "refuse: another version of this program wrote a file, and can read it"
-    DAMAGED_FRAME = "refuse: whole data is behind a bad frame"
+    DAMAGED_FRAME = "refuse: whole frames follow a bad one"
     UNREADABLE_FRAME = "refuse: a whole frame does not hold what this program writes"
 
     @property
@@ -83,6 +84,14 @@ class Tail(NamedTuple):
     dropped_bytes: int
 
 
+class Summary(NamedTuple):
+    """What is to be remembered of a recovery after the state is served."""
+
+    finding: Finding
+    seconds: float
+    dropped_bytes: int
+
+
 class Recovered(NamedTuple):
     """The state after the frame `sequence`, and what it was read from."""
 
@@ -98,62 +107,65 @@ class Recovered(NamedTuple):
     snapshot_bytes: int
     seconds: float
 
+    def summary(self) -> Summary:
+        """The facts, without the state and without the bytes of the tail."""
+        return Summary(self.finding, self.seconds, self.tail.dropped_bytes if self.tail else 0)
 
-def load(disk: Disk, upto: int | None = None) -> Recovered:
-    """Read the newest whole snapshot and the log behind it. Writes nothing.
 
-    With `upto`, only segments that begin at or before that sequence, which is the last one of a sealed segment.
+def load(disk: Disk) -> Recovered:
+    """Read the newest whole snapshot and all of the log after it. Writes nothing.
+
     Raises Damaged, or OSError when a file cannot be read.
     """
     began = time.monotonic()
     names = disk.names()
-    segments = [segment for segment in wal.list_segments(names) if upto is None or segment.first <= upto]
-    base, bad = _load_base(disk, names, segments)
+    segments = wal.list_segments(names)
+    base = _load_base(disk, names, segments)
     needed = _continue(segments, base.sequence)
-    if not needed and base.sequence != upto and (segments or base.name or upto is not None):
-        detail = f"frame {base.sequence + 1} and what came after it are in no segment"
-        raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
-    replay = _Replay(disk, base.store, base.sequence)
+    if not needed and (segments or base.name):
+        raise _missing_after(base)
+    replay = _Replay(disk, base)
     for segment in needed:
-        replay.segment(segment, is_last=segment is needed[-1] and upto is None)
-    if upto is not None and replay.sequence != upto:
-        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, f"the sealed log does not end at frame {upto}")
-    known = snapshot.list_snapshots(names)[-1:]
-    if known and replay.sequence < known[0].sequence:
-        detail = f"it is bad, and the log that could stand in for it ends at frame {replay.sequence}"
-        raise Damaged(Finding.BAD_SNAPSHOT, known[0].name, 0, detail)
-    return Recovered(
-        store=base.store,
-        sequence=replay.sequence,
-        finding=_finding(base, bad, replay.tail),
-        snapshot=base.name,
-        bad_snapshots=bad,
-        segments=[segment.name for segment in needed],
-        tail=replay.tail,
-        log_bytes=replay.log_bytes,
-        snapshot_bytes=disk.size(base.name) if base.name else 0,
-        seconds=time.monotonic() - began,
-    )
+        replay.segment(segment, is_last=segment is needed[-1])
+    _check_newest_snapshot(names, replay.sequence)
+    return replay.recovered(began)
 
 
-def _finding(base: "_Base", bad_snapshots: list[str], tail: Tail | None) -> Finding:
-    if tail and tail.dropped_bytes:
-        return Finding.TORN_TAIL
-    if bad_snapshots:
-        return Finding.OLDER_SNAPSHOT
-    return Finding.CLEAN if base.name or tail else Finding.NEW
+def load_sealed(disk: Disk, upto: int) -> Recovered:
+    """Read the newest whole snapshot and the segments after it that were sealed up to a sequence. Writes nothing.
+
+    `upto` is the last sequence of a sealed segment; none of these segments may be torn. Raises as `load` does.
+    """
+    began = time.monotonic()
+    names = disk.names()
+    segments = [segment for segment in wal.list_segments(names) if segment.first <= upto]
+    base = _load_base(disk, names, segments)
+    needed = _continue(segments, base.sequence)
+    if not needed and base.sequence != upto:
+        raise _missing_after(base)
+    replay = _Replay(disk, base)
+    for segment in needed:
+        replay.segment(segment, is_last=False)
+    if replay.sequence != upto:
+        detail = f"the sealed log does not end at frame {upto}"
+        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, detail)
+    _check_newest_snapshot(names, replay.sequence)
+    return replay.recovered(began)
 
 
 class _Base(NamedTuple):
+    """What replay begins with: a snapshot, or nothing. `bad` are the newer snapshots that it stands in for."""
+
     store: Store
     sequence: int
     name: str | None
+    bad: list[str]
 
 
-def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) -> tuple[_Base, list[str]]:
+def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) -> _Base:
     """The newest state that the log continues, from a snapshot, or empty when the log reaches back to its beginning.
 
-    Also the names of snapshots that are bad. Raises Damaged when one is and nothing can stand in for it.
+    Raises Damaged when a snapshot is bad and nothing can stand in for it.
     """
     bad: list[str] = []
     failure: Damaged | None = None
@@ -162,7 +174,7 @@ def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) ->
             continue
         try:
             store, sequence = snapshot.read(disk, candidate.name)
-            return _Base(store, sequence, candidate.name), bad
+            return _Base(store, sequence, candidate.name, bad)
         except frame.OtherVersion as error:  # older ones would do, but nothing is wrong with this one
             raise Damaged(Finding.OTHER_VERSION, candidate.name, 0, str(error)) from error
         except snapshot.BadSnapshot as error:
@@ -171,80 +183,111 @@ def _load_base(disk: Disk, names: Sequence[str], segments: list[wal.Segment]) ->
             bad.append(candidate.name)
     if failure and not _continue(segments, 0):
         raise failure
-    return _Base(Store(), 0, None), bad
+    return _Base(Store(), 0, None, bad)
 
 
 def _continue(segments: list[wal.Segment], sequence: int) -> list[wal.Segment]:
     """The segments that hold the frames after a sequence; none when the first of those is missing.
 
-    A snapshot ends where a segment was sealed, and the next one had begun then, so one begins right behind it.
+    A snapshot ends where a segment was sealed, and the next one had begun then, so one begins right after it.
     """
     later = [segment for segment in segments if segment.first > sequence]
     return later if later and later[0].first == sequence + 1 else []
 
 
+def _missing_after(base: _Base) -> Damaged:
+    detail = f"frame {base.sequence + 1} and what came after it are in no segment"
+    return Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
+
+
+def _check_newest_snapshot(names: Sequence[str], sequence: int) -> None:
+    """Raise Damaged when the newest snapshot knows more than what was replayed in its place."""
+    for newest in snapshot.list_snapshots(names)[-1:]:
+        if sequence < newest.sequence:
+            detail = f"it is bad, and the log that could stand in for it ends at frame {sequence}"
+            raise Damaged(Finding.BAD_SNAPSHOT, newest.name, 0, detail)
+
+
 class _Replay:
     """Applies segments in order, and refuses where anything is missing between them."""
 
-    def __init__(self, disk: Disk, store: Store, sequence: int) -> None:
+    def __init__(self, disk: Disk, base: _Base) -> None:
         self._disk = disk
-        self._store = store
-        self._base_sequence = sequence
-        self.sequence = sequence
-        self.log_bytes = 0
-        self.tail: Tail | None = None
+        self._base = base
+        self._segments: list[str] = []
+        self._log_bytes = 0
+        self._tail: Tail | None = None
+        self.sequence = base.sequence
 
-    def segment(self, segment: wal.Segment, is_last: bool) -> None:
-        """Apply the frames of one segment that the state does not hold yet. Raises Damaged."""
+    def segment(self, segment: wal.Segment, *, is_last: bool) -> None:
+        """Apply the frames of one segment. Only the last one may be torn. Raises Damaged."""
         with self._disk.open(segment.name) as file:
             data = file.read()
-        if self.log_bytes and segment.first != self.sequence + 1:
-            raise Damaged(
-                Finding.MISSING_SEGMENT,
-                segment.name,
-                0,
-                f"it begins at frame {segment.first}, and the one before ends at {self.sequence}",
-            )
-        frames = frame.FrameReader(data, self._header(segment, data), segment.first)
+        if self._segments and segment.first != self.sequence + 1:
+            detail = f"it begins at frame {segment.first}, and the one before ends at {self.sequence}"
+            raise Damaged(Finding.MISSING_SEGMENT, segment.name, 0, detail)
+        frames = frame.FrameReader(data, _header(segment, data), segment.first)
         for each in frames:
             self._apply(segment, each)
         if ENDINGS[frames.end, is_last].refuses:
-            raise self._damaged_frame(segment, frames, len(data))
+            raise _damaged_frame(segment, frames, len(data))
         self.sequence = frames.sequence
-        self.log_bytes += frames.offset
-        self.tail = Tail(segment, data[: frames.offset], frames.rest_bytes)
+        self._segments.append(segment.name)
+        self._log_bytes += frames.offset
+        self._tail = Tail(segment, data[: frames.offset], frames.rest_bytes)
 
-    def _header(self, segment: wal.Segment, data: bytes) -> frame.Header:
-        try:
-            header = wal.decode_segment_header(data)
-        except frame.OtherVersion as error:
-            raise Damaged(Finding.OTHER_VERSION, segment.name, 0, str(error)) from error
-        except frame.BadHeader as error:
-            raise Damaged(Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
-        if header.sequence != segment.first:
-            raise Damaged(
-                Finding.BAD_SEGMENT, segment.name, 0, f"its header says that it begins at frame {header.sequence}"
-            )
-        return header
+    def recovered(self, began: float) -> Recovered:
+        """All that was found, by a recovery that began at this monotonic time."""
+        base = self._base
+        return Recovered(
+            store=base.store,
+            sequence=self.sequence,
+            finding=self._finding(),
+            snapshot=base.name,
+            bad_snapshots=base.bad,
+            segments=self._segments,
+            tail=self._tail,
+            log_bytes=self._log_bytes,
+            snapshot_bytes=self._disk.size(base.name) if base.name else 0,
+            seconds=time.monotonic() - began,
+        )
+
+    def _finding(self) -> Finding:
+        if self._tail and self._tail.dropped_bytes:
+            return Finding.TORN_TAIL
+        if self._base.bad:
+            return Finding.OLDER_SNAPSHOT
+        return Finding.CLEAN if self._base.name or self._tail else Finding.NEW
 
     def _apply(self, segment: wal.Segment, each: frame.Frame) -> None:
-        if each.sequence <= self._base_sequence:
-            return
         try:
             batches = decode_write_batches(each.payload)
         except DECODE_ERRORS as error:
-            raise Damaged(
-                Finding.UNREADABLE_FRAME, segment.name, each.offset, f"frame {each.sequence}: {error}"
-            ) from error
+            detail = f"frame {each.sequence}: {error}"
+            raise Damaged(Finding.UNREADABLE_FRAME, segment.name, each.offset, detail) from error
         for batch in batches:
-            self._store.apply(batch)
+            self._base.store.apply(batch)
 
-    def _damaged_frame(self, segment: wal.Segment, frames: frame.FrameReader, size: int) -> Damaged:
-        follows = "a later segment"
-        if frames.follows:
-            follows = f"whole frame {frames.follows.sequence} at offset {frames.follows.offset}"
-        detail = f"frame {frames.sequence + 1} is bad, and what follows it in a file of {size} bytes is {follows}"
-        return Damaged(Finding.DAMAGED_FRAME, segment.name, frames.offset, detail)
+
+def _header(segment: wal.Segment, data: bytes) -> frame.Header:
+    try:
+        header = wal.decode_segment_header(data)
+    except frame.OtherVersion as error:
+        raise Damaged(Finding.OTHER_VERSION, segment.name, 0, str(error)) from error
+    except frame.BadHeader as error:
+        raise Damaged(Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
+    if header.sequence != segment.first:
+        detail = f"its header says that it begins at frame {header.sequence}"
+        raise Damaged(Finding.BAD_SEGMENT, segment.name, 0, detail)
+    return header
+
+
+def _damaged_frame(segment: wal.Segment, frames: frame.FrameReader, size: int) -> Damaged:
+    follows = "a later segment"
+    if frames.follows:
+        follows = f"whole frame {frames.follows.sequence} at offset {frames.follows.offset}"
+    detail = f"frame {frames.sequence + 1} is bad, and what follows it in a file of {size} bytes is {follows}"
+    return Damaged(Finding.DAMAGED_FRAME, segment.name, frames.offset, detail)
 
 
 def make_durable(disk: Disk, recovered: Recovered) -> None:
@@ -252,19 +295,12 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
 
     A record that can be read back may still be in the page cache only: a sync that failed marks its pages clean
     (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
-    May be done again. Raises wal.NoSpace or OSError.
+    May be done again. Raises publish.NoSpace or another OSError.
     """
     remove_temporaries(disk)
     set_aside_bad_snapshots(disk, recovered)
     if recovered.tail:
-        wal.write_durably(disk, recovered.tail.segment.name, recovered.tail.whole).close()
-
-
-def remove_temporaries(disk: Disk) -> None:
-    """Remove what somebody was writing who is gone."""
-    for name in disk.names():
-        if name.endswith(wal.TEMPORARY_SUFFIX):
-            disk.remove(name)
+        publish(disk, recovered.tail.segment.name, [recovered.tail.whole]).close()
 
 
 def set_aside_bad_snapshots(disk: Disk, recovered: Recovered) -> None:

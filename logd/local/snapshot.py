@@ -4,9 +4,9 @@ Owns the file's content and name; does not know the log, nor when a snapshot is 
 
 The file is a header and frames (logd/local/frame.py), numbered from 1: first the sessions, then chunks of entries,
 last a footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one
-MessagePack map, so that loading runs at the speed of the decoder."""
+MessagePack map, so that loading runs at the speed of the decoder.
+"""
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
@@ -15,13 +15,13 @@ import msgspec
 
 from logd.local import frame
 from logd.local.disk import Disk
+from logd.local.publish import publish
 from logd.local.store import Store
-from logd.local.wal import TEMPORARY_SUFFIX
 from logd.shared.protocol import DECODE_ERRORS
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
-CHUNK_BYTES: Final = 1 << 18  # coded and synced at once, in a process that must not work long without a rest
+CHUNK_BYTES: Final = 1 << 18  # encoded and synced at once, in a process that must not work long without a rest
 
 
 class BadSnapshot(Exception):
@@ -72,34 +72,20 @@ def list_snapshots(names: Sequence[str]) -> list[Snapshot]:
 
 
 def write(disk: Disk, store: Store, sequence: int) -> int:
-    """Publish the state as the snapshot of that sequence, whole or not at all. Returns its size in bytes.
+    """Publish the state as the snapshot of that sequence. Returns its size in bytes.
 
-    Raises OSError, and then leaves nothing half-written, as far as the disk lets it.
+    Raises publish.NoSpace or another OSError.
     """
-    name = snapshot_name(sequence)
-    temporary = name + TEMPORARY_SUFFIX
-    file = disk.create(temporary)
-    try:
-        for part in _encode_file(store, sequence):
-            file.append(part)
-            file.sync()  # each part by itself: the log's own syncs would wait for all that is dirty
-    except OSError:
-        with contextlib.suppress(OSError):
-            disk.remove(temporary)
-        raise
-    finally:
-        file.close()
-    disk.rename(temporary, name)
-    disk.sync_directory()
+    file = publish(disk, snapshot_name(sequence), _encode_file(store, sequence))
+    file.close()
     return file.size
 
 
-def _encode_file(store: Store, sequence: int) -> Iterator[bytes]:
+def _encode_file(store: Store, sequence: int) -> Iterator[bytes | bytearray]:
     marker = frame.new_marker()
     yield frame.encode_header(MAGIC, frame.Header(marker, sequence))
     for number, chunk in enumerate(_chunks(store, sequence), start=1):
-        payload = _encode(chunk)
-        yield frame.encode_frame_header(marker, number, payload) + payload
+        yield frame.encode_frame(marker, number, [_encode(chunk)])
 
 
 def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
@@ -118,10 +104,10 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
 
 
 def read(disk: Disk, name: str) -> tuple[Store, int]:
-    """Load a snapshot, every byte of it verified, and the sequence that it is of.
+    """Load a snapshot, every byte of it verified, and its sequence.
 
-    Raises BadSnapshot when any of it is not as it was written, frame.OtherVersion when it is, and not for this program,
-    OSError when it cannot be read.
+    Raises BadSnapshot when any of it is not as it was written, frame.OtherVersion when it is whole and another version
+    of this program wrote it, OSError when it cannot be read.
     """
     with disk.open(name) as file:
         try:
@@ -140,7 +126,7 @@ def read(disk: Disk, name: str) -> tuple[Store, int]:
 
 
 def entries(payload: bytes | memoryview) -> dict[str, bytes]:
-    """What one frame of a snapshot holds of the keys. Raises one of DECODE_ERRORS."""
+    """The keys and values in one frame of a snapshot; none in some frames. Raises one of DECODE_ERRORS."""
     chunk = _decode(payload)
     return chunk.data if isinstance(chunk, Entries) else {}
 

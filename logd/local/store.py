@@ -1,6 +1,6 @@
 """The authoritative state: keys and their values, and how far each session has come.
 
-Knows what an operation means; knows no files and no sockets. Applying the same batches in the same order gives the same
+Knows what an operation means; knows no disk and no sockets. Applying the same batches in the same order gives the same
 state, always: replay depends on it, so nothing here may look at a clock, a random number or an option.
 """
 
@@ -25,7 +25,8 @@ class Store:
     def data_bytes(self) -> int:
         """Keys and values together.
 
-        Counted when it is first asked for and kept up from then on, so that replay and checkpoints do not pay for it.
+        Counted when it is first asked for, and kept up to date from then on, so that replay and checkpoints do not pay
+        for it.
         """
         if self._data_bytes is None:
             self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
@@ -34,7 +35,7 @@ class Store:
     def apply(self, batch: WriteBatch) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
 
-        A session is opened by its batch 0. The one that wrote least recently makes room when there are too many.
+        A session is opened by its batch 0. When there are too many, the one that wrote least recently is dropped.
         """
         last = self.sessions.pop(batch.session, None)
         if last is None and batch.number != 0:
@@ -61,7 +62,7 @@ class Store:
                 self._data_bytes -= len(key) + len(value)
 
     def _growth_bytes(self, puts: dict[str, bytes]) -> int:
-        """What these would add to the bytes of data, or take away. Many at once cost no Python code for each."""
+        """What these would add to the bytes of data; below 0 when they shrink it. Only new keys are looked at."""
         data = self.data
         replaced = list(filter(None, map(data.get, puts)))
         growth = sum(map(len, puts.values())) - sum(map(len, replaced))

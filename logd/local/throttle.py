@@ -1,6 +1,6 @@
-"""A pace for work in the background: a tenth of a processor, less than a millisecond at a time.
+"""Throttles work in the background to a tenth of a processor, less than a millisecond at a time.
 
-Owns the timer that lets this process rest; does not know what it works at.
+Owns the timer that lets this process rest; does not know what the work is.
 
 A low priority is not enough beside a server. On a machine of two processors a checkpoint at full speed and the lowest
 priority (or SCHED_IDLE) made the 99th percentile of writes three to five times as long, with or without its writing.
@@ -16,17 +16,17 @@ from typing import Final
 
 BURST_SECONDS: Final = 0.0005
 REST_RATIO: Final = 9
-"""How long to rest for each second of processor time."""
+"""Seconds of rest for each second of processor time."""
 
 _hurried: Final = threading.Event()
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """Rest after each burst of work, in here, until told to hurry. To be entered in the main thread.
+def throttled() -> Iterator[None]:
+    """Rest after each burst of work in this block, until `hurry`. To be entered in the main thread.
 
     A timer interrupts the work, which need not know of it. A call into C is not interrupted, and waiting is no work:
-    the rest is as long as the processor time since the last one demands. (The kernel has a timer of processor time
+    the length of a rest follows from the processor time since the last one. (The kernel has a timer of processor time
     too, ITIMER_PROF; it is as coarse as the scheduler's tick.)
     """
     used_before = time.process_time()
@@ -44,9 +44,9 @@ def unhurried() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a late one would end the process
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one that is already on its way would end the process
 
 
 def hurry() -> None:
-    """No more rests than the present one, for the rest of this process's life. From any thread."""
+    """No more rests after the present one, for the rest of this process's life. From any thread."""
     _hurried.set()

@@ -3,7 +3,7 @@
 One frame holds one group: the write batches that were synced together, exactly as the workers encoded them. This module
 owns segment files and their names; it does not know what a batch means, nor when a segment may be removed.
 
-Rules. A frame is written at once and the next one only after the sync of the last, so a whole frame behind a bad one is
+Rules. A frame is written at once and the next one only after the sync of the last, so a whole frame after a bad one is
 damage and never a torn write. A segment gets its name only when its header is durable. A file that another process
 wrote is never appended to.
 """
@@ -14,24 +14,20 @@ from typing import Final, NamedTuple
 
 from logd.local import frame
 from logd.local.disk import Disk, DiskFile, is_no_space
+from logd.local.publish import NoSpace, publish
 from logd.shared.protocol import MESSAGE_BYTES_CEILING
 
 MAGIC: Final = b"KVLOGSEG"
-TEMPORARY_SUFFIX: Final = ".tmp"
 
 _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
 _ZEROS_AHEAD_BYTES: Final = 1 << 20
 _LARGE_FRAME_BYTES: Final = 128 << 10
-"""A segment grows in steps of so many zeros, which frames then overwrite: a sync that need not record that the file has
-grown takes about half as long. A large frame is dear for its bytes, and is not made dearer by zeros. A reader takes
-zeros up to the end of the file for unused space."""
+"""A segment grows by this many zeros at a time, which frames then overwrite: a sync that need not record that the file
+has grown takes about half as long. A large frame brings no zeros: its own bytes cost enough. For a reader, zeros up to
+the end of the file are unused space."""
 
 assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
-
-
-class NoSpace(Exception):
-    """The device is full; the log is as it was before."""
 
 
 class Segment(NamedTuple):
@@ -44,7 +40,7 @@ class Segment(NamedTuple):
 class Sealed(NamedTuple):
     """What one `Wal` has sealed so far: how many bytes, and up to which sequence.
 
-    Replaced as a whole, never changed.
+    One value, because another thread reads it.
     """
 
     bytes: int
@@ -62,9 +58,9 @@ def list_segments(names: Sequence[str]) -> list[Segment]:
     return sorted(found, key=lambda segment: segment.first)
 
 
-def encode_payload(batches: Sequence[bytes]) -> bytes:
-    """One MessagePack array of batches that are encoded already."""
-    return b"".join([b"\xdd", len(batches).to_bytes(4, "big"), *batches])
+def payload_parts(batches: Sequence[bytes]) -> list[bytes]:
+    """One MessagePack array of batches that are encoded already: its header, and the batches."""
+    return [b"\xdd" + len(batches).to_bytes(4, "big"), *batches]
 
 
 def encode_segment_header(header: frame.Header) -> bytes:
@@ -81,7 +77,7 @@ class Wal:
     """The segment that is being written. Used by one thread at a time.
 
     After an OSError that is not `NoSpace` the object, and the process, must not be used for writing again: what is on
-    the disk is not known (DESIGN rule 6).
+    the disk is not known.
     """
 
     def __init__(self, disk: Disk, next_sequence: int, segment_bytes: int) -> None:
@@ -97,24 +93,24 @@ class Wal:
         """The sequence of the last frame that was appended."""
         return self._next - 1
 
-    def append(self, batches: Sequence[bytes]) -> None:
-        """Write one group as one frame. It is durable only after `sync`.
+    def append(self, batches: Sequence[bytes]) -> int:
+        """Write one group as one frame, and return the size of the frame in bytes. It is durable only after `sync`.
 
-        Raises NoSpace when there is no room, and then the log is as before; OSError when nothing is known any more.
+        Raises NoSpace, and then the log is as before; another OSError when nothing is known any more.
         """
         if self._file.size >= self._segment_bytes:
             self._seal()
-        payload = encode_payload(batches)
-        whole = frame.encode_frame_header(self._marker, self._next, payload) + payload
+        encoded = frame.encode_frame(self._marker, self._next, payload_parts(batches))
         start = self._file.size
         try:
-            self._file.append(whole, self._zeros_ahead_bytes(len(whole)))
+            self._file.append(encoded, self._zeros_ahead_bytes(len(encoded)))
         except OSError as error:
             if not is_no_space(error):
                 raise
             self._file.truncate(start)
-            raise NoSpace from error
+            raise NoSpace(*error.args) from error
         self._next += 1
+        return len(encoded)
 
     def _zeros_ahead_bytes(self, frame_bytes: int) -> int:
         if frame_bytes > _LARGE_FRAME_BYTES:
@@ -126,7 +122,7 @@ class Wal:
         self._file.sync()
 
     def close(self) -> None:
-        """Let go of the segment."""
+        """Close the segment. Does not sync."""
         self._file.close()
 
     def _seal(self) -> None:
@@ -137,32 +133,8 @@ class Wal:
         sealed.close()
 
     def _open_segment(self) -> DiskFile:
-        name = segment_name(self._next)
         marker = frame.new_marker()
-        file = write_durably(self._disk, name, encode_segment_header(frame.Header(marker, self._next)))
+        header = encode_segment_header(frame.Header(marker, self._next))
+        file = publish(self._disk, segment_name(self._next), [header])
         self._marker = marker
         return file
-
-
-def write_durably(disk: Disk, name: str, data: bytes) -> DiskFile:
-    """Make a file of that name and content, whole or not at all, and return it open for appending.
-
-    Raises NoSpace, and then nothing has changed; or OSError.
-    """
-    temporary = name + TEMPORARY_SUFFIX
-    try:
-        file = disk.create(temporary)
-        try:
-            file.append(data)
-        except OSError:
-            file.close()
-            disk.remove(temporary)
-            raise
-    except OSError as error:
-        if is_no_space(error):
-            raise NoSpace from error
-        raise
-    file.sync()
-    disk.rename(temporary, name)
-    disk.sync_directory()
-    return file

@@ -1,6 +1,7 @@
 """How every process of the server logs: lines on stderr, for people or, as JSON, for machines.
 
-Owns the two formats and their set-up, for both sides: gunicorn and its workers too. Knows nothing of who logs what.
+Owns the two formats and their set-up, for every process of the server, gunicorn and its workers included. Knows nothing
+of who logs what.
 
 The role of a process is its name in the sense of `multiprocessing`, because every log record carries that by itself,
 also one that gunicorn or uvicorn makes, and because a fork inherits it until the child gets a name of its own.
@@ -59,9 +60,9 @@ def configuration(level: str, form: str) -> dict[str, Any]:
 
 
 def set_up(role: str, level: str, form: str) -> None:
-    """Log from now on as told, as the process that has this role.
+    """Log at this level and in this format from now on, as the process that has this role.
 
-    Whoever has set up logging before, as a test runner does, keeps it.
+    Does nothing when logging is set up already, as in a test runner.
     """
     if logging.getLogger().handlers:
         return
@@ -72,25 +73,25 @@ def set_up(role: str, level: str, form: str) -> None:
 
 
 def name_process(role: str) -> None:
-    """Say which role this process has in the tree."""
+    """Give this process its role: supervisor, logd, checkpoint, gunicorn, worker, or the name of a tool."""
     multiprocessing.current_process().name = role
 
 
 def _on_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
-    """A defect is logged like all else: in JSON mode a bare traceback would be no JSON."""
+    """A defect is logged like everything else: a bare traceback would not be JSON."""
     if error is None or issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     log.critical("ended by a defect: %r", error, exc_info=(kind, error, traceback))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Let a command line say how to log."""
+    """The options of a command line that say how to log."""
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="text", choices=FORMATS)
 
 
 def flags() -> list[str]:
-    """The flags that have a child log as this process does."""
+    """The options that make a child log as this process does."""
     root = logging.getLogger()
     is_json = any(isinstance(handler.formatter, JsonLines) for handler in root.handlers)
     return ["--log-level", logging.getLevelName(root.level).lower(), "--log-format", "json" if is_json else "text"]

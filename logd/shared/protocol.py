@@ -55,7 +55,7 @@ class Exit(IntEnum):
     """The exit status of logd, which its supervisor obeys."""
 
     STOPPED = 0
-    """Told to stop, and did."""
+    """Stopped in order, because the lifeline was closed."""
     CRASHED = 1
     """Unexpected; starting again is right."""
     USAGE = 2
@@ -65,7 +65,7 @@ class Exit(IntEnum):
     DAMAGED = 11
     """Acknowledged data would be lost; a person has to decide."""
     UNUSABLE = 12
-    """The directory cannot be written, or its files were taken away while it was served."""
+    """The directory cannot be written, or its files were removed while it was served."""
     DISK_FAILED = 13
     """A write or a sync failed; a successor trusts only what it has written anew."""
 

@@ -68,4 +68,4 @@ def frame_bytes(key: str, value_bytes: int) -> int:
     """What the log writes for one PUT that is alone in its group."""
     session = bytes(protocol.SESSION_ID_BYTES)
     batch = protocol.WriteBatch(session, 1_000, 1_000, False, {key: bytes(value_bytes)}, [])
-    return FRAME_HEADER_BYTES + len(wal.encode_payload([protocol.encode(batch)]))
+    return FRAME_HEADER_BYTES + sum(map(len, wal.payload_parts([protocol.encode(batch)])))

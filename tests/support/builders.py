@@ -39,9 +39,14 @@ def batch(
     return WriteBatch(session, number, base, clear, puts or {}, list(deletes))
 
 
+def encode_payload(raws: Iterable[bytes]) -> bytes:
+    """The payload of a frame with these batches, encoded already."""
+    return b"".join(wal.payload_parts(list(raws)))
+
+
 def payload_of(*batches: WriteBatch) -> bytes:
     """What a frame of these batches holds."""
-    return wal.encode_payload([protocol.encode(each) for each in batches])
+    return encode_payload([protocol.encode(each) for each in batches])
 
 
 def group(sequence: int) -> WriteBatch:
@@ -117,7 +122,7 @@ def stats(number: int) -> Stats:
 
 def framed(payload: bytes, sequence: int, marker: bytes = MARKER) -> bytes:
     """One frame."""
-    return frame.encode_frame_header(marker, sequence, payload) + payload
+    return bytes(frame.encode_frame(marker, sequence, [payload]))
 
 
 def segment(payloads: Iterable[bytes], first: int = 1, marker: bytes = MARKER) -> bytes:

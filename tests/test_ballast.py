@@ -1,10 +1,13 @@
-"""Room kept for a start on a full disk: given up when it is needed, made again when there is room."""
+"""Room kept for a start on a full disk: released when it is needed, made again when there is room."""
 
 import os
 
-from logd.__main__ import _open_log
-from logd.local import ballast, recovery, wal
-from tests.support.builders import WatchedDisk, lay_out, state
+import pytest
+
+from logd.local import ballast, recovery
+from logd.local.publish import NoSpace
+from logd.serve import _open_log
+from tests.support.builders import WatchedDisk, contents, lay_out, state
 
 SIZE = 1 << 20
 
@@ -24,7 +27,7 @@ def test_it_is_made_anew_when_another_size_is_wanted(tmp_path):
     assert (tmp_path / ballast.NAME).stat().st_size == 2 * SIZE
 
 
-def test_releasing_it_tells_whether_there_was_one(tmp_path):
+def test_release_says_whether_there_was_one(tmp_path):
     disk = WatchedDisk(tmp_path)
     assert not ballast.release(disk)
     ballast.ensure(disk, SIZE)
@@ -54,7 +57,7 @@ def test_a_disk_that_refuses_leaves_no_half_of_it(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_start_on_a_full_disk_gives_it_up_and_recovers(tmp_path):
+def test_a_start_on_a_full_disk_releases_it_and_recovers(tmp_path):
     lay_out(tmp_path, "1-5")
     disk = WatchedDisk(tmp_path)
     ballast.ensure(disk, SIZE)
@@ -68,12 +71,35 @@ def test_a_start_on_a_full_disk_gives_it_up_and_recovers(tmp_path):
 
 def test_without_it_a_full_disk_is_reported_and_nothing_is_changed(tmp_path):
     lay_out(tmp_path, "1-5")
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    before = contents(tmp_path)
     disk = WatchedDisk(tmp_path)
     disk.room = 0
-    try:
+    with pytest.raises(NoSpace):
         _open_log(disk, recovery.load(disk), 1 << 20)
-    except wal.NoSpace:
-        assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
-    else:
-        raise AssertionError("there was no room")
+    assert contents(tmp_path) == before
+
+
+# The file of earlier versions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("free", [0, 1 << 40], ids=["a full disk", "a disk with room"])
+def test_the_file_of_an_earlier_version_becomes_the_ballast(tmp_path, free):
+    (tmp_path / ballast.FORMER_NAME).write_bytes(bytes(SIZE))
+    disk = WatchedDisk(tmp_path)
+    disk.room = free
+    ballast.ensure(disk, SIZE)
+    assert contents(tmp_path) == {ballast.NAME: bytes(SIZE)}
+
+
+def test_the_file_of_an_earlier_version_is_removed_where_the_ballast_is_there_already(tmp_path):
+    disk = WatchedDisk(tmp_path)
+    ballast.ensure(disk, SIZE)
+    (tmp_path / ballast.FORMER_NAME).write_bytes(bytes(SIZE))
+    ballast.ensure(disk, SIZE)
+    assert os.listdir(tmp_path) == [ballast.NAME]
+
+
+def test_the_file_of_an_earlier_version_is_released_too(tmp_path):
+    (tmp_path / ballast.FORMER_NAME).write_bytes(bytes(SIZE))
+    assert ballast.release(WatchedDisk(tmp_path))
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,214 @@
+"""Serving a directory: the order of a start, and of a stop.
+
+    lock → recover → make durable and open the log → serve → stop
+
+Started by the supervisor (kv/supervisor.py), which obeys the exit status. Nothing is written before recovery has
+understood every file, and nothing is served before it is durable.
+"""
+
+import argparse
+import contextlib
+import errno
+import gc
+import logging
+import os
+import select
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import setproctitle
+import zmq
+
+from logd import server
+from logd.engine import Engine
+from logd.local import ballast, recovery
+from logd.local.checkpointer import Checkpointer, Newest, Policy
+from logd.local.commit import DiskFailed
+from logd.local.disk import DirectoryLock, Disk, LocalDisk, make_directory
+from logd.local.engine import LocalEngine
+from logd.local.publish import NoSpace
+from logd.local.recovery import Finding, Recovered
+from logd.local.wal import Wal
+from logd.shared.protocol import Exit
+
+_LOCK_TIMEOUT_SECONDS: Final = 3.0  # a predecessor whose supervisor was killed needs a moment to end
+_LOCK_RETRY_SECONDS: Final = 0.05
+
+log = logging.getLogger("logd.serve")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line, which the supervisor writes."""
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("--socket", required=True, metavar="ADDRESS", help="where to listen, as ipc://PATH")
+    parser.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
+    parser.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; a line means ready")
+    parser.add_argument("--message-bytes-max", required=True, type=int)
+    parser.add_argument("--data-bytes-max", default=0, type=int)
+    parser.add_argument("--segment-bytes", required=True, type=int)
+    parser.add_argument("--checkpoint-log-bytes", required=True, type=int)
+    parser.add_argument("--checkpoint-ratio", required=True, type=float)
+    parser.add_argument(
+        "--must-exist", action="store_true", help="refuse a directory without data: it was served before"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the lifeline closes; the exit status. Raises recovery.Damaged or commit.DiskFailed."""
+    _ignore_group_signals()
+    directory: Path = arguments.directory
+    setproctitle.setproctitle(f"kv: logd {directory}")
+    lock = DirectoryLock(directory)
+    disk = LocalDisk(directory)
+    try:
+        _lock(lock, arguments)
+        recovered = _recover(disk, arguments)
+        wal = _open_log(disk, recovered, arguments.segment_bytes)
+        ballast.ensure(disk, _ballast_bytes(arguments))
+    except BlockingIOError:
+        log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
+        return Exit.LOCKED
+    except NoSpace:
+        log.critical("no space left on the device of %s: recovery needs room to write the last segment anew", directory)
+        return Exit.UNUSABLE
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise DiskFailed(str(error)) from error
+        log.critical("%s cannot be used: %s", directory, error)
+        return Exit.UNUSABLE
+    engine = _engine(disk, wal, recovered, arguments)
+    del recovered  # its tail has the bytes of a whole segment
+    gc.freeze()  # what was loaded is not garbage: collections need not look at it
+    _serve(engine, arguments)
+    log.info("stopped at frame %d", wal.last_sequence)
+    return Exit.STOPPED
+
+
+def _ignore_group_signals() -> None:
+    """They are for the supervisor, which ends this process when it is its turn. Children inherit this."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
+    if not arguments.must_exist:
+        make_directory(arguments.directory)
+    previous = _acquire(lock)
+    if previous != arguments.socket:
+        _remove_socket_directory(previous)
+    lock.write_note(arguments.socket)
+
+
+def _acquire(lock: DirectoryLock) -> str:
+    deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            return lock.acquire()
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOCK_RETRY_SECONDS)
+
+
+def _remove_socket_directory(address: str) -> None:
+    """Remove what a killed predecessor left in the directory for temporary files."""
+    path = Path(address.removeprefix("ipc://"))
+    if path.name == "logd.sock" and path.parent.name.startswith("kv-"):
+        with contextlib.suppress(OSError):
+            if path.parent.stat().st_uid == os.geteuid():
+                shutil.rmtree(path.parent)
+
+
+def _recover(disk: Disk, arguments: argparse.Namespace) -> Recovered:
+    before_writes = _stop_while_reading(arguments.lifeline_fd)
+    recovered = recovery.load(disk)
+    before_writes.acquire()
+    if arguments.must_exist and recovered.finding is Finding.NEW:
+        raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
+    _report(recovered)
+    return recovered
+
+
+def _stop_while_reading(lifeline_fd: int) -> threading.Lock:
+    """End this process at once when the lifeline closes, until the caller acquires the lock and begins to write."""
+    before_writes = threading.Lock()
+
+    def watch() -> None:
+        select.select([lifeline_fd], [], [])
+        if before_writes.acquire(blocking=False):
+            os._exit(Exit.STOPPED)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    return before_writes
+
+
+def _report(recovered: Recovered) -> None:
+    if recovered.tail and recovered.tail.dropped_bytes:
+        log.warning(
+            "[%s] %s: dropped %d bytes after offset %d, a write that was cut short and never acknowledged",
+            recovered.finding.name,
+            recovered.tail.segment.name,
+            recovered.tail.dropped_bytes,
+            len(recovered.tail.whole),
+        )
+    log.info(
+        "recovered [%s] frame %d: %d keys from %s and %d segments (%d bytes of log) in %.3f s",
+        recovered.finding.name,
+        recovered.sequence,
+        len(recovered.store.data),
+        recovered.snapshot or "no snapshot",
+        len(recovered.segments),
+        recovered.log_bytes,
+        recovered.seconds,
+    )
+
+
+def _open_log(disk: Disk, recovered: Recovered, segment_bytes: int) -> Wal:
+    """Make durable what was recovered, and begin a fresh segment. Raises NoSpace when the ballast does not help."""
+    try:
+        recovery.make_durable(disk, recovered)
+        return Wal(disk, recovered.sequence + 1, segment_bytes)
+    except NoSpace:
+        if not ballast.release(disk):
+            raise
+    return _open_log(disk, recovered, segment_bytes)
+
+
+def _ballast_bytes(arguments: argparse.Namespace) -> int:
+    """As much as the last segment can have: one that is not quite full, and the largest message."""
+    return int(arguments.segment_bytes + arguments.message_bytes_max)
+
+
+def _engine(disk: Disk, wal: Wal, recovered: Recovered, arguments: argparse.Namespace) -> LocalEngine:
+    snapshot_at = (arguments.directory / recovered.snapshot).stat().st_mtime if recovered.snapshot else 0.0
+    checkpointer = Checkpointer(
+        arguments.directory,
+        Policy(arguments.checkpoint_log_bytes, arguments.checkpoint_ratio),
+        Newest(recovered.snapshot_bytes, -recovered.log_bytes, at=snapshot_at),
+        _ballast_bytes(arguments),
+    )
+    return LocalEngine(
+        disk,
+        wal,
+        recovered,
+        checkpointer,
+        group_bytes_max=arguments.message_bytes_max,
+        data_bytes_max=arguments.data_bytes_max,
+    )
+
+
+def _serve(engine: Engine, arguments: argparse.Namespace) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        socket = server.open_socket(context, arguments.socket, arguments.message_bytes_max)
+        os.write(arguments.ready_fd, b"\n")
+        os.close(arguments.ready_fd)
+        server.Server(socket, engine, arguments.lifeline_fd).run()
+    finally:
+        engine.stop()
+    socket.close()
+    context.term()
