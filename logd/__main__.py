@@ -28,8 +28,9 @@ from logd import server
 from logd.local import ballast, checkpoint, recovery, throttle
 from logd.local.commit import DiskFailed, GroupCommit
 from logd.local.disk import DirectoryLock, LocalDisk, is_no_space, make_directory
+from logd.local.publish import NoSpace, remove_temporaries
 from logd.local.stats import Observer, Recovery
-from logd.local.wal import NoSpace, Wal
+from logd.local.wal import Wal
 from logd.shared import logging_setup
 from logd.shared.protocol import Exit
 from logd.tools import commands as tools
@@ -300,7 +301,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         socket.close()
     finally:
         if checkpointer.stop():
-            recovery.remove_temporaries(disk)
+            remove_temporaries(disk)
     context.term()
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED

@@ -463,7 +463,7 @@ def test_a_checkpoint_ends_when_its_parent_lets_go_of_it(held):
 
 PARENT = """
 import sys, time, pathlib
-from logd import checkpoint, wal
+from logd.local import checkpoint, wal
 checkpointer = checkpoint.Checkpointer(pathlib.Path(sys.argv[1]), checkpoint.Policy(1, 0.0), 0, 0)
 checkpointer.maybe_start(wal.Sealed(100, 5))
 print(checkpointer._child.pid, flush=True)

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 
-from logd.local import checkpoint, recovery, wal
+from logd.local import checkpoint, publish, recovery, wal
 from logd.local.commit import DiskFailed, GroupCommit
 from logd.local.store import Store
 from logd.shared.protocol import Committed, WriteBatch, encode
@@ -148,7 +148,7 @@ def run_until_cut(cut_at: int | None = None, fail_at: dict[int, int] | None = No
     disk, model = SimDisk(), Model()
     disk.cut_at = cut_at
     disk.fail_at = fail_at or {}
-    with suppress(PowerCut, DiskFailed, OSError, wal.NoSpace):
+    with suppress(PowerCut, DiskFailed, OSError, publish.NoSpace):
         workload(disk, model)
     return disk, model
 
@@ -256,14 +256,16 @@ def _no_directory_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _rename_without_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_durably(disk, name, data):
-        file = disk.create(name + wal.TEMPORARY_SUFFIX)
-        file.append(data)
-        disk.rename(name + wal.TEMPORARY_SUFFIX, name)
+    def without_sync(disk, name, parts):
+        file = disk.create(name + publish.TEMPORARY_SUFFIX)
+        for part in parts:
+            file.append(part)
+        disk.rename(name + publish.TEMPORARY_SUFFIX, name)
         disk.sync_directory()
         return file
 
-    monkeypatch.setattr(wal, "write_durably", write_durably)
+    for module in (wal, recovery):
+        monkeypatch.setattr(module, "publish", without_sync)
 
 
 def _remove_before_the_snapshot_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:

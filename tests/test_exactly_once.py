@@ -16,7 +16,7 @@ import zmq
 
 from kv.log_client.client import Client, DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
 from logd import server
-from logd.local import commit, store, wal
+from logd.local import commit, publish, store, wal
 from logd.shared import protocol
 
 
@@ -213,7 +213,7 @@ class World:
             self.synced = True
 
     def disk_is_full(self, _=None):
-        self.disk_syncs(failure=wal.NoSpace())
+        self.disk_syncs(failure=publish.NoSpace())
 
     def logd_collects(self, _=None):
         if self.storage and self.synced:

@@ -6,6 +6,7 @@ import pytest
 
 from logd.local import frame, recovery, snapshot, wal
 from logd.local.disk import LocalDisk
+from logd.local.publish import NoSpace
 from logd.local.recovery import Damaged, Finding
 from logd.shared import protocol
 from tests.support.builders import (
@@ -528,7 +529,7 @@ def test_without_room_to_write_anew_nothing_is_lost(tmp_path):
     disk = damaged_directory(tmp_path, "1-3 4-8", [cut("4-8", -1)])
     before = contents(tmp_path)
     disk.room = 40
-    with pytest.raises(wal.NoSpace):
+    with pytest.raises(NoSpace):
         recovery.make_durable(disk, recovery.load(disk))
     assert contents(tmp_path) == before
     assert disk.open_files == []

@@ -3,7 +3,8 @@
 import os
 
 from logd.__main__ import _open_log
-from logd.local import ballast, recovery, wal
+from logd.local import ballast, recovery
+from logd.local.publish import NoSpace
 from tests.support.builders import WatchedDisk, lay_out, state
 
 SIZE = 1 << 20
@@ -73,7 +74,7 @@ def test_without_it_a_full_disk_is_reported_and_nothing_is_changed(tmp_path):
     disk.room = 0
     try:
         _open_log(disk, recovery.load(disk), 1 << 20)
-    except wal.NoSpace:
+    except NoSpace:
         assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
     else:
         raise AssertionError("there was no room")

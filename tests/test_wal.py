@@ -5,8 +5,9 @@ import errno
 import pytest
 
 from logd.local import frame, wal
-from logd.local.wal import NoSpace, Sealed, Wal
-from tests.support.builders import Call, Crash, WatchedDisk, crash_at, failing, operations, read_segment
+from logd.local.publish import TEMPORARY_SUFFIX, NoSpace
+from logd.local.wal import Sealed, Wal
+from tests.support.builders import Call, WatchedDisk, failing, read_segment
 
 SEGMENT_BYTES = 200
 HEADER, FRAME = frame.HEADER_BYTES, frame.FRAME_HEADER_BYTES + 5  # 5: the array around the batches of a group
@@ -79,7 +80,7 @@ def test_only_the_user_may_read_a_segment(tmp_path, log):
 def test_a_group_is_one_write_and_one_sync(disk, log):
     disk.calls.clear()
     commit(log, b"one", b"two")
-    name = wal.segment_name(1) + wal.TEMPORARY_SUFFIX  # the name that it was made with
+    name = wal.segment_name(1) + TEMPORARY_SUFFIX  # the name that it was made with
     assert disk.calls == [Call("append", name), Call("sync", name)]
 
 
@@ -261,36 +262,3 @@ def test_a_segment_whose_name_was_taken_away_cannot_be_synced(disk, log):
     disk.remove(wal.segment_name(1))
     with pytest.raises(FileNotFoundError):
         log.sync()
-
-
-# Files made durably --------------------------------------------------------------------------------------
-
-STEPS = ["create name.tmp", "append name.tmp", "sync name.tmp", "rename name.tmp name", "sync_directory"]
-
-
-def test_a_file_gets_its_name_only_when_it_is_durable(disk):
-    file = wal.write_durably(disk, "name", b"content")
-    assert operations(disk.calls) == STEPS
-    file.append(b" and more")
-    file.close()
-    with disk.open("name") as file:
-        assert file.read() == b"content and more"
-
-
-@pytest.mark.parametrize("step", range(len(STEPS)))
-def test_a_crash_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, disk, step):
-    (tmp_path / "name").write_bytes(b"old")
-    disk.before = crash_at(step)
-    with pytest.raises(Crash):
-        wal.write_durably(disk, "name", b"new")
-    assert (tmp_path / "name").read_bytes() == (b"new" if "rename name.tmp name" in STEPS[:step] else b"old")
-    assert set(disk.names()) <= {"name", "name.tmp"}
-
-
-def test_without_room_the_old_file_stays_and_nothing_else(tmp_path, disk):
-    (tmp_path / "name").write_bytes(b"old")
-    disk.room = 2
-    with pytest.raises(NoSpace):
-        wal.write_durably(disk, "name", b"new")
-    assert (tmp_path / "name").read_bytes() == b"old"
-    assert list(disk.names()) == ["name"]

@@ -22,8 +22,9 @@ from logd.local.counters import Counts
 from logd.local.data_limit import DataLimit
 from logd.local.disk import Disk
 from logd.local.frame import FRAME_HEADER_BYTES
+from logd.local.publish import NoSpace
 from logd.local.store import SESSIONS_MAX, Store
-from logd.local.wal import NoSpace, Wal, encode_payload
+from logd.local.wal import Wal, encode_payload
 from logd.shared.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 
 _FRAME_OVERHEAD_BYTES: Final = FRAME_HEADER_BYTES + len(encode_payload([]))

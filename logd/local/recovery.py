@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from logd.local import frame, snapshot, wal
 from logd.local.disk import Disk
+from logd.local.publish import publish, remove_temporaries
 from logd.local.store import Store
 from logd.shared.protocol import DECODE_ERRORS, decode_write_batches
 
@@ -252,19 +253,12 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
 
     A record that can be read back may still be in the page cache only: a sync that failed marks its pages clean
     (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
-    May be done again. Raises wal.NoSpace or OSError.
+    May be done again. Raises publish.NoSpace or another OSError.
     """
     remove_temporaries(disk)
     set_aside_bad_snapshots(disk, recovered)
     if recovered.tail:
-        wal.write_durably(disk, recovered.tail.segment.name, recovered.tail.whole).close()
-
-
-def remove_temporaries(disk: Disk) -> None:
-    """Remove what somebody was writing who is gone."""
-    for name in disk.names():
-        if name.endswith(wal.TEMPORARY_SUFFIX):
-            disk.remove(name)
+        publish(disk, recovered.tail.segment.name, [recovered.tail.whole]).close()
 
 
 def set_aside_bad_snapshots(disk: Disk, recovered: Recovered) -> None:

@@ -6,7 +6,6 @@ The file is a header and frames (logd/local/frame.py), numbered from 1: first th
 last a footer with the counts. Without its footer a snapshot is not whole. A chunk holds many entries in one
 MessagePack map, so that loading runs at the speed of the decoder."""
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
@@ -15,8 +14,8 @@ import msgspec
 
 from logd.local import frame
 from logd.local.disk import Disk
+from logd.local.publish import publish
 from logd.local.store import Store
-from logd.local.wal import TEMPORARY_SUFFIX
 from logd.shared.protocol import DECODE_ERRORS
 
 MAGIC: Final = b"KVLOGSNP"
@@ -74,23 +73,10 @@ def list_snapshots(names: Sequence[str]) -> list[Snapshot]:
 def write(disk: Disk, store: Store, sequence: int) -> int:
     """Publish the state as the snapshot of that sequence, whole or not at all. Returns its size in bytes.
 
-    Raises OSError, and then leaves nothing half-written, as far as the disk lets it.
+    Raises publish.NoSpace or another OSError.
     """
-    name = snapshot_name(sequence)
-    temporary = name + TEMPORARY_SUFFIX
-    file = disk.create(temporary)
-    try:
-        for part in _encode_file(store, sequence):
-            file.append(part)
-            file.sync()  # each part by itself: the log's own syncs would wait for all that is dirty
-    except OSError:
-        with contextlib.suppress(OSError):
-            disk.remove(temporary)
-        raise
-    finally:
-        file.close()
-    disk.rename(temporary, name)
-    disk.sync_directory()
+    file = publish(disk, snapshot_name(sequence), _encode_file(store, sequence))
+    file.close()
     return file.size
 
 

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 from logd.local import frame
 from logd.local.disk import Disk, DiskFile, is_no_space
+from logd.local.publish import NoSpace, publish
 from logd.shared.protocol import MESSAGE_BYTES_CEILING
 
 MAGIC: Final = b"KVLOGSEG"
-TEMPORARY_SUFFIX: Final = ".tmp"
 
 _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
@@ -28,10 +28,6 @@ grown takes about half as long. A large frame is dear for its bytes, and is not 
 zeros up to the end of the file for unused space."""
 
 assert MESSAGE_BYTES_CEILING + _ARRAY_HEADER_BYTES <= frame.PAYLOAD_BYTES_MAX
-
-
-class NoSpace(Exception):
-    """The device is full; the log is as it was before."""
 
 
 class Segment(NamedTuple):
@@ -113,7 +109,7 @@ class Wal:
             if not is_no_space(error):
                 raise
             self._file.truncate(start)
-            raise NoSpace from error
+            raise NoSpace(*error.args) from error
         self._next += 1
 
     def _zeros_ahead_bytes(self, frame_bytes: int) -> int:
@@ -139,30 +135,6 @@ class Wal:
     def _open_segment(self) -> DiskFile:
         name = segment_name(self._next)
         marker = frame.new_marker()
-        file = write_durably(self._disk, name, encode_segment_header(frame.Header(marker, self._next)))
+        file = publish(self._disk, name, [encode_segment_header(frame.Header(marker, self._next))])
         self._marker = marker
         return file
-
-
-def write_durably(disk: Disk, name: str, data: bytes) -> DiskFile:
-    """Make a file of that name and content, whole or not at all, and return it open for appending.
-
-    Raises NoSpace, and then nothing has changed; or OSError.
-    """
-    temporary = name + TEMPORARY_SUFFIX
-    try:
-        file = disk.create(temporary)
-        try:
-            file.append(data)
-        except OSError:
-            file.close()
-            disk.remove(temporary)
-            raise
-    except OSError as error:
-        if is_no_space(error):
-            raise NoSpace from error
-        raise
-    file.sync()
-    disk.rename(temporary, name)
-    disk.sync_directory()
-    return file

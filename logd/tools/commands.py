@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from logd.local import frame, recovery, snapshot, wal
 from logd.local.disk import Disk, DiskFile
+from logd.local.publish import TEMPORARY_SUFFIX, publish
 from logd.local.store import Store
 from logd.shared.protocol import DECODE_ERRORS, KEY_PATTERN, WriteBatch, decode_write_batches
 
@@ -263,7 +264,7 @@ def export(store: Store, *, progress: bool = False) -> Iterator[bytes]:
 
 def write_durably(disk: Disk, name: str, parts: Iterable[bytes]) -> None:
     """Make a file of these parts, whole or not at all, in place of one of that name."""
-    temporary = f"{name}.{os.getpid()}{wal.TEMPORARY_SUFFIX}"  # another backup may run at the same time
+    temporary = f"{name}.{os.getpid()}{TEMPORARY_SUFFIX}"  # another backup may run at the same time
     file = disk.create(temporary)
     try:
         for part in parts:
@@ -376,8 +377,8 @@ def _apply(disk: Disk, step: Step) -> None:
         wal.Wal(disk, segment.first, segment_bytes=1).close()
     elif step.kept_bytes:
         data = _read(disk, step.name)
-        wal.write_durably(disk, step.aside, data[step.kept_bytes :]).close()
-        wal.write_durably(disk, step.name, data[: step.kept_bytes]).close()
+        publish(disk, step.aside, [data[step.kept_bytes :]]).close()
+        publish(disk, step.name, [data[: step.kept_bytes]]).close()
     else:
         disk.rename(step.name, step.aside)
         disk.sync_directory()
