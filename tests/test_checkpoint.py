@@ -348,7 +348,7 @@ def test_a_checkpoint_is_told_once_to_hurry_when_the_next_is_due(held, children,
 
 
 def test_a_checkpoint_that_is_told_to_hurry_says_so_and_goes_on(held):
-    command = [sys.executable, "-m", "logd", "fold", str(held.directory), "--upto", "5"]
+    command = [sys.executable, "-m", "logd", "checkpoint", str(held.directory), "--upto", "5"]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
         try:
@@ -449,7 +449,7 @@ def test_a_checkpoint_that_cannot_be_started_is_a_log_line_and_nothing_else(tmp_
 
 
 def test_a_checkpoint_ends_when_its_parent_lets_go_of_it(held):
-    command = [sys.executable, "-m", "logd", "fold", str(held.directory), "--upto", "5"]
+    command = [sys.executable, "-m", "logd", "checkpoint", str(held.directory), "--upto", "5"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as child:
         try:
             held.await_reader()

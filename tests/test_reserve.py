@@ -2,9 +2,9 @@
 
 import os
 
-from logd.__main__ import _open_log
 from logd.local import ballast, recovery
 from logd.local.publish import NoSpace
+from logd.serve import _open_log
 from tests.support.builders import WatchedDisk, lay_out, state
 
 SIZE = 1 << 20

@@ -9,6 +9,7 @@ rots can be replaced. Hence the bound on the disk: two snapshots, plus twice the
 checkpoint is due, plus what is written while one runs: hardly more than is due, unless it cannot keep up at full
 speed."""
 
+import argparse
 import contextlib
 import itertools
 import logging
@@ -21,9 +22,12 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from logd.local import recovery, snapshot, wal
-from logd.local.disk import Disk
+import setproctitle
+
+from logd.local import ballast, recovery, snapshot, throttle, wal
+from logd.local.disk import Disk, LocalDisk, is_no_space
 from logd.shared import logging_setup
+from logd.shared.protocol import Exit
 
 RETRY_SECONDS: Final = 30.0
 """How long to leave it after a checkpoint that failed."""
@@ -141,7 +145,7 @@ class Checkpointer:
         return self._policy.is_due(log_bytes, self.snapshot_bytes)
 
     def _start(self, sealed: wal.Sealed) -> None:
-        command = [sys.executable, "-m", "logd", "fold", str(self._directory)]
+        command = [sys.executable, "-m", "logd", "checkpoint", str(self._directory)]
         command += ["--upto", str(sealed.sequence), "--reserve-bytes", str(self._reserve_bytes), *logging_setup.flags()]
         try:
             # Its input tells the child to hurry, and, when it ends, that we are gone.
@@ -189,3 +193,43 @@ class Checkpointer:
             child.kill()
             child.wait()
         return child is not None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line, which a serving logd writes."""
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("--upto", required=True, type=int, metavar="SEQUENCE")
+    parser.add_argument("--reserve-bytes", type=int, default=0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make one checkpoint; the exit status. Signals to the process group are ignored as the parent does."""
+    setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
+    os.nice(19)
+    threading.Thread(target=_obey_parent, daemon=True).start()
+    disk = LocalDisk(arguments.directory)
+    try:
+        with throttle.unhurried():
+            _fold_with_reserve(disk, arguments.upto)
+    except OSError as error:
+        log.error("%s: %s", error.filename or arguments.directory, error.strerror)
+        return Exit.CRASHED
+    finally:
+        ballast.ensure(disk, arguments.reserve_bytes)
+    return Exit.STOPPED
+
+
+def _fold_with_reserve(disk: LocalDisk, upto: int) -> None:
+    try:
+        fold(disk, upto)
+    except OSError as error:
+        if not is_no_space(error) or not ballast.release(disk):
+            raise
+        fold(disk, upto)
+
+
+def _obey_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # it ends when the log writer has closed its end, or died
+        throttle.hurry()
+        log.info("the next checkpoint is due: no more rests")
+    os._exit(Exit.CRASHED)
