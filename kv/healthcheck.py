@@ -1,6 +1,6 @@
-"""Asks the server in the same container for its health: `python -m kv.healthcheck` ends with 0 when that is good.
+"""Asks the server in the same container for its health: `python -m kv.healthcheck` ends with 0 when it is healthy.
 
-Knows no options but $PORT, as they may be flags of another process: it tries HTTP, and where nobody speaks that, TLS.
+It knows only $PORT, because other options may be flags of another process: so it tries HTTP first, and then HTTPS.
 """
 
 import http.client
@@ -13,15 +13,15 @@ _ANSWER_SECONDS: Final = 4.0
 
 
 def main() -> str | None:
-    """What is wrong; None when the server takes reads and writes."""
+    """Why the server is not healthy; None when it accepts reads and writes."""
     port = int(os.environ["PORT"])
     context = ssl.create_default_context()
-    context.check_hostname = False  # the certificate is for the name that others use
+    context.check_hostname = False  # the certificate has the public name
     context.verify_mode = ssl.CERT_NONE
     try:
         try:
             return _ask(http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS))
-        except (ConnectionResetError, http.client.HTTPException):  # what a server does that waits for a handshake
+        except (ConnectionResetError, http.client.HTTPException):  # the answer of a TLS server to HTTP
             return _ask(http.client.HTTPSConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS, context=context))
     except (OSError, http.client.HTTPException) as error:
         return f"no answer: {error}"

@@ -1,9 +1,9 @@
-"""Makes a virtual environment hold what requirements files say. Run by run.sh, when nothing is installed yet.
+"""Sets up a virtual environment with the packages of requirements files. Run by run.sh before anything is installed.
 
     python3 kv/setup_venv.py VENV REQUIREMENTS...
 
 Knows only the standard library. Does nothing when VENV is up to date. Several may run at once: one works, the others
-wait. One that was interrupted is done again from the start, because the stamp that says "done" is written last.
+wait for it. After an interruption the next run starts again, because the file that says "done" is written last.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from typing import IO
 
 
 def main(venv: Path, requirements: list[Path]) -> int:
-    """Set up VENV if needed; the exit status."""
+    """Set up VENV if that is needed; the exit status."""
     wanted = "".join(path.read_text() for path in requirements)
     stamp = venv / ".requirements.txt"
     with venv.with_name(venv.name + ".lock").open("w") as lock:
@@ -37,7 +37,7 @@ def main(venv: Path, requirements: list[Path]) -> int:
 
 
 def _run(lock: IO[str], *command: str) -> int:
-    """Run a command that holds the lock too, should this process be killed alone."""
+    """Run a command; it also holds the lock, in case only this process is killed."""
     quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
     status = subprocess.run(
         command, env=os.environ | quiet, stdout=sys.stderr, check=False, pass_fds=(lock.fileno(),)

@@ -1,4 +1,4 @@
-"""No pinned package has a known vulnerability: asked of the database where it can be reached."""
+"""No pinned package has a known vulnerability. Skipped where the database of them cannot be reached."""
 
 import json
 import subprocess

@@ -19,7 +19,8 @@ from logd.local import checkpoint, recovery
 from logd.local.disk import DirectoryLock, LocalDisk
 from logd.local.store import Store
 from logd.shared.protocol import KEY_PATTERN, Exit
-from logd.tools import commands as tools
+from logd.tools import export, import_, streams
+from logd.tools.errors import CannotRun
 from tests.support.builders import WatchedDisk, contents, failing, file_name, lay_out, offsets, operations, state
 from tests.support.clients import Connection, read_all, run_async
 from tests.support.harness import ROOT, Server
@@ -37,7 +38,7 @@ def as_dict(data):
 
 
 class Watched(LocalDisk):
-    """Something happens to the directory just before the n-th look at it."""
+    """A directory in which something happens just before the n-th time that it is read."""
 
     def __init__(self, directory, looks, happen):
         super().__init__(directory)
@@ -61,7 +62,7 @@ class Watched(LocalDisk):
         return super().open(name)
 
 
-def test_whenever_checkpoints_remove_what_is_read_a_state_comes_out_that_is_not_older_than_the_beginning(tmp_path):
+def test_a_state_that_is_read_while_checkpoints_remove_files_is_not_older_than_the_start_of_the_read(tmp_path):
     found = []
     for looks in range(1, 100):
         directory = tmp_path / str(looks)
@@ -73,7 +74,7 @@ def test_whenever_checkpoints_remove_what_is_read_a_state_comes_out_that_is_not_
                 checkpoint.make(LocalDisk(directory), upto)
 
         disk = Watched(directory, looks, go_on)
-        recovered = tools.read_state(disk)
+        recovered = export.read_state(disk)
         assert recovered.store.data == state(recovered.sequence).data
         found.append(recovered.sequence)
         if disk.looks_left > 0:
@@ -82,13 +83,13 @@ def test_whenever_checkpoints_remove_what_is_read_a_state_comes_out_that_is_not_
     assert {8, 13} <= set(found)
 
 
-def test_the_tail_of_the_last_segment_ends_where_its_last_whole_frame_does(tmp_path):
+def test_a_tail_that_is_still_being_written_is_left_out(tmp_path):
     lay_out(tmp_path, "1-3 4-6")
     path = tmp_path / file_name("4-6")
     whole = path.read_bytes()
     for size in range(offsets(whole)[1], offsets(whole)[2]):
         path.write_bytes(whole[:size])
-        assert tools.read_state(LocalDisk(tmp_path)).sequence == 4
+        assert export.read_state(LocalDisk(tmp_path)).sequence == 4
 
 
 def test_a_frame_that_was_being_written_while_it_was_read_is_not_damage(tmp_path):
@@ -98,7 +99,7 @@ def test_a_frame_that_was_being_written_while_it_was_read_is_not_damage(tmp_path
     at = offsets(whole)[3] + 30
     path.write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
     disk = Watched(tmp_path, 3, lambda: path.write_bytes(whole))  # names, open, and names again
-    assert tools.read_state(disk).sequence == 6
+    assert export.read_state(disk).sequence == 6
 
 
 def test_what_stays_damaged_is_refused_also_when_the_log_grows_meanwhile(tmp_path):
@@ -108,10 +109,17 @@ def test_what_stays_damaged_is_refused_also_when_the_log_grows_meanwhile(tmp_pat
     damaged[offsets(damaged)[2] + 30] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(recovery.Damaged, match="DAMAGED_FRAME"):
-        tools.read_state(Watched(tmp_path, 3, lambda: path.write_bytes(damaged + b"x")))
+        export.read_state(Watched(tmp_path, 3, lambda: path.write_bytes(damaged + b"x")))
 
 
-def test_files_that_never_stay_are_told_as_such(tmp_path):
+def test_a_directory_that_is_emptied_while_it_is_read_is_no_empty_state(tmp_path):
+    lay_out(tmp_path, "1-3")
+    disk = Watched(tmp_path, 1, (tmp_path / file_name("1-3")).unlink)
+    with pytest.raises(FileNotFoundError, match="taken away"):
+        export.read_state(disk)
+
+
+def test_files_that_change_all_the_time_are_reported_as_such(tmp_path):
     class Restless(LocalDisk):
         count = 0
 
@@ -121,7 +129,7 @@ def test_files_that_never_stay_are_told_as_such(tmp_path):
 
     lay_out(tmp_path, "1-3")
     with pytest.raises(TimeoutError, match="changed"):
-        tools.read_state(Restless(tmp_path))
+        export.read_state(Restless(tmp_path))
 
 
 # The command ---------------------------------------------------------------------------------------------
@@ -140,19 +148,21 @@ def test_export_neither_takes_the_lock_nor_leaves_anything_in_the_directory(tmp_
     assert (tmp_path / "out").read_bytes() == capfdbinary.readouterr().out
 
 
-def test_a_directory_without_data_is_most_likely_the_wrong_one(tmp_path, caplog):
-    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == Exit.UNUSABLE
-    assert "there is no data in" in caplog.text
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_backup_is_written_durably_for_the_owner_alone(tmp_path):
+@pytest.fixture
+def watched(monkeypatch, tmp_path):
+    """The disk that a backup into `tmp_path` is written to."""
     disk = WatchedDisk(tmp_path)
-    tools.write_durably(disk, "out", [b"one", b"two"])
+    monkeypatch.setattr(streams, "LocalDisk", {tmp_path: disk}.__getitem__)
+    return disk
+
+
+def test_a_backup_is_written_durably_for_the_owner_alone(tmp_path, watched):
+    streams.write(str(tmp_path / "out"), [b"one", b"two"])
     temporary = f"out.{os.getpid()}.tmp"
-    assert operations(disk.calls) == [
+    assert operations(watched.calls) == [
         f"create {temporary}",
         f"append {temporary}",
+        f"sync {temporary}",
         f"append {temporary}",
         f"sync {temporary}",
         f"rename {temporary} out",
@@ -160,22 +170,26 @@ def test_a_backup_is_written_durably_for_the_owner_alone(tmp_path):
     ]
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o600
     assert (tmp_path / "out").read_bytes() == b"onetwo"
+    assert watched.open_files == []
 
 
 @pytest.mark.parametrize("operation", ["create", "append", "sync", "rename"])
-def test_a_backup_that_fails_leaves_the_one_before_it_and_nothing_else(tmp_path, operation):
+def test_a_backup_that_fails_leaves_the_one_before_it_and_nothing_else(tmp_path, watched, operation):
     (tmp_path / "out").write_bytes(b"before")
-    disk = WatchedDisk(tmp_path, failing(operation))
-    with pytest.raises(OSError, match="Input/output error"):
-        tools.write_durably(disk, "out", [b"one"])
+    watched.before = failing(operation)
+    with pytest.raises(CannotRun, match=f"^{tmp_path}/out: Input/output error"):
+        streams.write(str(tmp_path / "out"), [b"one"])
     assert (tmp_path / "out").read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_backup_that_cannot_be_written_names_its_file(tmp_path, caplog):
-    lay_out(tmp_path / "data", "1-3")
-    assert main(["export", str(tmp_path / "data"), str(tmp_path / "nowhere" / "out")]) == Exit.UNUSABLE
-    assert f"{tmp_path / 'nowhere' / 'out'}: No such file or directory" in caplog.text
+def test_a_backup_that_is_interrupted_leaves_the_one_before_it_and_nothing_else(tmp_path, watched):
+    (tmp_path / "out").write_bytes(b"before")
+    watched.before = failing("sync", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        streams.write(str(tmp_path / "out"), [b"one"])
+    assert (tmp_path / "out").read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_pipe_is_written_to_and_a_link_stays_one(tmp_path):
@@ -194,14 +208,14 @@ def test_a_pipe_is_written_to_and_a_link_stays_one(tmp_path):
 
 
 @given(st.dictionaries(st.from_regex(rf"\A{KEY_PATTERN}\Z"), st.text(min_size=1), min_size=1))
-def test_what_is_exported_is_imported_unchanged_whatever_the_text(tmp_path_factory, texts):
+def test_any_text_is_exported_and_imported_unchanged(tmp_path_factory, texts):
     directory = tmp_path_factory.mktemp("to")
     store = Store()
     store.data = {key: text.encode() for key, text in texts.items()}
-    exported = b"".join(tools.export(store))
+    exported = b"".join(export.encode(store))
     assert as_dict(exported) == texts
     disk = WatchedDisk(directory, syncs=False)
-    assert tools.import_(disk, exported.splitlines(keepends=True)) == len(texts)
+    import_.write(disk, import_.decode(exported.splitlines(keepends=True)))
     assert recovery.load(disk).store.data == store.data
 
 

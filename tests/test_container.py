@@ -1,4 +1,4 @@
-"""The image, without a container engine: what the Dockerfile says is done here by hand.
+"""The image, without a container engine: the tests do by hand what the Dockerfile says.
 
 `Container` lays out the directories of the last stage in namespaces of its own and runs the command line of the image
 there, as its user, with its environment and as process 1. Only the base image is not the real one: it is this machine's
@@ -47,21 +47,21 @@ class Image:
         start = max(n for n, (word, _) in enumerate(self.all) if word == "FROM")
         self.build, self.last = self.all[:start], self.all[start:]
 
-    def said(self, word):
-        """What comes after an instruction that is there once."""
+    def instruction(self, word):
+        """The rest of the line of an instruction that is there once."""
         (rest,) = (rest for each, rest in self.last if each == word)
         return rest
 
     def variables(self, word):
-        return dict(pair.split("=", 1) for pair in shlex.split(self.said(word)))
+        return dict(pair.split("=", 1) for pair in shlex.split(self.instruction(word)))
 
     def copied(self):
-        """What comes from the project."""
+        """Files and directories of the project that go into it."""
         return [rest.split()[0] for word, rest in self.all if word == "COPY" and not rest.startswith("--from")]
 
 
 IMAGE = Image((ROOT / "Dockerfile").read_text())
-USER_ID = int(IMAGE.said("USER"))
+USER_ID = int(IMAGE.instruction("USER"))
 
 
 class Container(Server):
@@ -80,10 +80,10 @@ class Container(Server):
 
     def command(self):
         variables = [PATH, *(f"{name}={value}" for name, value in self._variables.items())]
-        entrypoint = json.loads(IMAGE.said("ENTRYPOINT"))
+        entrypoint = json.loads(IMAGE.instruction("ENTRYPOINT"))
         isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", LAY_OUT, "sh"]
         places = [str(self._root), str(USER_ID), sys.base_prefix, str(ROOT / ".venv")]
-        return [*isolate, *places, f"--chdir={IMAGE.said('WORKDIR')}", *variables, *entrypoint, *self.flags]
+        return [*isolate, *places, f"--chdir={IMAGE.instruction('WORKDIR')}", *variables, *entrypoint, *self.flags]
 
     def first(self):
         """Process 1 of the container."""
@@ -92,7 +92,7 @@ class Container(Server):
 
     def stop(self):
         """As a container engine does."""
-        self.first().send_signal(getattr(signal, IMAGE.said("STOPSIGNAL")))
+        self.first().send_signal(getattr(signal, IMAGE.instruction("STOPSIGNAL")))
         return self.wait()
 
 
@@ -101,13 +101,13 @@ def root(tmp_path):
     """Where a container may be laid out."""
     probe = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "true"]
     if not shutil.which("unshare") or subprocess.run(probe, check=False, capture_output=True, timeout=30).returncode:
-        pytest.skip("to do what a container engine does takes root, and namespaces")
+        pytest.skip("laying out a container needs root, and namespaces")
     return tmp_path / "root"
 
 
 def check_health(port):
     """The exit status of the image's health check."""
-    _, _, command = IMAGE.said("HEALTHCHECK").partition("CMD ")
+    _, _, command = IMAGE.instruction("HEALTHCHECK").partition("CMD ")
     done = subprocess.run(
         json.loads(command), cwd=ROOT, env={"PORT": str(port)}, check=False, capture_output=True, timeout=30
     )
@@ -167,7 +167,7 @@ def test_a_directory_that_is_not_the_users_is_refused(root):
 # Its health ----------------------------------------------------------------------------------------------
 
 
-def test_the_health_check_says_what_health_says(tmp_path):
+def test_the_health_check_agrees_with_health(tmp_path):
     with Server(tmp_path / "data", "--workers=1", "--request-timeout-s=0.2") as server:
         assert check_health(server.port) == 0
         server.only("logd").suspend()
@@ -198,7 +198,7 @@ def test_the_health_check_does_so_over_tls_too(tmp_path):
 # The Dockerfile ------------------------------------------------------------------------------------------
 
 
-def test_the_linter_has_nothing_to_say():
+def test_the_linter_has_no_complaint():
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
         [hadolint, "--failure-threshold=style", "--no-color", ROOT / "Dockerfile"],
@@ -210,13 +210,13 @@ def test_the_linter_has_nothing_to_say():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_by_default_it_serves_everybody_on_8080_with_data_in_app_data():
+def test_by_default_it_serves_every_address_on_8080_with_data_in_app_data():
     assert IMAGE.variables("ENV") == {"PORT": "8080", "DATA_DIR": "/app/data", "KV_HOST": "0.0.0.0"}
-    assert (IMAGE.said("EXPOSE"), IMAGE.said("VOLUME")) == ("8080", "/app/data")
+    assert (IMAGE.instruction("EXPOSE"), IMAGE.instruction("VOLUME")) == ("8080", "/app/data")
 
 
-def test_what_follows_the_name_of_the_image_are_flags():
-    entrypoint = json.loads(IMAGE.said("ENTRYPOINT"))
+def test_arguments_after_the_name_of_the_image_are_flags():
+    entrypoint = json.loads(IMAGE.instruction("ENTRYPOINT"))
     done = subprocess.run(
         [*entrypoint, "--version"],
         cwd=ROOT,
@@ -233,7 +233,7 @@ def test_its_labels_name_the_version():
     assert IMAGE.variables("LABEL")["org.opencontainers.image.version"] == kv.__version__
 
 
-def test_what_is_sent_to_the_builder_is_just_what_is_copied():
+def test_the_builder_is_sent_only_what_is_copied():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(IMAGE.copied())
@@ -241,4 +241,4 @@ def test_what_is_sent_to_the_builder_is_just_what_is_copied():
 
 def test_both_stages_have_the_same_python():
     (build,) = (rest for word, rest in IMAGE.build if word == "FROM")
-    assert build == f"{IMAGE.said('FROM')} AS build"
+    assert build == f"{IMAGE.instruction('FROM')} AS build"

@@ -1,6 +1,6 @@
-"""The first start: run.sh sets up a virtual environment of its own, once, whatever happens meanwhile.
+"""The first start: run.sh sets up a virtual environment of its own, once, even if it is killed or started twice.
 
-Copies of run.sh and kv/setup_venv.py, in a directory with a space in its name, start a stand-in for the server.
+Copies of run.sh and kv/setup_venv.py, in a directory with a space in its name, start a script instead of the server.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ import json, os, sys
 print(json.dumps([sys.argv[1:], sys.prefix, os.getpid()]))
 sys.exit(3)
 """
-SERVED = 3  # the stand-in's exit status
+SERVED = 3  # the exit status of that script
 REAL_PYTHON = f'exec "{sys.executable}" "$@"'
 
 
 class Project:
-    """A checkout of the project, and the programs that its run.sh finds."""
+    """A checkout of the project, and the programs that are in PATH for its run.sh."""
 
     def __init__(self, directory):
         self.directory = directory / "the project"
@@ -112,7 +112,7 @@ def assert_sets_up_and_serves(project):
     assert err.count("\n") == 1
 
 
-def test_what_is_set_up_is_not_set_up_again_and_needs_no_other_python(used_project):
+def test_an_environment_that_is_up_to_date_is_used_as_it_is(used_project):
     used_project.install("python3", "exit 1")
     assert_serves_at_once(used_project)
     used_project.requirements.touch()
@@ -129,7 +129,7 @@ def test_other_requirements_are_installed_into_a_new_environment(used_project):
     assert_serves_at_once(used_project)
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(used_project):
+def test_an_environment_whose_python_is_gone_is_set_up_again(used_project):
     python = used_project.venv / "bin" / "python"
     python.unlink()
     python.symlink_to("/nonexistent/python3")
@@ -137,7 +137,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(used_project):
     assert_serves_at_once(used_project)
 
 
-def test_a_set_up_that_was_killed_is_done_again(used_project):
+def test_a_set_up_that_was_killed_starts_again(used_project):
     shutil.rmtree(used_project.venv)
     process = used_project.start()
     await_true((used_project.venv / "pyvenv.cfg").exists)
@@ -164,10 +164,9 @@ def kill(process):
 def test_of_two_first_starts_at_once_one_sets_up_and_both_serve(project):
     project.install("python3", REAL_PYTHON)
     first = project.start()
-    said = first.stderr.readline()
-    assert said.startswith("setting up ")
+    assert first.stderr.readline().startswith("setting up ")
     second = project.start()
-    assert first.poll() is None  # it is still at it
+    assert first.poll() is None  # it is still setting up
     for process in (first, second):
         assert process.communicate(timeout=60)[1] == ""
         assert process.returncode == SERVED
@@ -186,11 +185,11 @@ def test_requirements_that_cannot_be_installed_end_the_start(used_project):
 
 TOO_OLD = "exit 1"
 NO_VENV = 'case "$2" in *ensurepip*) exit 1;; esac'
-FITTING = '[ "$1" = -c ] || { echo "${0##*/}: $*"; exit 4; }'
+SUITABLE = '[ "$1" = -c ] || { echo "${0##*/}: $*"; exit 4; }'
 
 
 @pytest.mark.parametrize(
-    ("installed", "told"),
+    ("installed", "parts"),
     [
         ({}, ["Python 3.11 or newer", "install"]),
         ({"python3": TOO_OLD}, ["Python 3.11 or newer", "install"]),
@@ -199,27 +198,27 @@ FITTING = '[ "$1" = -c ] || { echo "${0##*/}: $*"; exit 4; }'
         ({"python3": TOO_OLD, "python3.12": NO_VENV}, ["python3.12 ", "venv", "install"]),
     ],
 )
-def test_without_a_fitting_python_one_line_says_what_to_install(project, installed, told):
+def test_without_a_suitable_python_one_line_says_what_to_install(project, installed, parts):
     for name, script in installed.items():
         project.install(name, script)
     status, out, err = project.run("--port", "8080")
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
-    assert [part for part in told if part not in err] == []
+    assert [part for part in parts if part not in err] == []
     assert not project.venv.exists()
 
 
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [
-        ({"python3": FITTING}, "python3"),
-        ({"python3.11": FITTING}, "python3.11"),
-        ({"python3": TOO_OLD, "python3.13": FITTING}, "python3.13"),
-        ({"python3": NO_VENV, "python3.12": FITTING}, "python3.12"),
-        ({"python3": FITTING, "python3.14": FITTING}, "python3"),
+        ({"python3": SUITABLE}, "python3"),
+        ({"python3.11": SUITABLE}, "python3.11"),
+        ({"python3": TOO_OLD, "python3.13": SUITABLE}, "python3.13"),
+        ({"python3": NO_VENV, "python3.12": SUITABLE}, "python3.12"),
+        ({"python3": SUITABLE, "python3.14": SUITABLE}, "python3"),
     ],
 )
-def test_the_first_python_that_fits_is_taken(project, installed, chosen):
+def test_the_first_suitable_python_is_used(project, installed, chosen):
     for name, script in installed.items():
         project.install(name, script)
     directory = project.directory

@@ -1,12 +1,12 @@
-"""The commands for people: look, verify, mend, move in and out."""
+"""The commands for people: what they show, what `repair` cuts off and what it keeps, and import after export."""
 
+import errno
+import itertools
 import json
 import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -14,9 +14,20 @@ from logd.__main__ import main
 from logd.local import recovery
 from logd.local.disk import DirectoryLock, LocalDisk
 from logd.shared.protocol import Exit
-from logd.tools import commands as tools
-from tests.support.builders import contents, file_name, group, lay_out, of_other_version, offsets, segment, state
-from tests.support.harness import ROOT
+from logd.tools import export, import_
+from logd.tools.commands import COMMANDS
+from tests.support.builders import (
+    WatchedDisk,
+    contents,
+    file_name,
+    group,
+    lay_out,
+    of_other_version,
+    offsets,
+    payload_of,
+    segment,
+    state,
+)
 
 
 def damage(directory, token, offset, size=1):
@@ -37,10 +48,18 @@ def run(capsys, *arguments):
     return status, capsys.readouterr().out
 
 
-def shell(command):
-    return subprocess.run(
-        command, shell=True, check=False, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_describes_a_command_and_each_of_its_arguments(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([command.name, "--help"])
+    own = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"{command.name} " in capsys.readouterr().out
+    assert command.description in " ".join(own.split())
+    for argument in command.arguments:
+        assert argument.options["help"] in " ".join(own.split())
 
 
 def test_inspect_says_what_is_in_each_file_and_what_recovery_would_do(tmp_path, capsys):
@@ -106,6 +125,14 @@ def test_dump_stops_at_damage_and_says_so(tmp_path, capsys):
     assert {json.loads(line)["sequence"] for line in out.splitlines()} == {1, 2}
 
 
+def test_dump_stops_at_a_whole_frame_that_it_cannot_read_and_says_so(tmp_path, capsys, caplog):
+    (tmp_path / file_name("1-2")).write_bytes(segment([payload_of(group(1)), b"\x91\x01"]))
+    status, out = run(capsys, "dump", tmp_path)
+    assert status == Exit.DAMAGED
+    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {1}
+    assert "[UNREADABLE_FRAME]" in caplog.text
+
+
 def test_export_and_import_move_the_state_unchanged(tmp_path, capsys):
     lay_out(tmp_path / "from", "1-3 @3 4-6")
     run(capsys, "export", tmp_path / "from", tmp_path / "state.jsonl")
@@ -119,8 +146,8 @@ def test_any_text_goes_through_export_and_import(tmp_path):
     lines = [json.dumps({"key": "k", "value": text}).encode()]
     (tmp_path / "to").mkdir()
     disk = LocalDisk(tmp_path / "to")
-    assert tools.import_(disk, lines) == 1
-    out = b"".join(tools.export(tools.read_state(disk).store))
+    import_.write(disk, import_.decode(lines))
+    out = b"".join(export.encode(export.read_state(disk).store))
     assert [json.loads(line) for line in out.split(b"\n")[:-1]] == [{"key": "k", "value": text}]
 
 
@@ -135,18 +162,34 @@ def test_any_text_goes_through_export_and_import(tmp_path):
         ('{"key": "a", "value": 1}\n', "line 1"),
     ],
 )
-def test_import_refuses_what_export_does_not_write_and_leaves_the_directory_empty(tmp_path, lines, complaint):
-    with pytest.raises(tools.CannotImport, match=complaint):
-        tools.import_(LocalDisk(tmp_path), lines.encode().splitlines())
-    assert not os.listdir(tmp_path)
+def test_import_refuses_what_export_does_not_write(lines, complaint):
+    with pytest.raises(import_.BadLine, match=complaint):
+        import_.decode(lines.encode().splitlines())
 
 
-def test_import_refuses_a_directory_with_data(tmp_path, capsys):
-    lay_out(tmp_path, "1-3")
-    before = contents(tmp_path)
-    (tmp_path / "in.jsonl").write_text('{"key": "a", "value": "1"}\n')
-    assert run(capsys, "import", tmp_path, tmp_path / "in.jsonl")[0] == Exit.USAGE
-    assert before.items() <= contents(tmp_path).items()
+def test_an_import_that_fails_leaves_a_directory_into_which_it_can_be_tried_again(tmp_path):
+    whole = WatchedDisk(tmp_path)
+    import_.write(whole, state(3))
+    for failing_call in range(len(whole.calls)):
+        directory = tmp_path / str(failing_call)
+        directory.mkdir()
+        disk = WatchedDisk(directory, full_once_at(failing_call))
+        with pytest.raises(OSError, match="No space left"):
+            import_.write(disk, state(3))
+        assert os.listdir(directory) == []
+        import_.write(disk, state(3))
+        assert recovery.load(disk).store.data == state(3).data
+
+
+def full_once_at(index):
+    """A `before` that finds the disk full at the call with this index."""
+    calls = itertools.count()
+
+    def before(_):
+        if next(calls) == index:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return before
 
 
 REPAIRS = [
@@ -184,10 +227,10 @@ def test_repair_leaves_what_is_before_the_damage_and_keeps_what_it_cuts(tmp_path
 
 
 def _kept(files, before):
-    """True when every byte of what was there is still in its file, or set aside from it."""
+    """True when every byte of what was there is still in its file, or in one that was cut off from it."""
     for old, data in before.items():
-        aside = b"".join(files[name] for name in files if name.startswith(f"{old}.damaged"))
-        if data not in (aside, files.get(old, b"") + aside):
+        cut_off = b"".join(files[name] for name in files if name.startswith(f"{old}.damaged"))
+        if data not in (cut_off, files.get(old, b"") + cut_off):
             return False
     return True
 
@@ -205,7 +248,7 @@ def test_repair_goes_as_far_as_a_missing_segment(tmp_path, capsys, layout, gone)
 
 
 @pytest.mark.parametrize("token", ["1-3", "@3", "4-6"])
-def test_repair_sets_nothing_aside_that_another_version_wrote(tmp_path, capsys, token):
+def test_repair_cuts_nothing_off_that_another_version_wrote(tmp_path, capsys, token):
     lay_out(tmp_path, "1-3 @3 4-6" if token != "1-3" else "1-3")
     path = tmp_path / file_name(token)
     path.write_bytes(of_other_version(path.read_bytes()))
@@ -215,76 +258,16 @@ def test_repair_sets_nothing_aside_that_another_version_wrote(tmp_path, capsys, 
     assert contents(tmp_path) == before | {"LOCK": b""}
 
 
-def test_a_second_repair_does_not_overwrite_what_the_first_has_set_aside(tmp_path, capsys):
+def test_a_second_repair_does_not_overwrite_what_the_first_has_cut_off(tmp_path, capsys):
     for _ in range(2):
         lay_out(tmp_path, "1-3")
         damage(tmp_path, "1-3", 4)
         run(capsys, "repair", "--yes", tmp_path)
-    assert len([name for name in os.listdir(tmp_path) if ".damaged" in name]) == 2
+    assert len(cut_off_files(tmp_path)) == 2
 
 
-CUT_OFF = [
-    # what is there, what is damaged (as in REPAIRS), what is to be seen of what is cut off
-    ("1-6", ("1-6", 2), {4, 5, 6}),
-    ("1-6", ("1-6", 0), {2, 3, 4, 5, 6}),
-    ("1-6", ("1-6", None), {1, 2, 3, 4, 5, 6}),
-    ("1-3 4-6 7-9", ("4-6", 1), {6, 7, 8, 9}),
-    ("1-3 4-6 7-9", ("4-6", None), {4, 5, 6, 7, 8, 9}),
-]
-
-
-@pytest.mark.parametrize("case", CUT_OFF)
-@pytest.mark.parametrize("where", [0, 25], ids=["its marker", "its payload"])
-def test_what_repair_has_cut_off_can_be_seen_as_far_as_it_is_whole(tmp_path, capsys, caplog, case, where):
-    layout, place, seen = case
-    lay_out(tmp_path, layout)
-    token, index = place
-    damage(tmp_path, token, 4 if index is None else frame_offset(tmp_path, token, index) + where, size=4)
-    run(capsys, "repair", "--yes", tmp_path)
-    status, out = run(capsys, "dump", "--set-aside", tmp_path)
-    assert status == Exit.STOPPED
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert {line["sequence"] for line in lines} == seen
-    assert all(line["file"].startswith("wal-") and ".damaged-" in line["file"] for line in lines)
-    for sequence in seen:
-        keys = [line["key"] for line in lines if line["sequence"] == sequence and line["operation"] == "put"]
-        assert keys == list(group(sequence).puts)
-    assert sum(map(int, re.findall(r"(\d+) of them readable", caplog.text))) == len(seen)
-
-
-def test_what_was_set_aside_can_be_seen_when_the_rest_of_the_file_is_gone_and_while_a_server_runs(tmp_path, capsys):
-    lay_out(tmp_path, "1-6")
-    damage(tmp_path, "1-6", frame_offset(tmp_path, "1-6", 2) + 25)
-    run(capsys, "repair", "--yes", tmp_path)
-    (tmp_path / file_name("1-6")).unlink()
-    lock = DirectoryLock(tmp_path)
-    lock.acquire()
-    status, out = run(capsys, "dump", "--set-aside", tmp_path)
-    lock.release()
-    assert status == Exit.STOPPED
-    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {4, 5, 6}
-
-
-def test_the_keys_of_a_snapshot_that_was_set_aside_can_be_seen(tmp_path, capsys):
-    lay_out(tmp_path, "4-6 @3")
-    damage(tmp_path, "@3", 4)
-    run(capsys, "repair", "--yes", tmp_path)
-    _, out = run(capsys, "dump", "--set-aside", tmp_path)
-    lines = [json.loads(line) for line in out.splitlines() if '"snapshot' in line]
-    assert {line["key"]: line["value"].encode() for line in lines} == state(3).data
-
-
-def test_a_frame_that_was_set_aside_because_nobody_understands_it_is_counted(tmp_path, capsys, caplog):
-    name = f"{file_name('1-3')}.damaged-0"
-    (tmp_path / name).write_bytes(segment([b"\x91\x01"]))
-    assert run(capsys, "dump", "--set-aside", tmp_path) == (Exit.STOPPED, "")
-    assert f"{name}: 54 bytes, 1 whole frames, 0 of them readable" in caplog.text
-
-
-def test_where_nothing_was_set_aside_that_is_said(tmp_path, capsys, caplog):
-    lay_out(tmp_path, "1-3")
-    assert run(capsys, "dump", "--set-aside", tmp_path) == (Exit.STOPPED, "")
-    assert "nothing is set aside in" in caplog.text
+def cut_off_files(directory):
+    return sorted(directory.glob("*.damaged*"))
 
 
 def test_repair_ends_with_something_that_recovery_serves_whatever_the_damage(tmp_path, capsys):
@@ -315,23 +298,91 @@ def _hurt(path, chance):
         path.write_bytes(data)
 
 
-def test_a_directory_in_use_is_left_alone(tmp_path, capsys, caplog):
-    lay_out(tmp_path, "1-3")
+# Files that are named ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["1-4", "@4"])
+def test_dump_shows_a_whole_file_under_any_name(tmp_path, capsys, caplog, token):
+    lay_out(tmp_path, token)
+    path = (tmp_path / file_name(token)).rename(tmp_path / "moved away")
+    status, out = run(capsys, "dump", path)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == Exit.STOPPED
+    assert {line["file"] for line in lines} == {str(path)}
+    values = {line["key"]: line["value"].encode() for line in lines if line["operation"] == "put"}
+    assert state(4).data.items() <= values.items()
+    assert re.search(r"moved away: \d+ bytes, (\d+) whole frames, \1 of them readable", caplog.text)
+
+
+def test_dump_shows_the_same_operations_of_a_directory_and_of_its_files(tmp_path, capsys):
+    lay_out(tmp_path, "1-3 4-6")
+    of_directory = run(capsys, "dump", tmp_path)[1].splitlines()
+    of_files = run(capsys, "dump", tmp_path / file_name("1-3"), tmp_path / file_name("4-6"))[1].splitlines()
+    assert [json.loads(line) for line in of_directory] == [
+        {name: value for name, value in json.loads(line).items() if name != "file"} for line in of_files
+    ]
+
+
+CUT_OFF = [
+    # what is there, what is damaged (as in REPAIRS), which frames can be read of what is cut off
+    ("1-6", ("1-6", 2), {4, 5, 6}),
+    ("1-6", ("1-6", 0), {2, 3, 4, 5, 6}),
+    ("1-6", ("1-6", None), {1, 2, 3, 4, 5, 6}),
+    ("1-3 4-6 7-9", ("4-6", 1), {6, 7, 8, 9}),
+    ("1-3 4-6 7-9", ("4-6", None), {4, 5, 6, 7, 8, 9}),
+]
+
+
+@pytest.mark.parametrize("case", CUT_OFF)
+@pytest.mark.parametrize("where", [0, 25], ids=["its marker", "its payload"])
+def test_dump_shows_what_is_whole_in_the_files_that_repair_has_cut_off(tmp_path, capsys, caplog, case, where):
+    layout, place, seen = case
+    lay_out(tmp_path, layout)
+    token, index = place
+    damage(tmp_path, token, 4 if index is None else frame_offset(tmp_path, token, index) + where, size=4)
+    run(capsys, "repair", "--yes", tmp_path)
+    status, out = run(capsys, "dump", *cut_off_files(tmp_path))
+    assert status == Exit.STOPPED
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["sequence"] for line in lines} == seen
+    assert {line["file"] for line in lines} <= set(map(str, cut_off_files(tmp_path)))
+    for sequence in seen:
+        keys = [line["key"] for line in lines if line["sequence"] == sequence and line["operation"] == "put"]
+        assert keys == list(group(sequence).puts)
+    assert sum(map(int, re.findall(r"(\d+) of them readable", caplog.text))) == len(seen)
+
+
+def test_dump_shows_what_was_cut_off_when_the_rest_of_the_file_is_gone_and_while_a_server_runs(tmp_path, capsys):
+    lay_out(tmp_path, "1-6")
+    damage(tmp_path, "1-6", frame_offset(tmp_path, "1-6", 2) + 25)
+    run(capsys, "repair", "--yes", tmp_path)
+    (tmp_path / file_name("1-6")).unlink()
     lock = DirectoryLock(tmp_path)
     lock.acquire()
-    lock.write_note("ipc:///somewhere")
-    for command in (["inspect"], ["verify"], ["dump"], ["repair", "--yes"], ["import"]):
-        done = shell(f"{sys.executable} -m logd {' '.join(command)} {tmp_path}")
-        assert done.returncode == Exit.LOCKED
-        assert "is in use by a living server, on ipc:///somewhere" in done.stderr
+    status, out = run(capsys, "dump", *cut_off_files(tmp_path))
+    lock.release()
+    assert status == Exit.STOPPED
+    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {4, 5, 6}
 
 
-def test_a_directory_that_is_not_there_is_named(tmp_path, caplog):
-    assert main(["inspect", str(tmp_path / "nowhere")]) == Exit.UNUSABLE
-    assert "nowhere" in caplog.text
-    assert not (tmp_path / "nowhere").exists()
+def test_dump_shows_the_keys_of_a_snapshot_that_repair_has_cut_off(tmp_path, capsys):
+    lay_out(tmp_path, "4-6 @3")
+    damage(tmp_path, "@3", 4)
+    run(capsys, "repair", "--yes", tmp_path)
+    _, out = run(capsys, "dump", *cut_off_files(tmp_path))
+    lines = [json.loads(line) for line in out.splitlines() if "/snapshot-" in line]
+    assert {line["key"]: line["value"].encode() for line in lines} == state(3).data
 
 
-def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
-    lay_out(tmp_path, "1-9")
-    assert "Traceback" not in shell(f"{sys.executable} -m logd dump {tmp_path} | true").stderr
+def test_dump_counts_a_whole_frame_that_it_cannot_read(tmp_path, capsys, caplog):
+    path = tmp_path / f"{file_name('1-3')}.damaged-0"
+    path.write_bytes(segment([b"\x91\x01"]))
+    assert run(capsys, "dump", path) == (Exit.STOPPED, "")
+    assert f"{path}: 54 bytes, 1 whole frames, 0 of them readable" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"no file of ours\n" * 9, bytes(5000)])
+def test_dump_finds_nothing_in_a_file_that_is_not_of_the_server(tmp_path, capsys, caplog, data):
+    (tmp_path / "file").write_bytes(data)
+    assert run(capsys, "dump", tmp_path / "file") == (Exit.STOPPED, "")
+    assert f"{len(data)} bytes, 0 whole frames, 0 of them readable" in caplog.text

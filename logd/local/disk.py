@@ -1,11 +1,11 @@
 """The few system calls that the files need.
 
-One directory, named files, bytes. Nothing here knows what the bytes mean. Everything that can be lost in a crash goes
-through a `Disk`, so that a test can stand in for it and crash at any call.
+One directory, named files, bytes; nothing here knows what the bytes mean. Everything that a crash can take away goes
+through a `Disk`, so that a test can put another one in its place and crash at any call.
 
-Assumed of the disk: what was synced stays; what was not may be gone, cut, or garbage, in any order and sector by
-sector; a sector that is not being written stays as it was; a rename is one step. A directory entry is durable only once
-the directory was synced.
+What is assumed of a disk: synced data stays. Data that is not synced may be lost, cut short or garbage, sector by
+sector and in any order. A sector that is not being written stays as it is. A rename happens as a whole or not at all,
+and it, like every change of a name, is durable only after a sync of the directory.
 """
 
 import contextlib
@@ -15,42 +15,44 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
-FILE_MODE = 0o600
-DIRECTORY_MODE = 0o700
+FILE_MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+LOCK_NAME: Final = "LOCK"
+_NOTE_BYTES_MAX: Final = 4096
 
-_NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def is_no_space(error: OSError) -> bool:
-    """True when an error says that the device or the user's share of it is full."""
+    """True when an error says that the device, or the user's quota on it, is full."""
     return error.errno in _NO_SPACE_ERRNOS
 
 
 class DiskFile(Protocol):
-    """A file being written, only ever at its end."""
+    """A file that is written, always at its end."""
 
     size: int
+    """In bytes, without zeros that were written ahead."""
 
     def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
-        """Write all of data at the end. On OSError, part of it may be there: `truncate` it away.
+        """Write all of `data` at the end. After an OSError part of it may be there: `truncate` removes it.
 
-        If that makes the file longer, also write up to that many zeros after the data; there need not be room for them.
-        They are not part of `size`: what is appended next overwrites them, and its sync has no change of the file's
-        length to bring to the disk.
+        When this makes the file longer, up to `zeros_bytes` zeros are written ahead as well, as far as there is room.
+        The next data overwrites them, and its sync is cheaper because the file does not grow.
         """
 
     def truncate(self, size: int) -> None:
         """Cut the file back to `size` bytes."""
 
     def allocate(self, size: int) -> None:
-        """Make an empty file occupy `size` bytes of the disk; what they hold is of no interest."""
+        """Make an empty file occupy `size` bytes of the disk, whatever they are."""
 
     def sync(self) -> None:
         """Wait until data and size have reached the disk. After an OSError nothing may be assumed of either.
 
-        Also an OSError when the file has no name any more: nobody would find it again.
+        A file that was deleted meanwhile is an OSError too: its data would be lost.
         """
 
     def close(self) -> None:
@@ -61,7 +63,7 @@ class Disk(Protocol):
     """One directory of files."""
 
     def names(self) -> Sequence[str]:
-        """The names in the directory, in no order."""
+        """The names in the directory, in any order."""
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -70,19 +72,19 @@ class Disk(Protocol):
         """Open a file for reading."""
 
     def create(self, name: str) -> DiskFile:
-        """Make an empty file, in place of one of that name."""
+        """Make an empty file; it replaces one of that name."""
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file another name, in place of one of that name."""
+        """Give a file another name; it replaces one of that name."""
 
     def remove(self, name: str) -> None:
-        """Remove a name."""
+        """Delete a file."""
 
     def sync_directory(self) -> None:
-        """Wait until names that were made, changed or removed are so on the disk."""
+        """Wait until every new, changed or removed name has reached the disk."""
 
     def free_bytes(self) -> int:
-        """The space that this user may still fill."""
+        """How much this user may still write."""
 
 
 if sys.platform == "darwin":  # fsync there leaves the data in the drive's cache
@@ -97,12 +99,12 @@ else:
 class _LocalFile:
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._zeros_end = 0  # how far the file reaches, where that is more than `size`
+        self._zeros_end = 0  # where the zeros that were written ahead end
         self.size = 0
 
     def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         rest = memoryview(data)
-        while rest:  # a disk that fills up first writes short, without an error
+        while rest:  # a disk that becomes full first writes less than it was given, without an error
             written = os.pwrite(self._fd, rest, self.size)
             self.size += written
             rest = rest[written:]
@@ -184,7 +186,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it, durably. Leaves what is there as it is.
+    """Make a directory and those above it, durably. What is there already stays as it is.
 
     Raises OSError (among others NotADirectoryError, PermissionError) when that is not possible.
     """
@@ -193,24 +195,27 @@ def make_directory(directory: Path) -> None:
         missing.append(directory)
         directory = directory.parent
     for child in reversed(missing):
-        child.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        try:
+            child.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        except FileExistsError as error:  # as something else
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(child)) from error
         _sync_directory(child.parent)
 
 
 class DirectoryLock:
-    """Exclusive use of a directory, for as long as this process lives.
+    """Exclusive use of a directory, for as long as this process lives or until `release`.
 
-    The file says by whom, and through which socket.
+    The lock is on a file in the directory, whose text, the note, says through which socket its holder can be reached.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "LOCK"
+        self._path = directory / LOCK_NAME
         self._fd: int | None = None
 
     def acquire(self) -> str:
-        """Acquire the lock and return the note of its last holder.
+        """Lock the directory and return the note of its last holder.
 
-        Raises BlockingIOError when a living process has it, other OSErrors when the file cannot be made.
+        Raises BlockingIOError when a living process holds the lock, another OSError when the file cannot be made.
         """
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
@@ -219,22 +224,22 @@ class DirectoryLock:
             os.close(fd)
             raise
         self._fd = fd
-        return os.pread(fd, 4096, 0).decode(errors="replace").strip()
+        return os.pread(fd, _NOTE_BYTES_MAX, 0).decode(errors="replace").strip()
 
     def release(self) -> None:
-        """Release the lock before this process ends."""
+        """Unlock the directory, if it is locked by this object."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def holder(self) -> str:
-        """The note of whoever has the lock; empty when it cannot be read."""
+        """The note of the present holder, whoever that is; empty when it cannot be read."""
         with contextlib.suppress(OSError):
             return self._path.read_text(errors="replace").strip()
         return ""
 
     def write_note(self, note: str) -> None:
-        """Say who has the lock. Costs nothing when it fails: a full disk must not stop a start."""
+        """Replace the note. A failure is ignored: a full disk must not stop a start."""
         assert self._fd is not None
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)

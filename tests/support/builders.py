@@ -310,7 +310,7 @@ class WatchedFile:
         self.size = file.size
         disk.open_files.append(name)
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         self._disk.note("append", self._name)
         fits = int(min(len(data), self._disk.room))
         self._disk.room -= fits

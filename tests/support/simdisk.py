@@ -70,7 +70,7 @@ class SimFile:
         self._inode = inode
         self.size = 0
 
-    def append(self, data: bytes, zeros_bytes: int = 0) -> None:
+    def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
         self._disk.step("append", self, data)
         self.put(data)
         self.size += len(data)
