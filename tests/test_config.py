@@ -219,8 +219,10 @@ def test_options_survive_the_environment_unchanged(config):
 
 
 @given(DESCRIPTORS, DESCRIPTORS, TEXTS, DESCRIPTORS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, board_fd):
-    inherited = Inherited(listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, board_fd=board_fd)
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, scoreboard_fd):
+    inherited = Inherited(
+        listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
+    )
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited
     assert Config.from_environment(environment) == DEFAULTS
@@ -264,7 +266,7 @@ def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning_w
     for field in dataclasses.fields(Config):
         (entry,) = (entry for entry in entries if entry.startswith(flag(field.name) + " "))
         assert f"[{variable(field.name)}; default {shown(field.name)}]" in entry
-        assert field.metadata["meaning"] in " ".join(entry.split())
+        assert field.metadata["help"] in " ".join(entry.split())
 
 
 @pytest.mark.parametrize(
