@@ -86,14 +86,14 @@ def test_a_start_that_is_refused_is_never_called_ready(tmp_path, manager):
 
 def test_without_a_manager_nobody_is_told(monkeypatch, caplog):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify.tell("READY=1")
+    notify.send("READY=1")
     assert caplog.text == ""
 
 
 def test_a_manager_that_is_not_there_is_a_warning(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    notify.tell("READY=1\nSTATUS=fine")
-    assert re.findall("cannot be told (.*?):", caplog.text) == ["READY=1"]
+    notify.send("READY=1\nSTATUS=fine")
+    assert re.findall("cannot send (.*?) to", caplog.text) == ["READY=1"]
 
 
 # The unit ------------------------------------------------------------------------------------------------
