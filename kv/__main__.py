@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Final
 
 import setproctitle
@@ -15,6 +16,7 @@ from logd.shared import logging_setup
 from logd.shared.protocol import Exit
 
 _CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
+_GUNICORN_CONF: Final = Path(__file__).parent.with_name("gunicorn.conf.py")
 
 
 def main() -> int:
@@ -39,6 +41,7 @@ def _check(config: Config) -> None:
     supervisor.check_files(config)
     for module in _CODE_OF_CHILDREN:
         importlib.import_module(module)
+    compile(_GUNICORN_CONF.read_bytes(), _GUNICORN_CONF, "exec")
 
 
 if __name__ == "__main__":

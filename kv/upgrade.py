@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Final, NoReturn
 
 from kv import children
@@ -26,8 +27,10 @@ _LISTEN_FD: Final = "KV_UPGRADE_LISTEN_FD"
 
 def start_check() -> subprocess.Popen[bytes]:
     """Check the code on disk; the process ends with 0 when it can be started. Raises OSError."""
+    run_sh = os.environ.get(_RUN_SH)
+    command = ["/bin/sh", run_sh, *sys.argv[1:]] if run_sh else [sys.executable, *sys.orig_argv[1:]]
     return subprocess.Popen(
-        [*_command(), "--check-config"],
+        [*command, "--check-config"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         preexec_fn=children.prepare,  # noqa: PLW1509 - this process has one thread
@@ -35,11 +38,20 @@ def start_check() -> subprocess.Popen[bytes]:
 
 
 def replace_process(listener: socket.socket) -> NoReturn:
-    """Become the code on disk. Raises CannotServe, and does not return otherwise."""
+    """Become the code on disk. The caller has blocked signals. Raises CannotServe, and does not return otherwise.
+
+    Does what the last line of run.sh does, which was good for the check. A shell in between would not do: when it waits
+    for a command, it may unblock the signals, and be killed by one.
+    """
     listener.set_inheritable(True)
-    command = _command()
+    environment = os.environ | {_LISTEN_FD: str(listener.fileno())}
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if run_sh := os.environ.get(_RUN_SH):
+        project = Path(run_sh).resolve().parent
+        environment |= {"PYTHONPATH": str(project), "PYTHONSAFEPATH": "1"}
+        command = [str(project / ".venv" / "bin" / "python"), "-m", "kv", *sys.argv[1:]]
     try:
-        os.execve(command[0], command, os.environ | {_LISTEN_FD: str(listener.fileno())})
+        os.execve(command[0], command, environment)
     except OSError as error:
         raise CannotServe(f"{command[0]} cannot be executed: {error.strerror}") from error
 
@@ -55,8 +67,3 @@ def kept_listener(environment: MutableMapping[str, str]) -> socket.socket | None
     listener = socket.socket(fileno=int(fd))
     listener.set_inheritable(False)
     return listener
-
-
-def _command() -> list[str]:
-    run_sh = os.environ.get(_RUN_SH)
-    return ["/bin/sh", run_sh, *sys.argv[1:]] if run_sh else [sys.executable, *sys.orig_argv[1:]]
