@@ -22,7 +22,7 @@ def certificate(tmp_path_factory):
 
 
 class TlsServer(Server):
-    """A server whose readiness is asked for over TLS."""
+    """A server that speaks TLS."""
 
     def __init__(self, directory, certificate, *flags):
         cert, key = certificate
@@ -174,7 +174,7 @@ def test_over_tls_an_answer_is_not_cut_off_at_its_end_while_its_client_makes_pro
 
 
 @pytest.mark.parametrize("client", ["idle", "in a handshake", "answered last"])
-def test_over_tls_no_client_holds_up_a_stop(tmp_path, certificate, client):
+def test_over_tls_no_client_delays_a_stop(tmp_path, certificate, client):
     with started(TlsServer(tmp_path / "data", certificate, "--workers=1")) as server:
         if client == "in a handshake":
             other = socket.create_connection(("127.0.0.1", server.port), 30)
