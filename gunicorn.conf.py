@@ -1,16 +1,21 @@
-"""How gunicorn hosts kv.app. Started by kv/supervisor.py, which hands everything over in the environment."""
+"""How gunicorn hosts kv.app. Started by kv/supervisor.py, which passes the options in the environment.
 
+All code of the workers is imported here, in the master, before it forks. So a worker that is started later, by a reload
+or because another one died, runs the code that the server was started with, whatever is on disk by then. SIGUSR2 to the
+supervisor is what takes new code.
+"""
+
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
-# SIGHUP runs this file again and starts new workers: with the code as it is now, not as the master once imported it.
-for _name in [name for name in sys.modules if name.partition(".")[0] in ("kv", "logd")]:
-    del sys.modules[_name]
-
-from kv.config import Config, Inherited  # noqa: E402
-from logd.shared import logging_setup  # noqa: E402
+import kv.app
+import kv.http.worker  # noqa: F401
+from kv import tls
+from kv.config import Config, Inherited, UnusableFile
+from logd.shared import logging_setup
 
 _config = Config.from_environment(os.environ)
 
@@ -20,7 +25,7 @@ workers = _config.workers
 worker_class = "kv.http.worker.Worker"
 chdir = str(Path(__file__).parent)
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
-graceful_timeout = round(_config.stop_timeout_s) + 1  # the worker has the first word
+graceful_timeout = round(_config.stop_timeout_s) + 1  # a worker ends by itself before gunicorn kills it
 control_socket_disable = True
 proc_name = "kv"
 
@@ -33,11 +38,21 @@ logconfig_dict = logging_setup.configuration(_config.log_level, _config.log_form
 }
 
 
-def when_ready(server):  # noqa: ANN001, ANN201
-    """Ctrl-C reaches the whole group: the supervisor then stops gunicorn the graceful way, so it means nothing here."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def on_starting(server):  # noqa: ANN001, ANN201
+    """SIGINT and SIGUSR2 to the group are for the supervisor; the master ignores them since its start."""
+    server.SIGNALS = [number for number in server.SIGNALS if number not in (signal.SIGINT, signal.SIGUSR2)]
+    server.app.reload = lambda: None  # it would run this file as it is on disk; the options cannot have changed
+    tls.reload(_config)
+
+
+def on_reload(server):  # noqa: ANN001, ANN201
+    """The supervisor has checked the files, unless the signal came from somebody else."""
+    try:
+        tls.reload(_config)
+    except UnusableFile as error:
+        logging.getLogger("kv.tls").error("the workers go on with the last certificate: %s", error)
 
 
 def post_fork(server, worker):  # noqa: ANN001, ANN201
-    """What a worker logs is not the master's."""
+    """Log as a worker, not as the master."""
     logging_setup.name_process("worker")

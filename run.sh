@@ -22,4 +22,7 @@ if ! cmp -s "$here/requirements.txt" "$here/.venv/.requirements.txt" || ! [ -x "
     find_python
     "$python" "$here/kv/setup_venv.py" "$here/.venv" "$here/requirements.txt"
 fi
+# For an upgrade (kv/upgrade.py): the path by which this was called, as a link in it may lead elsewhere by then.
+KV_RUN_SH=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/${0##*/}
+export KV_RUN_SH
 PYTHONPATH=$here PYTHONSAFEPATH=1 exec "$here/.venv/bin/python" -m kv "$@"

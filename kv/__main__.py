@@ -1,27 +1,47 @@
 """The command line of the server. `run.sh` ends up here."""
 
+import importlib
 import logging
 import os
 import sys
+from pathlib import Path
+from typing import Final
 
 import setproctitle
 
-from kv.config import Config
-from kv.supervisor import CannotStart, Supervisor
+from kv import supervisor
+from kv.config import Config, UnusableFile
+from kv.errors import CannotServe
 from logd.shared import logging_setup
+from logd.shared.protocol import Exit
+
+_CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
+_GUNICORN_CONF: Final = Path(__file__).parent.with_name("gunicorn.conf.py")
 
 
 def main() -> int:
     """Serve until told to stop; the exit status."""
-    config = Config.from_command_line(None, os.environ)
+    config = Config.from_command_line(None, os.environ, _check)
     logging_setup.set_up("supervisor", config.log_level, config.log_format)
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")
+    log = logging.getLogger("kv.supervisor")
     try:
-        return Supervisor(config.with_absolute_paths()).run()
-    except CannotStart as error:
+        return supervisor.Supervisor(config.with_absolute_paths()).run()
+    except UnusableFile as error:
+        log.critical("%s", error)
+        return Exit.USAGE
+    except CannotServe as error:
         if str(error):
-            logging.getLogger("kv.supervisor").critical("%s", error)
+            log.critical("%s", error)
         return error.status
+
+
+def _check(config: Config) -> None:
+    """Check the files that the options name, and that all code can be loaded. An upgrade asks for this first."""
+    supervisor.check_files(config)
+    for module in _CODE_OF_CHILDREN:
+        importlib.import_module(module)
+    compile(_GUNICORN_CONF.read_bytes(), _GUNICORN_CONF, "exec")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import falcon
 import falcon.asgi
 
 from kv import metrics, resources, scoreboard
-from kv.auth import Gate
+from kv.auth import TokenAuth
 from kv.config import Config, Inherited
 from kv.log_client.client import Client, RequestFailed
 from kv.openapi import DescriptionResource
@@ -39,13 +39,15 @@ def main() -> App:
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
-        report_queue=lambda writes, size: scoreboard.my_slot().queued(writes, size),
-        report_large=lambda size, waiting: scoreboard.my_slot().large(size, waiting),
+        report_queue=lambda writes, size: scoreboard.my_slot().show({"queued_writes": writes, "queued_bytes": size}),
+        report_large=lambda size, waiting: scoreboard.my_slot().show(
+            {"large_bytes": size, "large_reads_waiting": waiting}
+        ),
     )
     shared = scoreboard.of_this_process()
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
-        middleware.append(Gate(config.token_file))
+        middleware.append(TokenAuth(config.token_file))
     return create_app(client, config.value_bytes_max, middleware, shared=shared, workers=config.workers)
 
 
@@ -54,7 +56,7 @@ def create_app(
     value_bytes_max: int,
     middleware: list[Any] | None = None,
     *,
-    shared: scoreboard.Board | None = None,
+    shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
 ) -> App:
     """The application over any storage. `shared` is where it and others count, if there are any."""
@@ -63,7 +65,7 @@ def create_app(
     app.add_route("/clear", resources.ClearResource(storage))
     app.add_route("/health", resources.HealthResource(storage))
     app.add_route("/live", resources.LiveResource())
-    app.add_route("/metrics", metrics.MetricsResource(storage, shared or scoreboard.Board(), workers))
+    app.add_route("/metrics", metrics.MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
     app.add_route("/openapi.yaml", DescriptionResource())
     app.add_error_handler(Exception, _on_defect)
     app.add_error_handler(falcon.HTTPError, _on_http_error)

@@ -1,8 +1,8 @@
-"""How a process notices that the one it belongs to is gone.
+"""How a process ends when its parent is gone.
 
-Two means, because each has a hole. A pipe whose write end only the parent holds is portable, but a process that is
-stopped (SIGSTOP) does not look at it. PR_SET_PDEATHSIG kills a stopped process too, but is Linux only, fires when the
-forking *thread* ends, and not at all for a parent that was gone before the call.
+There are two means, because each fails somewhere. A pipe whose write end only the parent has works everywhere, but a
+process that is stopped (SIGSTOP) does not read it. PR_SET_PDEATHSIG kills a stopped process too; but it exists on Linux
+only, fires when the forking *thread* ends, and does nothing when the parent was gone before the call.
 """
 
 import ctypes
@@ -15,13 +15,11 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, where the kernel can. To be called in the child."""
+    """Have the kernel kill this process when its parent dies, where the kernel can. Called in the child."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def make() -> tuple[int, int]:
-    """A pipe: its read end is for children to inherit, its write end for nobody."""
-    read, write = os.pipe()
-    os.set_inheritable(read, True)
-    return read, write
+    """A pipe: the read end, which children inherit, and the write end, which no other process may have."""
+    return os.pipe()

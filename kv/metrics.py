@@ -1,15 +1,16 @@
-"""GET /metrics: how the server is, in the Prometheus text format.
+"""GET /metrics: the state of the server in the Prometheus text format.
 
-Owns what each number is called where it is shown, its type, labels and meaning (docs/metrics.md has them in a table).
-Knows what the board and logd tell; not how they count. Answers without logd too, and then says that it is away.
+Owns the names, types, labels and help texts of all metrics but the gauges of the workers, which are declared in
+kv/scoreboard.py; docs/metrics.md explains each one. A number that logd sends is one row of `_OF_LOGD`. Does not know
+how anything is counted. Answers without logd too; then `kv_logd_up` is 0 and the numbers of logd are missing.
 
-The families are made anew for each scrape, from plain numbers: the counters and histograms of prometheus_client would
-cost each request more than everything else that is counted about it.
+The families are made anew for each scrape, from plain numbers: with the counters and histograms of prometheus_client,
+counting a request would cost more than everything else that is counted about it.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import falcon
 import falcon.asgi
@@ -21,27 +22,111 @@ from prometheus_client.utils import floatToGoString
 from kv import __version__
 from kv.log_client.client import Unavailable
 from kv.resources import Request, Storage
-from kv.scoreboard import BOUNDS_SECONDS, METHODS, OTHER, Board, Role, Totals
+from kv.scoreboard import BOUNDS_SECONDS, GAUGES, METHODS, OTHER, Requests, Role, Scoreboard, Totals
 from logd.shared.protocol import Histogram, Stats
 
+_Numbers: TypeAlias = float | Mapping[str, float]
+"""One number, or a number for each value of a label."""
+
+# Families ------------------------------------------------------------------------------------------------
+
+
+def _counter(name: str, help_: str, value: _Numbers, label: str = "") -> Metric:
+    """Shown as NAME_total."""
+    return _filled(CounterMetricFamily(name, help_, labels=(label,) if label else ()), value)
+
+
+def _gauge(name: str, help_: str, value: _Numbers, label: str = "") -> Metric:
+    return _filled(GaugeMetricFamily(name, help_, labels=(label,) if label else ()), value)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, value: _Numbers) -> Metric:
+    if isinstance(value, Mapping):
+        for each, number in value.items():
+            family.add_metric((each,), number)
+    else:
+        family.add_metric((), float(value))
+    return family
+
+
+def _histogram(name: str, help_: str, value: Histogram, label: str = "") -> Metric:
+    return HistogramMetricFamily(name, help_, _cumulative(value.bounds, value.counts), value.total)
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Buckets as Prometheus counts them: each includes all smaller values."""
+    names = [*map(floatToGoString, bounds), "+Inf"]
+    return list(zip(names, itertools.accumulate(counts), strict=True))
+
+
+# What is shown -------------------------------------------------------------------------------------------
+
+
+class _LogdMetric(NamedTuple):
+    """A field of `Stats`, and how it is shown."""
+
+    field: str
+    family: Callable[[str, str, Any, str], Metric]
+    name: str
+    help: str
+    label: str = ""
+    """When the field is a mapping: the label whose values are its keys."""
+
+
+_OF_LOGD: Final = (
+    _LogdMetric("groups", _counter, "kv_log_groups", "Groups of batches, each written and synced at once."),
+    _LogdMetric("batches", _counter, "kv_log_batches", "Batches of writes in these groups."),
+    _LogdMetric("refused", _counter, "kv_log_batches_refused", "Batches that were not accepted.", "reason"),
+    _LogdMetric("group_writes", _histogram, "kv_log_group_writes", "Writes in a group."),
+    _LogdMetric("sync_seconds", _histogram, "kv_log_sync_duration_seconds", "Duration of a sync of the log."),
+    _LogdMetric("appended_bytes", _counter, "kv_log_appended_bytes", "Bytes that were appended to the log."),
+    _LogdMetric("log_bytes", _gauge, "kv_log_bytes", "Log that is in no snapshot, and is replayed at a start."),
+    _LogdMetric("segments", _gauge, "kv_log_segments", "Segments of the log."),
+    _LogdMetric("free_bytes", _gauge, "kv_disk_free_bytes", "Free space on the device of the data."),
+    _LogdMetric("checkpoints", _counter, "kv_checkpoints", "Checkpoints that ended.", "outcome"),
+    _LogdMetric("checkpoint_due_bytes", _gauge, "kv_checkpoint_due_bytes", "Sealed log that makes a checkpoint due."),
+    _LogdMetric(
+        "checkpoint_seconds",
+        _gauge,
+        "kv_checkpoint_last_duration_seconds",
+        "Duration of the last checkpoint; 0 when there was none.",
+    ),
+    _LogdMetric(
+        "checkpoint_at",
+        _gauge,
+        "kv_checkpoint_last_timestamp_seconds",
+        "When the newest snapshot was finished, since 1970; 0 when there is none.",
+    ),
+    _LogdMetric("snapshot_bytes", _gauge, "kv_snapshot_bytes", "Size of the newest snapshot."),
+    _LogdMetric("keys", _gauge, "kv_keys", "Keys."),
+    _LogdMetric("data_bytes", _gauge, "kv_data_bytes", "Keys and values, without the memory that holding them costs."),
+    _LogdMetric("sessions", _gauge, "kv_sessions", "Sessions of workers that logd remembers, dead ones included."),
+    _LogdMetric("recovery_seconds", _gauge, "kv_recovery_duration_seconds", "Duration of reading the data at a start."),
+    _LogdMetric(
+        "dropped_bytes",
+        _gauge,
+        "kv_recovery_dropped_bytes",
+        "Bytes of a write that was cut short and never acknowledged.",
+    ),
+)
 _CHILDREN: Final = (Role.LOGD, Role.GUNICORN)
 
 
 class MetricsResource:
     """/metrics"""
 
-    def __init__(self, storage: Storage, board: Board, workers: int) -> None:
+    def __init__(self, storage: Storage, scoreboard: Scoreboard, workers: int) -> None:
         self._storage = storage
-        self._board = board
+        self._scoreboard = scoreboard
         self._workers = workers
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
-        """Answer with all that can be told at the moment."""
+        """Answer with the numbers of this moment."""
         try:
             stats = await self._storage.stats()
         except Unavailable:
             stats = None
-        resp.data = generate_latest(_Scrape(self._board, self._workers, stats))
+        resp.data = generate_latest(_Scrape(self._scoreboard, self._workers, stats))
 
     on_head = on_get
 
@@ -53,137 +138,60 @@ class MetricsResource:
 class _Scrape(Collector):
     """The families of one scrape."""
 
-    def __init__(self, board: Board, workers: int, stats: Stats | None) -> None:
-        self._board = board
+    def __init__(self, scoreboard: Scoreboard, workers: int, stats: Stats | None) -> None:
+        self._scoreboard = scoreboard
         self._workers = workers
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         """All of them."""
-        totals, stats = self._board.totals(), self._stats
+        totals, stats = self._scoreboard.totals(), self._stats
+        ready = stats is not None and not stats.unavailable_reason
         yield _gauge("kv_logd_up", "1 when logd has answered this scrape.", stats is not None)
-        yield _gauge(
-            "kv_ready",
-            "1 when reads and writes can be taken, as /health says.",
-            bool(stats and not stats.unavailable_reason),
-        )
-        yield from _http(totals)
-        yield from _processes(totals, self._board, self._workers, stats)
+        yield _gauge("kv_ready", "1 when reads and writes are accepted, as /health says.", ready)
+        yield _requests(totals.requests)
+        yield _durations(totals.requests)
+        for gauge in GAUGES:
+            yield _gauge(gauge.metric, gauge.help, totals.gauges[gauge.name])
+        yield from _processes(totals, self._scoreboard, self._workers, stats)
         if stats:
-            yield from _log(stats)
-            yield from _checkpoints(stats)
-            yield from _data(stats)
-            yield from _recovery(stats)
+            for metric in _OF_LOGD:
+                yield metric.family(metric.name, metric.help, getattr(stats, metric.field), metric.label)
+            finding = {stats.finding: 1.0}
+            yield _gauge("kv_recovery_info", "1; the finding of the last start of logd.", finding, "finding")
 
 
-def _http(totals: Totals) -> Iterator[Metric]:
-    requests = CounterMetricFamily("kv_http_requests", "Requests answered.", labels=("method", "status"))
-    for (method, status), each in totals.requests.items():
-        if each.answered or OTHER not in (
-            method,
-            status,
-        ):  # what is known is there from the start, or its first is not seen
-            requests.add_metric((method, str(status)), each.answered)
-    yield requests
+def _requests(requests: Mapping[tuple[str, int | str], Requests]) -> Metric:
+    """Series of known methods and statuses are there from the start, or Prometheus would miss their first increase."""
+    family = CounterMetricFamily("kv_http_requests", "Requests answered.", labels=("method", "status"))
+    for (method, status), each in requests.items():
+        if each.answered or OTHER not in (method, status):
+            family.add_metric((method, str(status)), each.answered)
+    return family
+
+
+def _durations(requests: Mapping[tuple[str, int | str], Requests]) -> Metric:
     help_ = "From the last byte of a request to its answer being handed to the network."
-    durations = HistogramMetricFamily("kv_http_request_duration_seconds", help_, labels=("method",))
+    family = HistogramMetricFamily("kv_http_request_duration_seconds", help_, labels=("method",))
     for method in (*METHODS, OTHER):
-        timed = [each for key, each in totals.requests.items() if key[0] == method]
+        timed = [each for key, each in requests.items() if key[0] == method]
         counts = [sum(bucket) for bucket in zip(*(each.buckets for each in timed), strict=True)]
-        buckets, seconds = _cumulative(BOUNDS_SECONDS, counts), sum(each.seconds for each in timed)
-        durations.add_metric((method,), buckets, seconds)
-    yield durations
-    yield _gauge("kv_http_requests_in_flight", "Requests that have no answer yet.", totals.in_flight)
-    yield _gauge("kv_http_connections", "Open connections.", totals.connections)
-    yield _gauge("kv_http_queued_writes", "Writes that wait for logd.", totals.queued_writes)
-    yield _gauge("kv_http_queued_bytes", "Memory that is taken by writes that wait for logd.", totals.queued_bytes)
-    large = "Memory that is taken by values over 64 KiB that are being read."
-    yield _gauge("kv_http_large_values_bytes", large, totals.large_bytes)
-    waiting = "Reads of such values that wait for room."
-    yield _gauge("kv_http_large_reads_waiting", waiting, totals.large_reads_waiting)
-    yield _gauge("kv_http_unsent_bytes", "Answers that clients have not taken yet.", totals.unsent_bytes)
+        seconds = sum(each.seconds for each in timed)
+        family.add_metric((method,), _cumulative(BOUNDS_SECONDS, counts), seconds)
+    return family
 
 
-def _processes(totals: Totals, board: Board, workers: int, stats: Stats | None) -> Iterator[Metric]:
-    yield _gauges("kv_build_info", "1; the version that runs.", "version", {__version__: 1})
-    yield _gauge("kv_workers", "Living HTTP workers.", totals.workers)
+def _processes(totals: Totals, scoreboard: Scoreboard, workers: int, stats: Stats | None) -> Iterator[Metric]:
+    yield _gauge("kv_build_info", "1; the version that runs.", {__version__: 1}, "version")
+    yield _gauge("kv_workers", "HTTP workers that are alive.", totals.workers)
     yield _gauge("kv_workers_configured", "HTTP workers that there should be.", workers)
-    restarts = {role.name.lower(): board.restarts(role) for role in _CHILDREN} | {"worker": totals.worker_restarts}
-    yield _counters("kv_process_restarts", "Starts of a process after it had ended unasked.", "role", restarts)
-    started = {role.name.lower(): board.started_at(role) for role in Role}
-    yield _gauges("kv_process_start_time_seconds", "The last start of a process, since 1970.", "role", started)
+    restarts = {role.name.lower(): scoreboard.restarts(role) for role in _CHILDREN} | {"worker": totals.worker_restarts}
+    yield _counter("kv_process_restarts", "Starts of a process after an unexpected end.", restarts, "role")
+    started = {role.name.lower(): scoreboard.started_at(role) for role in Role}
+    help_ = "The last start of a process, since 1970."
+    yield _gauge("kv_process_start_time_seconds", help_, started, "role")
     cpu = {"worker": totals.cpu_seconds} | ({"logd": stats.cpu_seconds} if stats else {})
-    yield _counters("kv_process_cpu_seconds", "Processor time, user and system.", "role", cpu)
+    yield _counter("kv_process_cpu_seconds", "Processor time, user and system.", cpu, "role")
     resident = {"worker": totals.resident_bytes} | ({"logd": stats.resident_bytes} if stats else {})
-    yield _gauges("kv_process_resident_memory_bytes", "Memory in use, of all processes of a role.", "role", resident)
-
-
-def _log(stats: Stats) -> Iterator[Metric]:
-    yield _counter("kv_log_groups", "Groups of batches that were written and synced together.", stats.groups)
-    yield _counter("kv_log_batches", "Batches of writes in these groups.", stats.batches)
-    refused = "Batches that were not taken."
-    yield _counters("kv_log_batches_refused", refused, "reason", stats.refused)
-    yield _histogram("kv_log_group_writes", "Writes in a group.", stats.group_writes)
-    yield _histogram("kv_log_sync_duration_seconds", "How long a sync of the log took.", stats.sync_seconds)
-    yield _counter("kv_log_appended_bytes", "Bytes that were appended to the log.", stats.appended_bytes)
-    yield _gauge("kv_log_bytes", "Log that is in no snapshot, and is replayed at a start.", stats.log_bytes)
-    yield _gauge("kv_log_segments", "Files of the log.", stats.segments)
-    yield _gauge("kv_disk_free_bytes", "Free space where the data is.", stats.free_bytes)
-
-
-def _checkpoints(stats: Stats) -> Iterator[Metric]:
-    yield _counters("kv_checkpoints", "Checkpoints that ended.", "outcome", stats.checkpoints)
-    yield _gauge("kv_checkpoint_due_bytes", "Sealed log that makes a checkpoint due.", stats.checkpoint_due_bytes)
-    last = "How long the last checkpoint took; 0 when there was none."
-    yield _gauge("kv_checkpoint_last_duration_seconds", last, stats.checkpoint_seconds)
-    finished = "When the newest snapshot was finished, since 1970; 0 when there is none."
-    yield _gauge("kv_checkpoint_last_timestamp_seconds", finished, stats.checkpoint_at)
-    yield _gauge("kv_snapshot_bytes", "Size of the newest snapshot.", stats.snapshot_bytes)
-
-
-def _data(stats: Stats) -> Iterator[Metric]:
-    yield _gauge("kv_keys", "Keys.", stats.keys)
-    yield _gauge("kv_data_bytes", "Keys and values, without what it costs to hold them.", stats.data_bytes)
-    yield _gauge("kv_sessions", "Sessions of workers that logd remembers, dead ones included.", stats.sessions)
-
-
-def _recovery(stats: Stats) -> Iterator[Metric]:
-    yield _gauges("kv_recovery_info", "1; what the last start of logd found.", "finding", {stats.finding: 1})
-    yield _gauge("kv_recovery_duration_seconds", "How long reading the data took.", stats.recovery_seconds)
-    dropped = "Bytes of a write that was cut short and never acknowledged."
-    yield _gauge("kv_recovery_dropped_bytes", dropped, stats.dropped_bytes)
-
-
-# Families ------------------------------------------------------------------------------------------------
-
-
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, meaning, value=float(value))
-
-
-def _counter(name: str, meaning: str, value: float) -> Metric:
-    return CounterMetricFamily(name, meaning, value=value)
-
-
-def _gauges(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, meaning, labels=(label,))
-    for each, value in values.items():
-        family.add_metric((each,), value)
-    return family
-
-
-def _counters(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(name, meaning, labels=(label,))
-    for each, value in values.items():
-        family.add_metric((each,), value)
-    return family
-
-
-def _histogram(name: str, meaning: str, values: Histogram) -> Metric:
-    return HistogramMetricFamily(name, meaning, _cumulative(values.bounds, values.counts), values.total)
-
-
-def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Buckets as Prometheus wants them: each with all that is smaller."""
-    names = [*map(floatToGoString, bounds), "+Inf"]
-    return list(zip(names, itertools.accumulate(counts), strict=True))
+    help_ = "Memory in use, of all processes of a role."
+    yield _gauge("kv_process_resident_memory_bytes", help_, resident, "role")

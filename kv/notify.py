@@ -1,6 +1,6 @@
-"""Tells the service manager (systemd, with Type=notify) how far the server is.
+"""Messages to the service manager (systemd, with Type=notify).
 
-Knows the protocol of sd_notify(3), and not who says what when. Without a service manager it does nothing.
+Knows the protocol of sd_notify(3), and not which message is sent when. Without a service manager it does nothing.
 """
 
 import logging
@@ -8,21 +8,21 @@ import os
 import socket
 from typing import Final
 
-_PATIENCE_SECONDS: Final = 1.0  # a manager that does not read must not stop the supervisor from watching
+_TIMEOUT_SECONDS: Final = 1.0  # a manager that does not read must not keep the supervisor from its work
 
 log = logging.getLogger("kv.notify")
 
 
-def tell(state: str) -> None:
-    """Send assignments such as READY=1, one a line."""
+def send(state: str) -> None:
+    """Send assignments such as READY=1, one per line."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    if address.startswith("@"):  # how an abstract socket is written, where a name cannot begin with NUL
+    if address.startswith("@"):  # stands for the NUL byte with which the name of an abstract socket begins
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.settimeout(_PATIENCE_SECONDS)
+            manager.settimeout(_TIMEOUT_SECONDS)
             manager.sendto(state.encode(), address)
     except OSError as error:
-        log.warning("the service manager cannot be told %s: %s", state.partition("\n")[0], error)
+        log.warning("cannot send %s to the service manager: %s", state.partition("\n")[0], error)

@@ -1,15 +1,18 @@
-"""What the processes of a server count, in memory that they share, so that whoever is asked can tell for all of them.
+"""Counters and gauges of all worker processes, in memory that they share, so that any worker can answer for all.
 
-Owns the layout of that memory; knows nothing of requests beyond their method and status, nor how the numbers are shown
-(kv/metrics.py). The supervisor makes the board, its descriptor is inherited, and it lasts as long as the supervisor.
+Owns what is counted: a gauge is declared once, in `GAUGES`, and by that has its place in memory, its total, and its
+line in /metrics (kv/metrics.py writes those). Knows of a request only its method and status. The supervisor makes the
+memory, its descriptor is inherited, and it lasts as long as the supervisor.
 
-A worker has a slot and writes there alone, without a lock: every number is one word, which is never half-written. What
-a worker has counted is there at once, so that nothing is lost when it is killed; its successor takes the slot over and
-goes on from there. Hence no counter ever goes down while the server lives, whatever dies.
+A worker has a slot and writes there alone, without a lock: every number is one word, which is never half-written.
+Because nothing is kept elsewhere, a killed worker loses nothing that it has counted; its successor takes over the slot
+and goes on from those numbers. So no counter goes down while the supervisor lives. (The scoreboard of Apache's httpd
+is the same idea.)
 
-Whether the owner of a slot lives, a lock tells that the kernel takes back when a process ends: its number may be that
-of another by now, or still be there because nobody has waited for it. Such a lock is also lost when its process closes
-*any* descriptor of the file, so a worker has one `Board`, for good: `of_this_process`.
+Whether the owner of a slot lives is told by a file lock, because the kernel releases that when a process ends. The pid
+in the slot cannot tell: another process may have it by now, or the dead one was not reaped yet. Such a lock is also
+lost when its process closes *any* descriptor of the file, so a worker has one `Scoreboard` for its whole life:
+`of_this_process`.
 """
 
 import enum
@@ -20,13 +23,32 @@ import os
 import sys
 import tempfile
 import time
+import zlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from kv.config import Inherited
 from logd.shared import process_stats
 
+
+class Gauge(NamedTuple):
+    """A number that each worker shows from time to time; /metrics has the sum over the living workers."""
+
+    name: str
+    metric: str
+    help: str
+
+
+GAUGES: Final = (
+    Gauge("in_flight", "kv_http_requests_in_flight", "Requests that have no answer yet."),
+    Gauge("connections", "kv_http_connections", "Open connections."),
+    Gauge("queued_writes", "kv_http_queued_writes", "Writes that wait for logd."),
+    Gauge("queued_bytes", "kv_http_queued_bytes", "Memory of the writes that wait for logd."),
+    Gauge("large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB that are being read."),
+    Gauge("large_reads_waiting", "kv_http_large_reads_waiting", "Reads of such values that wait for room."),
+    Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
+)
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE")
 STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 431, 500, 503, 504, 507)
 OTHER: Final = "other"
@@ -50,12 +72,6 @@ BOUNDS_SECONDS: Final = (
     10.0,
 )
 
-_Words: TypeAlias = "memoryview[float]"
-_WORD_BYTES: Final = 8
-_SUM: Final = len(BOUNDS_SECONDS) + 1
-_UNTIMED: Final = _SUM + 1
-_ROW_WORDS: Final = _UNTIMED + 1
-
 
 class Role(enum.IntEnum):
     """The processes that the supervisor starts, and itself."""
@@ -66,114 +82,102 @@ class Role(enum.IntEnum):
 
 
 class _Word(enum.IntEnum):
-    """The first words of a slot. The rows of requests follow, one for each method and status."""
+    """The first words of a slot. The gauges follow, then the rows of requests, one for each method and status."""
 
     PID = 0
-    """Of its last owner; 0 when that has stopped as it should."""
+    """Of the last owner; 0 when that stopped in order."""
     RESTARTS = 1
     CPU_SECONDS = 2
     RESIDENT_BYTES = 3
-    CONNECTIONS = 4
-    IN_FLIGHT = 5
-    QUEUED_WRITES = 6
-    QUEUED_BYTES = 7
-    LARGE_BYTES = 8
-    LARGE_READS_WAITING = 9
-    UNSENT_BYTES = 10
 
 
+_Words: TypeAlias = "memoryview[float]"
+_WORD_BYTES: Final = 8
+
+_GAUGE_WORDS: Final = {gauge.name: len(_Word) + number for number, gauge in enumerate(GAUGES)}
+
+# A row: a count for each bucket, the sum of the durations, and the requests without a duration.
+_SUM: Final = len(BOUNDS_SECONDS) + 1
+_UNTIMED: Final = _SUM + 1
+_ROW_WORDS: Final = _UNTIMED + 1
 _ROWS: Final = {
-    (method, status): len(_Word) + _ROW_WORDS * number
+    (method, status): len(_Word) + len(GAUGES) + _ROW_WORDS * number
     for number, (method, status) in enumerate(
         (method, status) for method in (*METHODS, OTHER) for status in (*STATUSES, OTHER)
     )
 }
-_SLOT_WORDS: Final = len(_Word) + _ROW_WORDS * len(_ROWS)
+_SLOT_WORDS: Final = len(_Word) + len(GAUGES) + _ROW_WORDS * len(_ROWS)
+
+# The header: which layout this is, then how often each role was started, and when.
 _HEADER_WORDS: Final = 1 + 2 * len(Role)
-"""The size of a slot, which tells code of another version; then of each role how often it was started, and when."""
+_LAYOUT: Final = float(zlib.crc32(repr((list(_Word), GAUGES, list(_ROWS), BOUNDS_SECONDS, list(Role))).encode()))
 
 
 class Requests(NamedTuple):
-    """Requests of one method and status: how many, and how long those took that the application has answered."""
+    """The requests of one method and status, and the durations of those that the application has answered."""
 
     answered: int
     buckets: list[int]
-    """By the bounds, each alone; the last is of those beyond."""
+    """How many fell between one bound and the next, not cumulated; the last count is above all bounds."""
     seconds: float
 
 
 class Totals(NamedTuple):
-    """What the workers count, all of them together, dead ones included."""
+    """The sums over all workers; counters include dead workers, gauges only living ones."""
 
     requests: dict[tuple[str, int | str], Requests]
     """By method and status."""
     worker_restarts: int
     cpu_seconds: float
     workers: int
-    """Living ones, as are those whose use and load follows."""
+    """How many are alive."""
     resident_bytes: int
-    connections: int
-    in_flight: int
-    queued_writes: int
-    queued_bytes: int
-    large_bytes: int
-    large_reads_waiting: int
-    unsent_bytes: int
+    gauges: dict[str, float]
+    """By the name in `GAUGES`."""
 
 
 class Slot:
-    """One worker's part of the board."""
+    """The part of the scoreboard that one worker writes."""
 
     def __init__(self, words: _Words) -> None:
-        """Go on where an earlier owner, if any, has ended."""
+        """Take over the slot. Counters go on from the values that an earlier owner left."""
         words[_Word.RESTARTS] += words[_Word.PID] != 0
         words[_Word.PID] = os.getpid()
         self._words = words
         self._earlier_cpu_seconds = words[_Word.CPU_SECONDS]
-        self.measure(0, 0, 0)
-        self.queued(0, 0)
-        self.large(0, 0)
+        self._reset()
 
-    def give_back(self) -> None:
-        """The owner stops as it should."""
-        self.measure(0, 0, 0)
+    def release(self) -> None:
+        """The owner stops in order, so the next owner is not a restart."""
+        self._reset()
         self._words[_Word.PID] = 0
 
     def answered(self, method: str, status: int, seconds: float) -> None:
-        """Count a request that the application has answered. Runs for every one."""
+        """Count a request that the application has answered. On the path of every request."""
         row = _ROWS.get((method, status)) or _other_row(method, status)
         words = self._words
         words[row + bisect_left(BOUNDS_SECONDS, seconds)] += 1.0
         words[row + _SUM] += seconds
 
     def refused(self, method: str, status: int) -> None:
-        """Count a request that the application has not seen, or not answered."""
+        """Count a request that did not reach the application, or that it did not answer."""
         row = _ROWS.get((method, status)) or _other_row(method, status)
         self._words[row + _UNTIMED] += 1
 
-    def measure(self, connections: int, in_flight: int, unsent_bytes: int) -> None:
-        """Say how this process is, from time to time."""
-        words = self._words
-        words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
-        words[_Word.RESIDENT_BYTES] = process_stats.resident_bytes()
-        words[_Word.CONNECTIONS] = connections
-        words[_Word.IN_FLIGHT] = in_flight
-        words[_Word.UNSENT_BYTES] = unsent_bytes
-
-    def queued(self, writes: int, size: int) -> None:
-        """Say how much waits for the log writer, from time to time."""
-        self._words[_Word.QUEUED_WRITES] = writes
-        self._words[_Word.QUEUED_BYTES] = size
-
-    def large(self, size: int, waiting: int) -> None:
-        """Say what large values take that are being read, and how many such reads wait for room, from time to time."""
-        self._words[_Word.LARGE_BYTES] = size
-        self._words[_Word.LARGE_READS_WAITING] = waiting
+    def show(self, gauges: Mapping[str, float]) -> None:
+        """Set these gauges, by their names in `GAUGES`, and what the process uses. For a few times a second."""
+        for name, value in gauges.items():
+            self._words[_GAUGE_WORDS[name]] = value
+        self._words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
+        self._words[_Word.RESIDENT_BYTES] = process_stats.resident_bytes()
 
     @property
     def large_reads_waiting(self) -> int:
-        """As was said last."""
-        return int(self._words[_Word.LARGE_READS_WAITING])
+        """As it was shown last."""
+        return int(self._words[_GAUGE_WORDS["large_reads_waiting"]])
+
+    def _reset(self) -> None:
+        self.show(dict.fromkeys(_GAUGE_WORDS, 0))
 
 
 def _other_row(method: str, status: int) -> int:
@@ -181,45 +185,50 @@ def _other_row(method: str, status: int) -> int:
     return _ROWS[known_method, status if status in STATUSES else OTHER]
 
 
-class Board:
-    """The whole of it, as one process sees it."""
+class Scoreboard:
+    """The whole memory, as one process sees it."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """Without a descriptor, one that no other process sees."""
+        """Use the memory that `make` has made; without a descriptor, memory that no other process sees."""
         self._fd = fd
         words = _blank(slots=1) if fd is None else memoryview(mmap.mmap(fd, 0)).cast("d")
-        if words[0] != _SLOT_WORDS:  # made by a supervisor that runs other code than this worker
+        if words[0] != _LAYOUT:  # made by a supervisor that runs other code than this process
             self._fd, words = None, _blank(slots=1)
         self._words = words
         starts = range(_HEADER_WORDS, len(words), _SLOT_WORDS)
         self._slots = [words[start : start + _SLOT_WORDS] for start in starts]
 
+    def fileno(self) -> int:
+        """The descriptor that `make` has returned."""
+        assert self._fd is not None
+        return self._fd
+
     def started(self, role: Role) -> None:
-        """Take note that a process is started. For the supervisor."""
+        """Count the start of a process. Called by the supervisor alone."""
         self._words[1 + 2 * role] += 1
         self._words[2 + 2 * role] = time.time()
 
     def restarts(self, role: Role) -> int:
-        """How often a process was started again."""
+        """How often a process was started after its first start."""
         return max(0, int(self._words[1 + 2 * role]) - 1)
 
     def started_at(self, role: Role) -> float:
-        """When it was started last, as seconds since 1970; 0 when it was not."""
+        """The time of the last start, in seconds since 1970; 0 when there was none."""
         return self._words[2 + 2 * role]
 
     def take_slot(self) -> Slot:
-        """A slot for this process: that of a dead one before a fresh one, so that each death is seen.
+        """A slot for this process: that of a dead worker before a free one, so that each death is counted.
 
-        With none left, one that nobody else sees: serving goes before counting.
+        When all are taken, a slot that no other process sees: a worker serves even when it cannot be counted.
         """
-        left_first = sorted(range(len(self._slots)), key=lambda number: not self._slots[number][_Word.PID])
-        for number in left_first:
+        dead_first = sorted(range(len(self._slots)), key=lambda number: not self._slots[number][_Word.PID])
+        for number in dead_first:
             if self._slots[number][_Word.PID] != os.getpid() and self._lock(number):
                 return Slot(self._slots[number])
         return Slot(_blank(slots=1)[_HEADER_WORDS:])
 
     def _lock(self, number: int) -> bool:
-        """Lock a slot until this process ends. False when another one has it."""
+        """Lock a slot until this process ends; False when another process has it."""
         try:
             if self._fd is not None:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
@@ -227,8 +236,8 @@ class Board:
             return False
         return True
 
-    def _is_living(self, number: int) -> bool:
-        """True when a process has this slot."""
+    def _is_alive(self, number: int) -> bool:
+        """Whether a process owns this slot."""
         pid = self._slots[number][_Word.PID]
         if pid in (0, os.getpid()):
             return pid != 0
@@ -239,23 +248,17 @@ class Board:
         return False
 
     def totals(self) -> Totals:
-        """What all workers have counted until now."""
+        """The sums over all workers, as they are now."""
         used = [slot.tolist() for slot in self._slots if slot[_Word.CPU_SECONDS]]
         sums = [sum(words) for words in zip([0.0] * _SLOT_WORDS, *used, strict=True)]
-        living = [slot for number, slot in enumerate(self._slots) if self._is_living(number)]
+        alive = [slot for number, slot in enumerate(self._slots) if self._is_alive(number)]
         return Totals(
             requests={key: _requests(sums[row : row + _ROW_WORDS]) for key, row in _ROWS.items()},
             worker_restarts=int(sums[_Word.RESTARTS]),
             cpu_seconds=sums[_Word.CPU_SECONDS],
-            workers=len(living),
-            resident_bytes=_total(living, _Word.RESIDENT_BYTES),
-            connections=_total(living, _Word.CONNECTIONS),
-            in_flight=_total(living, _Word.IN_FLIGHT),
-            queued_writes=_total(living, _Word.QUEUED_WRITES),
-            queued_bytes=_total(living, _Word.QUEUED_BYTES),
-            large_bytes=_total(living, _Word.LARGE_BYTES),
-            large_reads_waiting=_total(living, _Word.LARGE_READS_WAITING),
-            unsent_bytes=_total(living, _Word.UNSENT_BYTES),
+            workers=len(alive),
+            resident_bytes=int(sum(slot[_Word.RESIDENT_BYTES] for slot in alive)),
+            gauges={name: sum(slot[word] for slot in alive) for name, word in _GAUGE_WORDS.items()},
         )
 
 
@@ -264,36 +267,34 @@ def _requests(row: list[float]) -> Requests:
     return Requests(sum(buckets) + int(row[_UNTIMED]), buckets, row[_SUM])
 
 
-def _total(slots: Sequence[Sequence[float]], word: _Word) -> int:
-    return int(sum(slot[word] for slot in slots))
-
-
 def make(workers: int) -> int:
-    """The descriptor of a new board, to be inherited. While they are replaced, there are more workers than that."""
+    """The descriptor of a new scoreboard, for children to inherit.
+
+    It has more slots than workers, because a reload starts the new workers before the old ones end.
+    """
     fd = _make_file()
     with open(fd, "wb", closefd=False) as file:
-        file.write(_blank(slots=4 * (workers + 4)))  # all of it: to fill a hole later kills the writer on a full disk
-    os.set_inheritable(fd, True)
+        file.write(_blank(slots=4 * (workers + 4)))  # no holes: on a full disk, writing to one kills the writer
     return fd
 
 
 def _blank(slots: int) -> _Words:
     words = memoryview(bytearray((_HEADER_WORDS + slots * _SLOT_WORDS) * _WORD_BYTES)).cast("d")
-    words[0] = _SLOT_WORDS
+    words[0] = _LAYOUT
     return words
 
 
 def _make_file() -> int:
     if sys.platform == "linux":
-        return os.memfd_create("kv-board")
+        return os.memfd_create("kv-scoreboard")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 @functools.cache
-def of_this_process() -> Board:
-    """The board of the tree that this process belongs to."""
-    return Board(Inherited.from_environment(os.environ).board_fd)
+def of_this_process() -> Scoreboard:
+    """The scoreboard of the server that this process belongs to."""
+    return Scoreboard(Inherited.from_environment(os.environ).scoreboard_fd)
 
 
 @functools.cache

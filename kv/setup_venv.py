@@ -3,11 +3,13 @@
     python3 kv/setup_venv.py VENV REQUIREMENTS...
 
 Knows only the standard library. Does nothing when VENV is up to date. Several may run at once: one works, the others
-wait for it. After an interruption the next run starts again, because the file that says "done" is written last.
+wait. The new environment is made beside VENV and takes its place when it is complete, because a server may be running
+from VENV, and has to go on when the set-up fails.
 """
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +25,30 @@ def main(venv: Path, requirements: list[Path]) -> int:
         if (venv / "bin" / "python").exists() and stamp.exists() and stamp.read_text() == wanted:
             return 0
         print(f"setting up {venv} with Python {sys.version.split()[0]}; this is done once", file=sys.stderr, flush=True)
-        if status := _run(lock, sys.executable, "-m", "venv", "--clear", str(venv)):
+        new = venv.with_name(venv.name + ".new")
+        if status := _run(lock, sys.executable, "-m", "venv", "--clear", str(new)):
             return status
-        install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
+        install = [str(new / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
         for path in requirements:
             install += ["--requirement", str(path)]
         if status := _run(lock, *install):
             return status
-        finished = stamp.with_suffix(".tmp")
-        finished.write_text(wanted)
-        finished.replace(stamp)
+        (new / ".requirements.txt").write_text(wanted)
+        _replace(venv, new)
     return 0
+
+
+def _replace(venv: Path, new: Path) -> None:
+    """Put the new environment in the place of the old one. An interruption in between is another first start."""
+    for script in (new / "bin").iterdir():  # they name the directory in which they were made
+        if script.is_file() and not script.is_symlink():
+            script.write_bytes(script.read_bytes().replace(os.fsencode(new), os.fsencode(venv)))
+    old = venv.with_name(venv.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if venv.exists():
+        venv.rename(old)
+    new.rename(venv)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _run(lock: IO[str], *command: str) -> int:

@@ -1,114 +1,49 @@
-"""The process that the user knows: starts, watches, restarts and stops the others, in order.
+"""The process that the user knows: starts logd and gunicorn, starts them again when they die, and stops them in order.
 
-Owns the process tree, the listening socket and the signals; knows no HTTP and never touches data.
+Owns the order of things and what each signal means; knows no HTTP and never touches data. How a child is started is in
+kv/children.py.
 
-The supervisor binds the port before anything else and listens once logd has recovered; it hands the socket on, so the
-port survives the death of gunicorn. Signals may reach every process of the group at once, so their order is not the
-order of stopping: gunicorn drains first, then logd is told by closing its lifeline.
+It binds the port first, listens once logd has recovered, and passes the socket on, so the port survives the death of
+gunicorn. A signal may reach every process of the group at once, so the order of signals is not the order of stopping:
+gunicorn stops first, when it has answered the requests in flight; then logd.
 """
 
 import contextlib
-import errno
+import enum
 import logging
 import os
 import resource
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from kv import lifeline, notify, scoreboard, tls
-from kv.config import Config, Inherited
-from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES, Exit
+from kv import auth, listener, notify, scoreboard, tls, upgrade
+from kv.children import Child, Gunicorn, Logd
+from kv.config import Config, UnusableFile
+from kv.errors import CannotServe
+from kv.signals import SignalQueue
+from logd.shared.protocol import Exit
 
-_ROOT: Final = Path(__file__).resolve().parent.parent
-_BACKLOG: Final = 65535  # clamped to the kernel's somaxconn
-_PORT_PATIENCE_SECONDS: Final = 2.0  # a predecessor whose supervisor was killed needs a moment to end
-_LOGD_STOP_SECONDS: Final = 5.0
-_FAULTS_MAX: Final = 5
-_FAULTS_WINDOW_SECONDS: Final = 30.0
-_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault in that time
-_FILES_SECONDS: Final = 1.0  # until files that cannot be used are tried again
+_FILES_RETRY_SECONDS: Final = 1.0
 _DESCRIPTORS_MAX: Final = 1 << 20
 _DESCRIPTORS_MIN: Final = 4096
-_GIVE_UP: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
-_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
+_FINAL_EXITS: Final = frozenset({Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE})
+"""After these, starting logd again would end in the same way."""
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 log = logging.getLogger("kv.supervisor")
 
 
-class CannotStart(Exception):
-    """The server cannot run here as it was told to; the message, if any, is for the user."""
-
-    def __init__(self, message: str = "", status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Child:
-    """A role in the tree, and the process that has it now, if any."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.process: subprocess.Popen[bytes] | None = None
-        self.restart_at: float | None = None
-        self.kill_at: float | None = None
-        self._lifeline: int | None = None
-        self._faults: deque[float] = deque(maxlen=_FAULTS_MAX)
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], inherit: Sequence[int], held: int) -> None:
-        """Start the process. `held` is the write end of its lifeline, which this object closes."""
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
-            env=environment,
-            pass_fds=inherit,
-            preexec_fn=lifeline.die_with_parent,  # noqa: PLW1509 - this process has one thread
-        )
-        self._lifeline = held
-        self.restart_at = None
-        self.kill_at = None
-
-    def cut_lifeline(self) -> None:
-        """Tell the process to end."""
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
-
-    def died(self, status: int) -> None:
-        """Take note of an end that nobody asked for, and plan the next start.
-
-        Raises CannotStart when there is no use.
-        """
-        now = time.monotonic()
-        self.process = None
-        self.kill_at = None
-        self.cut_lifeline()
-        delay = 0.0
-        if status not in (-signal.SIGKILL, -signal.SIGTERM):  # those come from outside: somebody's experiment
-            self._faults.append(now)
-            recent = [at for at in self._faults if now - at < _FAULTS_WINDOW_SECONDS]
-            if len(recent) == _FAULTS_MAX:
-                raise CannotStart(f"{self.name} failed {_FAULTS_MAX} times within {now - recent[0]:.0f} s; giving up")
-            delay = _BACKOFF_SECONDS[len(recent) - 1]
-        self.restart_at = now + delay
-        log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay)
-
-    def kill(self) -> None:
-        """End the process at once, and wait until it has."""
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-        self.cut_lifeline()
+class _Goal(enum.Enum):
+    SERVE = enum.auto()
+    UPGRADE = enum.auto()
+    """All children stop, then this process runs the code on disk."""
+    STOP = enum.auto()
+    """All children stop, then this process ends."""
 
 
 class Supervisor:
@@ -116,279 +51,246 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._logd = Child("logd")
-        self._gunicorn = Child("gunicorn")
+        self._goal = _Goal.SERVE
+        self._is_listening = False
         self._selector = selectors.DefaultSelector()
-        self._stopping = False
-        self._serving = False
-        self._board_fd = scoreboard.make(config.workers)
-        self._board = scoreboard.Board(self._board_fd)
-        self._board.started(scoreboard.Role.SUPERVISOR)
-        self._tree: int | None = None  # readable, at its end, once no process of the last gunicorn is left
+        self._signals = SignalQueue(_SIGNALS)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        board = scoreboard.Scoreboard(scoreboard.make(config.workers))
+        board.started(scoreboard.Role.SUPERVISOR)
+        self._logd = Logd(config, board)
+        self._gunicorn = Gunicorn(config, board)
+        self._check: subprocess.Popen[bytes] | None = None
         self._listener: socket.socket
-        self._runtime: Path
 
     def run(self) -> int:
-        """Serve; the exit status. Raises CannotStart."""
-        self._catch_signals()
-        _raise_descriptor_limit()
-        _prefer_throughput()
+        """Serve; the exit status. Raises CannotServe, and UnusableFile at the start."""
+        kept = upgrade.kept_listener(os.environ)
         try:
-            tls.check(self._config)
-        except tls.CannotUse as error:
-            raise CannotStart(str(error), Exit.USAGE) from error
-        tls.warn(self._config)
-        self._listener = _bind(self._config.host, self._config.port)
-        self._runtime = Path(tempfile.mkdtemp(prefix="kv-"))  # of its own: its mode is 0700, and DIR may be too long
-        try:
-            self._start_logd()
-            while not self._is_over():
-                self._turn()
+            self._run(kept)
+        except (CannotServe, UnusableFile):
+            if kept and not self._is_listening:
+                log.critical("the upgrade has failed: the new code cannot serve; the server ends")
+            raise
         finally:
             self._gunicorn.kill()
             self._logd.kill()
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._logd.remove_socket()
+        if self._goal is _Goal.UPGRADE:
+            self._upgrade()
         log.info("stopped")
         return 0
 
-    def _is_over(self) -> bool:
-        return self._stopping and not self._gunicorn.process and not self._logd.process
+    def _run(self, kept: socket.socket | None) -> None:
+        _raise_descriptor_limit()
+        _prefer_throughput()
+        check_files(self._config)
+        tls.warn_if_exposed(self._config)
+        self._listener = kept or listener.bind(self._config.host, self._config.port)
+        self._start_logd()
+        while not self._has_reached_goal():
+            self._turn()
+
+    def _has_reached_goal(self) -> bool:
+        if self._goal is _Goal.SERVE or self._gunicorn.process or self._logd.process:
+            return False
+        return self._goal is _Goal.STOP or not self._gunicorn.has_workers
 
     def _turn(self) -> None:
-        """Wait for something to happen, then do what is due."""
-        for key, _ in self._selector.select(self._timeout()):
+        """Wait until something happens or is due, and react."""
+        for key, _ in self._selector.select(self._timeout_s()):
             key.data()
-        self._reap()
+        for pid, status in _ended_children():
+            self._on_end(pid, status)
         now = time.monotonic()
-        if self._stopping:
-            self._stop_next()
-        else:
+        if self._goal is _Goal.SERVE:
             self._start_due(now)
+        else:
+            self._stop_next()
         for child in (self._gunicorn, self._logd):
-            if child.process and child.kill_at is not None and now >= child.kill_at:
-                log.error("%s does not stop; killing it", child.name)
-                child.process.kill()
-                child.kill_at = None
+            child.kill_if_overdue(now)
 
-    def _timeout(self) -> float | None:
-        """Seconds until something is due; None when only an event can make it so."""
+    def _timeout_s(self) -> float | None:
+        """The time until something is due; None when only an event can make it so."""
         times = [self._logd.restart_at, self._logd.kill_at, self._gunicorn.kill_at]
-        if self._tree is None:  # else its end is what we wait for
+        if not self._gunicorn.has_workers:  # else the start has to wait for their end, which is an event
             times.append(self._gunicorn.restart_at)
         due = [at for at in times if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
+    def _await_pipe(self, fd: int, react: Callable[[bytes], None]) -> None:
+        """React once, to the first byte from a pipe, or to b"" when its other end is closed."""
+
+        def on_readable() -> None:
+            data = os.read(fd, 1)
+            self._selector.unregister(fd)
+            os.close(fd)
+            react(data)
+
+        self._selector.register(fd, selectors.EVENT_READ, on_readable)
+
     # Signals ---------------------------------------------------------------------------------------------
 
-    def _catch_signals(self) -> None:
-        """Only queue them: the handlers do nothing, their numbers arrive on a socket."""
-        self._wakeup, written = socket.socketpair()
-        self._wakeup.setblocking(False)
-        written.setblocking(False)
-        self._wakeup_write = written
-        signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, lambda _number, _frame: None)
-        self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_signals)
-
     def _on_signals(self) -> None:
-        for number in self._wakeup.recv(4096):
-            if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
-                log.info("stopping on %s", signal.Signals(number).name)
-                self._stopping = True
-                notify.tell("STOPPING=1")
-                self._listener.close()  # once the workers have closed theirs too, nobody can connect any more
-            elif number == signal.SIGHUP and self._gunicorn.process and not self._stopping:
-                self._reload(self._gunicorn.process)
+        for number in self._signals.receive():
+            if number in (signal.SIGTERM, signal.SIGINT) and self._goal is not _Goal.STOP:
+                self._begin_stop(number)
+            elif number == signal.SIGHUP and self._gunicorn.process and self._goal is _Goal.SERVE:
+                self._reload()
+            elif number == signal.SIGUSR2:
+                self._check_upgrade()
 
-    def _reload(self, gunicorn: subprocess.Popen[bytes]) -> None:
+    def _begin_stop(self, number: signal.Signals) -> None:
+        log.info("stopping on %s", number.name)
+        self._goal = _Goal.STOP
+        notify.send("STOPPING=1")
+        self._listener.close()  # once the workers have closed theirs too, connections are refused
+        if self._check:
+            self._check.terminate()
+
+    def _reload(self) -> None:
         try:
-            tls.check(self._config)
-        except tls.CannotUse as error:
+            check_files(self._config)
+        except UnusableFile as error:
             log.error("the workers are not restarted: %s", error)
             return
         log.info("restarting the workers on SIGHUP")
-        gunicorn.send_signal(signal.SIGHUP)
+        self._gunicorn.reload()
 
-    def _reap(self) -> None:
-        """Collect ended children, and whatever became ours when its parent ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            for child in (self._logd, self._gunicorn):
-                if child.process and child.process.pid == pid:
-                    child.process.returncode = os.waitstatus_to_exitcode(status)
-                    self._on_end(child, child.process.returncode)
+    # Upgrade ---------------------------------------------------------------------------------------------
 
-    def _on_end(self, child: Child, status: int) -> None:
-        if self._stopping:
-            child.process = None
-            child.cut_lifeline()
-            if child is self._logd and status != Exit.STOPPED:
-                log.error("logd ended with status %d while stopping", status)
+    def _check_upgrade(self) -> None:
+        """Find out whether the code on disk can be started, while the server serves."""
+        if self._goal is not _Goal.SERVE or not self._is_listening or self._check:
+            log.warning("SIGUSR2 is ignored while the server starts, stops, or is being upgraded")
             return
-        if child is self._logd and status in _GIVE_UP:
-            child.process = None
-            why = f"logd cannot serve ({Exit(status).name.lower()}); it says why above" if self._serving else ""
-            raise CannotStart(why, status)  # at a start, what logd said is enough
-        child.died(status)
+        log.info("checking the code on disk on SIGUSR2")
+        try:
+            self._check = upgrade.start_check()
+        except OSError as error:
+            log.error("not upgraded: the check cannot be started: %s", error)
+
+    def _on_checked(self, status: int) -> None:
+        self._check = None
+        if self._goal is not _Goal.SERVE:
+            return
+        if status:
+            log.error("not upgraded: the check ended with status %d, for the reason above; serving goes on", status)
+            return
+        log.info("upgrading: answering the requests in flight, then starting the code on disk")
+        self._goal = _Goal.UPGRADE
+        notify.send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=upgrading")
+
+    def _upgrade(self) -> None:
+        """Become the code on disk, unless a signal to stop has arrived by now. Raises CannotServe."""
+        self._signals.block()  # one that arrives from here on is for the new code
+        self._on_signals()
+        if self._goal is _Goal.UPGRADE:
+            upgrade.replace_process(self._listener)
 
     # Stopping --------------------------------------------------------------------------------------------
 
     def _stop_next(self) -> None:
         """Gunicorn first, so that requests in flight are answered; then logd."""
-        now = time.monotonic()
         for child in (self._gunicorn, self._logd):
             child.restart_at = None
-        if self._gunicorn.process:
-            if self._gunicorn.kill_at is None:
-                self._gunicorn.process.send_signal(signal.SIGTERM)
-                self._gunicorn.kill_at = now + self._config.stop_timeout_s + 2
-        elif self._logd.process and self._logd.kill_at is None:
-            self._logd.cut_lifeline()
-            self._logd.kill_at = now + _LOGD_STOP_SECONDS
+        running = [child for child in (self._gunicorn, self._logd) if child.process]
+        if running and running[0].kill_at is None:
+            running[0].stop()
 
     # Starting --------------------------------------------------------------------------------------------
 
     def _start_due(self, now: float) -> None:
         if self._logd.restart_at is not None and now >= self._logd.restart_at:
             self._start_logd()
-        if self._gunicorn.restart_at is not None and now >= self._gunicorn.restart_at and self._tree is None:
+        restart_at = self._gunicorn.restart_at
+        if restart_at is not None and now >= restart_at and not self._gunicorn.has_workers:
             self._restart_gunicorn(now)
 
     def _start_logd(self) -> None:
-        config = self._config
-        read, held = lifeline.make()
-        ready, said = os.pipe()
-        os.set_inheritable(said, True)
-        options = {
-            "--socket": self._logd_address(),
-            "--lifeline-fd": read,
-            "--ready-fd": said,
-            "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
-            "--data-bytes-max": config.data_bytes_max,
-            "--segment-bytes": config.segment_bytes,
-            "--checkpoint-log-bytes": config.checkpoint_log_bytes,
-            "--checkpoint-ratio": config.checkpoint_ratio,
-            "--log-level": config.log_level,
-            "--log-format": config.log_format,
-        }
-        command = ["-m", "logd", "serve", str(config.working_dir)]
-        command += [text for option, value in options.items() for text in (option, str(value))]
-        command += ["--must-exist"] if self._serving else []  # what was served must not begin anew, empty
-        self._logd.start(command, _environment(), (read, said), held)
-        self._board.started(scoreboard.Role.LOGD)
-        os.close(read)
-        os.close(said)
-        self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(ready))
+        ready = self._logd.start(must_exist=self._is_listening)  # data that was served must not be replaced by none
+        self._await_pipe(ready, self._on_recovered)
 
-    def _on_ready(self, ready: int) -> None:
-        """logd has recovered, or died without."""
-        is_ready = os.read(ready, 1) != b""
-        self._selector.unregister(ready)
-        os.close(ready)
-        if is_ready and not self._serving and not self._stopping:
-            self._serving = True
+    def _on_recovered(self, data: bytes) -> None:
+        """logd has recovered, or, without data, has died before."""
+        if data and not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()
 
     def _listen(self) -> None:
-        try:
-            self._listener.listen(_BACKLOG)
-        except OSError as error:  # somebody who had bound it too, without listening, was faster
-            raise CannotStart(_cannot_bind(self._config.host, self._config.port, error)) from error
-        host, port = self._listener.getsockname()[:2]
-        url = f"{'https' if self._config.tls_cert_file else 'http'}://{host}:{port}"
+        address = listener.listen(self._listener)
+        self._is_listening = True
+        url = f"{'https' if self._config.tls_cert_file else 'http'}://{address}"
         log.info("listening on %s, data in %s", url, self._config.working_dir)
-        notify.tell(f"READY=1\nSTATUS=listening on {url}")
+        notify.send(f"READY=1\nSTATUS=listening on {url}")
 
     def _restart_gunicorn(self, now: float) -> None:
-        """Start it again, when it could serve: a certificate that is being replaced is no reason to give up."""
+        """Start it again when it could serve; a certificate that is just being replaced is no reason to give up."""
         try:
-            tls.tls_context(self._config)
-        except tls.CannotUse as error:
-            log.error("gunicorn is not started: %s; trying again in %g s", error, _FILES_SECONDS)
-            self._gunicorn.restart_at = now + _FILES_SECONDS
+            tls.read_certificate(self._config)
+        except UnusableFile as error:
+            log.error("gunicorn is not started: %s; trying again in %g s", error, _FILES_RETRY_SECONDS)
+            self._gunicorn.restart_at = now + _FILES_RETRY_SECONDS
         else:
             self._start_gunicorn()
 
     def _start_gunicorn(self) -> None:
-        read, held = lifeline.make()
-        self._tree, tree_end = os.pipe()
-        os.set_inheritable(tree_end, True)
-        inherited = Inherited(
-            listen_fd=self._listener.fileno(),
-            lifeline_fd=read,
-            logd_address=self._logd_address(),
-            board_fd=self._board_fd,
-        )
-        environment = _environment() | self._config.to_environment() | inherited.to_environment()
-        command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
-        inherit = (read, tree_end, self._listener.fileno(), self._board_fd)
-        self._gunicorn.start(command, environment, inherit, held)
-        self._board.started(scoreboard.Role.GUNICORN)
-        os.close(read)
-        os.close(tree_end)
-        self._selector.register(self._tree, selectors.EVENT_READ, self._on_tree_end)
+        alive = self._gunicorn.start(self._listener.fileno(), self._logd.address)
+        self._await_pipe(alive, lambda _: self._on_workers_gone())
 
-    def _on_tree_end(self) -> None:
-        """No worker is left of the last gunicorn, so the next one may serve."""
-        assert self._tree is not None
-        self._selector.unregister(self._tree)
-        os.close(self._tree)
-        self._tree = None
+    def _on_workers_gone(self) -> None:
+        self._gunicorn.has_workers = False
 
-    def _logd_address(self) -> str:
-        return f"ipc://{self._runtime}/logd.sock"
+    # Ends of children ------------------------------------------------------------------------------------
 
+    def _on_end(self, pid: int, status: int) -> None:
+        for child in (self._logd, self._gunicorn):
+            if child.process and child.process.pid == pid:
+                child.process.returncode = status
+                child.ended()
+                self._on_child_end(child, status)
+        if self._check and self._check.pid == pid:
+            self._check.returncode = status
+            self._on_checked(status)
 
-def _environment() -> dict[str, str]:
-    """The environment without what would change how gunicorn runs behind our back."""
-    kept = {name: value for name, value in os.environ.items() if name not in _HOSTILE_VARIABLES}
-    return {**kept, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}
+    def _on_child_end(self, child: Child, status: int) -> None:
+        if self._goal is not _Goal.SERVE:
+            if child is self._logd and status != Exit.STOPPED:
+                log.error("logd ended with status %d while stopping", status)
+        elif child is self._logd and status in _FINAL_EXITS:
+            reason = Exit(status).name.lower()
+            # At a start, logd's own message is enough.
+            raise CannotServe(f"logd cannot serve ({reason}); see above" if self._is_listening else "", status)
+        else:
+            child.plan_restart(status)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Reserve the port without listening yet. Raises CannotStart."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise CannotStart(f"--host {host} is not an address of this machine: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.set_inheritable(True)
-    deadline = time.monotonic() + _PORT_PATIENCE_SECONDS
-    while True:
-        try:
-            listener.bind(address)
-            return listener
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
-                listener.close()
-                raise CannotStart(_cannot_bind(host, port, error)) from error
-            time.sleep(0.05)
+def check_files(config: Config) -> None:
+    """Check that the token and the certificate can be used. Raises UnusableFile."""
+    if config.token_file:
+        auth.read_token(config.token_file)
+    tls.read_certificate(config)
 
 
-def _cannot_bind(host: str, port: int, error: OSError) -> str:
-    what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-    return f"port {port} on {host} {what}"
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Pid and status of each child that has ended, and of processes that became ours when their parent ended."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            yield pid, os.waitstatus_to_exitcode(status)
 
 
 def _prefer_throughput() -> None:
-    """Have the kernel not interrupt whoever runs for each of our wake-ups: batches grow, and so does what is done."""
+    """Ask the kernel not to preempt a running process whenever another one wakes up: batches become larger."""
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _raise_descriptor_limit() -> None:
-    """A connection costs a descriptor, and libzmq aborts the process when it gets none."""
+    """Each connection needs a descriptor, and libzmq aborts the process when it gets none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_MAX)
     with contextlib.suppress(OSError, ValueError):
@@ -396,4 +298,4 @@ def _raise_descriptor_limit() -> None:
     granted = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     log.info("starting; %d file descriptors", granted)
     if granted < _DESCRIPTORS_MIN:
-        log.warning("%d file descriptors are few: a worker resets the connections that it has none left for", granted)
+        log.warning("%d file descriptors are few: a worker resets connections that it has none left for", granted)

@@ -1,64 +1,56 @@
-"""The files that say who may talk to the server: the token that requests have to carry, and the certificate it shows.
+"""The certificate that the server shows, and the warning when others can reach the server without TLS or a token.
 
-Owns how they are read and checked, before anything starts that needs them. Knows no HTTP: the token is asked for in
-kv/auth.py.
+Gunicorn's master reads the certificate when it starts and on each reload; the workers that it starts until the next
+reload inherit it. So a worker that is started again shows the same certificate as the others, and needs no file that
+may have been removed or replaced meanwhile. Knows no HTTP.
 """
 
 import ipaddress
 import logging
 import ssl
-from pathlib import Path
 
-from kv.config import Config
+from kv.config import Config, UnusableFile
 
 log = logging.getLogger("kv.tls")
 
-
-class CannotUse(Exception):
-    """A file of the user's cannot be used as it is; the message says why."""
+_of_workers: ssl.SSLContext | None = None
 
 
-def read_token(path: Path) -> bytes:
-    """The token in a file. Raises CannotUse."""
-    try:
-        mode, token = path.stat().st_mode, path.read_bytes().strip()
-    except OSError as error:
-        raise CannotUse(f"--token-file {path} cannot be read: {error.strerror}") from error
-    if mode & 0o007:
-        raise CannotUse(f"--token-file {path} can be read or written by every user; chmod o-rwx it")
-    if not token.isascii() or not token.decode(errors="replace").isprintable() or b" " in token or not token:
-        raise CannotUse(f"--token-file {path} must hold one word of printable ASCII characters")
-    return token
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """What a server needs to speak TLS, 1.2 at least; None when it is not to. Raises CannotUse."""
+def read_certificate(config: Config) -> ssl.SSLContext | None:
+    """The certificate and key, for TLS 1.2 or newer; None when the options name none. Raises UnusableFile."""
     if not config.tls_cert_file:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file, password=lambda: b"")
     except OSError as error:  # an ssl.SSLError is one
-        raise CannotUse(
+        raise UnusableFile(
             f"--tls-cert-file {config.tls_cert_file} and --tls-key-file {config.tls_key_file}"
             f" cannot be used: {error.strerror or error}"
         ) from error
     return context
 
 
-def check(config: Config) -> None:
-    """Try what workers will need. Raises CannotUse."""
-    if config.token_file:
-        read_token(config.token_file)
-    tls_context(config)
+def reload(config: Config) -> None:
+    """Read the certificate for the workers that are started from now on.
+
+    Raises UnusableFile, and keeps the last certificate then.
+    """
+    global _of_workers  # noqa: PLW0603 - it reaches the workers by fork
+    _of_workers = read_certificate(config)
 
 
-def warn(config: Config) -> None:
-    """Say what a server that others can reach leaves open to them."""
+def of_workers() -> ssl.SSLContext | None:
+    """What the last `reload` has read; None for plain HTTP."""
+    return _of_workers
+
+
+def warn_if_exposed(config: Config) -> None:
+    """Log a warning when the host is reachable by others and the token, or TLS, is missing."""
     if _is_loopback(config.host):
         return
     if not config.token_file:
-        log.warning("listening on %s, and there is no authentication: --token-file asks for a token", config.host)
+        log.warning("listening on %s without authentication; --token-file makes requests need a token", config.host)
     elif not config.tls_cert_file:
         log.warning("listening on %s without TLS: whoever sees the traffic has the token and the data", config.host)
 

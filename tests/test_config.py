@@ -1,4 +1,4 @@
-"""The options: where a value comes from, what it may be, and what the user is told."""
+"""The options: where a value comes from, which values are allowed, and what is printed."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv.config import Config, ConfigError, Inherited
+from kv.config import Config, ConfigError, Inherited, UnusableFile
 from tests.support.harness import ROOT
 
 NAMES = [field.name for field in dataclasses.fields(Config)]
@@ -34,14 +34,14 @@ def read(*argv, **environment):
 
 
 def refusal(capsys, *argv, **environment):
-    """The one line that the user is told."""
+    """The one line on stderr of a command line that is refused."""
     with pytest.raises(SystemExit) as end:
         read(*argv, **environment)
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (2, "")
-    assert told.err.count("\n") == 1, told.err
-    assert told.err.endswith("\n")
-    return told.err
+    output = capsys.readouterr()
+    assert (end.value.code, output.out) == (2, "")
+    assert output.err.count("\n") == 1, output.err
+    assert output.err.endswith("\n")
+    return output.err
 
 
 def changed(name):
@@ -55,14 +55,14 @@ def changed(name):
 
 
 def companions(name):
-    """What has to be said beside an option, and is said with the same value."""
+    """The options that must be given together with an option; tests give them the same value."""
     return [other for other in ("tls_cert_file", "tls_key_file") if name.startswith("tls_") and other != name]
 
 
 # Where a value comes from --------------------------------------------------------------------------------
 
 
-def test_nothing_said_gives_the_defaults():
+def test_an_empty_command_line_and_environment_give_the_defaults():
     assert read() == Config.from_environment({}) == DEFAULTS
 
 
@@ -77,7 +77,7 @@ def test_every_option_has_a_flag_in_two_forms_and_a_variable(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_flag_wins_over_a_variable_whatever_that_says(name):
+def test_a_flag_wins_over_a_variable_even_when_the_variable_is_bad(name):
     text = str(changed(name))
     beside = {variable(other): text for other in companions(name)}
     default = DEFAULTS.to_environment()[variable(name)]
@@ -85,15 +85,15 @@ def test_a_flag_wins_over_a_variable_whatever_that_says(name):
     assert getattr(read(flag(name), text, **{variable(name): "?"}, **beside), name) == changed(name)
 
 
-def test_the_public_harness_is_understood():
+def test_the_command_line_of_the_public_harness_is_understood():
     assert read("--port=9000", "--working-dir=/tmp/a b") == Config(port=9000, working_dir=Path("/tmp/a b"))
 
 
-def test_other_variables_mean_nothing():
+def test_other_variables_are_ignored():
     assert read(PORT="9000", KV_NOPE="1", kv_port="9000", PATH="/bin") == DEFAULTS
 
 
-# What a value may be -------------------------------------------------------------------------------------
+# Which values are allowed --------------------------------------------------------------------------------
 
 NUMBERS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), int | float)]
 MAY_BE_0 = ("stop_timeout_s", "checkpoint_ratio", "data_bytes_max")
@@ -131,7 +131,7 @@ def test_a_bad_value_is_refused_with_one_line_that_names_the_option(capsys, name
 
 
 @pytest.mark.parametrize("name", ["queue_bytes_max", "body_bytes_in_flight_max"])
-def test_options_that_do_not_go_together_are_refused(capsys, name):
+def test_a_limit_below_the_largest_value_is_refused(capsys, name):
     line = refusal(capsys, "--value-bytes-max=2000", f"{flag(name)}=1999")
     assert "--value-bytes-max" in line
     assert flag(name) in line
@@ -152,7 +152,7 @@ def test_options_that_do_not_go_together_are_refused(capsys, name):
         (["--port", "--host"], "--port"),
     ],
 )
-def test_what_is_no_option_is_refused_with_one_line_that_names_it(capsys, argv, named):
+def test_an_unknown_option_is_refused_with_one_line_that_names_it(capsys, argv, named):
     assert named in refusal(capsys, *argv)
 
 
@@ -178,11 +178,11 @@ def test_a_size_in_another_unit_is_refused(capsys, text):
 
 
 @pytest.mark.parametrize("text", ["8080KiB", "1 MiB"])
-def test_what_is_no_size_has_no_unit(capsys, text):
+def test_a_number_that_is_no_size_has_no_unit(capsys, text):
     assert "--port" in refusal(capsys, f"--port={text}")
 
 
-# Handing on ------------------------------------------------------------------------------------
+# Passing on to children ----------------------------------------------------------------------------------
 
 SECONDS = st.floats(0.1, 1e6)
 SIZES = st.integers(1024, 1 << 40)
@@ -219,37 +219,39 @@ def test_options_survive_the_environment_unchanged(config):
 
 
 @given(DESCRIPTORS, DESCRIPTORS, TEXTS, DESCRIPTORS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, board_fd):
-    inherited = Inherited(listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, board_fd=board_fd)
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, scoreboard_fd):
+    inherited = Inherited(
+        listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
+    )
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited
     assert Config.from_environment(environment) == DEFAULTS
 
 
-def test_nothing_is_inherited_outside_of_a_tree():
+def test_a_process_without_a_supervisor_inherits_nothing():
     with pytest.raises(KeyError):
         Inherited.from_environment({})
 
 
-def test_an_object_that_makes_no_sense_cannot_be_made():
+def test_a_config_with_a_bad_value_cannot_be_made():
     with pytest.raises(ConfigError, match="--port"):
         Config(port=0)
 
 
-# To be told something ------------------------------------------------------------------------------------
+# What is printed instead of serving ----------------------------------------------------------------------
 
 
-def told(capsys, *argv, **environment):
-    """What is printed on standard output instead of serving."""
+def printed(capsys, *argv, **environment):
+    """What goes to standard output; the exit status is 0."""
     with pytest.raises(SystemExit) as end:
         read(*argv, **environment)
-    told = capsys.readouterr()
-    assert (end.value.code or 0, told.err) == (0, "")
-    return told.out
+    output = capsys.readouterr()
+    assert (end.value.code or 0, output.err) == (0, "")
+    return output.out
 
 
 def shown(name):
-    """A default as people read it."""
+    """A default as --help shows it."""
     default = getattr(DEFAULTS, name)
     sizes = {
         size << shift: f"{size} {unit}" for size in (16, 32, 64, 256) for shift, unit in ((10, "KiB"), (20, "MiB"))
@@ -257,31 +259,31 @@ def shown(name):
     return "none" if default is None else sizes.get(default, str(default).removesuffix(".0"))
 
 
-def test_help_lists_every_option_with_its_variable_its_default_and_its_meaning_within_100_columns(capsys):
-    out = told(capsys, "--help")
+def test_help_lists_every_option_with_its_variable_default_and_text_within_100_columns(capsys):
+    out = printed(capsys, "--help")
     assert max(map(len, out.splitlines())) <= 100
     entries = re.split(r"\n  (?=--)", out)
     for field in dataclasses.fields(Config):
         (entry,) = (entry for entry in entries if entry.startswith(flag(field.name) + " "))
         assert f"[{variable(field.name)}; default {shown(field.name)}]" in entry
-        assert field.metadata["meaning"] in " ".join(entry.split())
+        assert field.metadata["help"] in " ".join(entry.split())
 
 
 @pytest.mark.parametrize(
     ("name", "unit"), [(name, "SIZE") for name in NAMES if "bytes" in name] + [("keep_alive_s", "SECONDS")]
 )
-def test_help_tells_the_unit_of_a_number(capsys, name, unit):
-    assert re.search(rf"^  {flag(name)} {unit}\b", told(capsys, "--help"), re.MULTILINE)
+def test_help_gives_the_unit_of_a_number(capsys, name, unit):
+    assert re.search(rf"^  {flag(name)} {unit}\b", printed(capsys, "--help"), re.MULTILINE)
 
 
 def test_the_version_is_that_of_the_project(capsys):
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert told(capsys, "--version") == f"kv {version}\n"
+    assert printed(capsys, "--version") == f"kv {version}\n"
 
 
-def test_a_check_tells_each_option_and_where_it_comes_from(capsys):
+def test_a_check_prints_each_option_and_its_source(capsys):
     environment = {"KV_PORT": "1", "KV_WORKERS": "3", "KV_SEGMENT_BYTES": "1500", "KV_NOPE": "x"}
-    lines = told(capsys, "--port=9000", "--check-config", **environment).splitlines()
+    lines = printed(capsys, "--port=9000", "--check-config", **environment).splitlines()
     assert [line.partition(" = ")[0] for line in lines] == NAMES
     assert {line for line in lines if not line.endswith("  # default")} == {
         "port = 9000  # flag",
@@ -292,19 +294,35 @@ def test_a_check_tells_each_option_and_where_it_comes_from(capsys):
 
 
 @given(CONFIGS.map(lambda config: dataclasses.replace(config, host="here", working_dir=Path("a b"))))
-def test_what_a_check_tells_may_be_given_as_flags(config):
+def test_the_values_that_a_check_prints_can_be_given_as_flags(config):
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
         read("--check-config", **config.to_environment())
     lines = [line.rpartition("  # ")[0].split(" = ") for line in out.getvalue().splitlines()]
     assert read(*(f"{flag(name)}={value}" for name, value in lines)) == config
 
 
-def test_a_check_refuses_what_a_start_would(capsys):
+def test_a_check_of_the_caller_is_made_before_anything_is_printed_and_only_for_check_config(capsys):
+    checked = []
+
+    def refuse(config):
+        checked.append(config)
+        raise UnusableFile("--token-file x cannot be used")
+
+    assert Config.from_command_line([], {}, refuse) == DEFAULTS
+    assert checked == []
+    with pytest.raises(SystemExit) as end:
+        Config.from_command_line(["--check-config"], {}, refuse)
+    output = capsys.readouterr()
+    assert (checked, end.value.code, output.out) == ([DEFAULTS], 2, "")
+    assert "--token-file x cannot be used" in output.err
+
+
+def test_a_check_refuses_the_same_values_as_a_start(capsys):
     assert "--port" in refusal(capsys, "--check-config", "--port=0")
     assert "KV_WORKERS" in refusal(capsys, "--check-config", KV_WORKERS="many")
 
 
 def test_a_check_touches_neither_the_directory_nor_the_port(capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        told(capsys, "--check-config", f"--port={taken.getsockname()[1]}", f"--working-dir={tmp_path / 'data'}")
+        printed(capsys, "--check-config", f"--port={taken.getsockname()[1]}", f"--working-dir={tmp_path / 'data'}")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""SIGKILL, SIGSTOP, damage and a full disk, to one process or file at a time, while clients are at work.
+"""SIGKILL, SIGSTOP, damage and a full disk, for one process or file at a time, while clients send requests.
 
 The history of the clients (`Load`) is judged at the end, so each of these tests also says: no acknowledged write was
 lost or undone, no refused one appeared, and one order of all requests explains every read.
@@ -39,7 +39,7 @@ def figure(name, value):
 
 
 def await_successor(server, role, *predecessors):
-    """Another process with that role."""
+    """Wait for another process with that role, and return it."""
     found = []
 
     def is_there():
@@ -51,7 +51,7 @@ def await_successor(server, role, *predecessors):
 
 
 def remote_ports(process):
-    """The far ends of the connections that a process has."""
+    """The ports of the clients whose connections a process has."""
     return {each.raddr.port for each in process.net_connections("tcp") if each.raddr}
 
 
@@ -117,7 +117,7 @@ def test_no_request_fails_when_logd_is_killed_ten_times_in_a_row(tmp_path):
         load.verify()
 
 
-def test_writes_to_a_frozen_logd_end_at_their_deadline_and_never_with_a_false_200(tmp_path):
+def test_writes_to_a_frozen_logd_end_at_their_deadline_and_never_with_a_wrong_200(tmp_path):
     limits = ("--request-timeout-s=1", "--workers=1", "--value-bytes-max=50000", "--queue-bytes-max=500000")
     with Server(tmp_path / "data", *limits) as server:
         server.put("before", b"value")
@@ -133,14 +133,16 @@ def test_writes_to_a_frozen_logd_end_at_their_deadline_and_never_with_a_false_20
                 assert answer.headers.get("retry-after") == ("1" if answer.status == 503 else None)
         server.await_ready()
         assert server.get("before") == b"value"
-        for key, answer in zip(keys, of_writes, strict=True):  # what is known to be unknown is there as a whole, or not
+        for key, answer in zip(
+            keys, of_writes, strict=True
+        ):  # a write of unknown outcome was applied as a whole, or not at all
             assert server.get(key) in ({None} if answer.status == 503 else {None, key.encode() * 5_000})
         for key in keys:
             server.put(key, b"after")
         assert read_all(server.port, keys) == dict.fromkeys(keys, b"after")
 
 
-def test_clients_of_a_frozen_logd_are_served_again_when_it_goes_on(tmp_path):
+def test_clients_of_a_frozen_logd_are_served_again_when_it_continues(tmp_path):
     with Server(tmp_path / "data", "--request-timeout-s=1") as server:
         with Load(server.port, clients=12) as load:
             with frozen(server.only("logd")):
@@ -167,7 +169,7 @@ def test_a_frozen_logd_that_is_killed_is_replaced(tmp_path):
         load.verify()
 
 
-def test_a_log_that_was_damaged_ends_the_service_with_a_line_that_says_so(tmp_path):
+def test_logd_that_dies_with_a_damaged_log_ends_the_service_with_a_line_that_says_so(tmp_path):
     with Server(tmp_path / "data", "--segment-bytes=20000") as server:
         for n in range(10):
             server.put(f"key{n}", b"x" * 5_000)
@@ -186,17 +188,17 @@ def test_a_log_that_was_damaged_ends_the_service_with_a_line_that_says_so(tmp_pa
         assert damaged.read_bytes() == data
 
 
-def test_a_process_that_fails_again_and_again_is_given_up_with_one_line(tmp_path):
+def test_a_process_that_fails_too_often_ends_the_service_with_one_line(tmp_path):
     with Server(tmp_path / "data") as server:
         for _ in range(5):
             await_true(lambda: server.role("logd"), what="a logd")
             logd = server.only("logd")
-            logd.send_signal(signal.SIGABRT)  # not SIGKILL, which comes from outside
+            logd.send_signal(signal.SIGABRT)  # SIGKILL does not count, as it comes from outside
             await_true(lambda logd=logd: not logd.is_running() or logd.status() == psutil.STATUS_ZOMBIE)
         assert server.wait() == 1
         assert len([line for line in server.log.splitlines() if "logd failed 5 times within" in line]) == 1
         assert server.members() == []
-        server.start()  # which removes what a recovery that was cut short may have left
+        server.start()  # removes the files of a recovery that was interrupted
         assert server.stop() == 0
         assert server.left_behind() == []
 
@@ -215,7 +217,7 @@ def test_only_the_connections_of_a_killed_worker_fail_and_its_successor_serves(t
             third = await_successor(server, "worker", first, second)
             load.await_progress()
             assert sorted(each.client for each in load.failures) == sorted(owners)
-            with frozen(second):  # so that nobody but the third can take a new connection
+            with frozen(second):  # so that only the third worker can accept a new connection
                 server.put("new", b"value")
                 assert server.get("new") == b"value"
             assert third in server.role("worker")
@@ -242,7 +244,7 @@ def test_a_frozen_worker_does_not_stop_the_others(tmp_path):
         load.verify()
 
 
-def test_no_connection_is_refused_when_the_master_of_the_workers_is_killed(server):
+def test_no_connection_is_refused_when_gunicorns_master_is_killed(server):
     with Load(server.port, clients=16) as load:
         for _ in range(2):
             master, workers = server.only("gunicorn"), server.role("worker")
@@ -257,7 +259,7 @@ def test_no_connection_is_refused_when_the_master_of_the_workers_is_killed(serve
     load.verify()
 
 
-def test_sighup_replaces_the_workers_and_no_busy_client_notices(server):
+def test_busy_clients_do_not_notice_that_sighup_replaces_the_workers(server):
     with Load(server.port, clients=16) as load:
         workers = server.role("worker")
         assert workers
@@ -316,7 +318,7 @@ def test_nothing_is_lost_when_something_is_killed_during_a_checkpoint(tmp_path, 
                 logd = server.only("logd")
                 await_true(logd.children, 60, "a checkpoint")
                 children = logd.children()
-                time.sleep(delay_s)  # not for something to happen: any moment of it is meant
+                time.sleep(delay_s)  # no condition to wait for: the kill may come at any moment of the checkpoint
                 if victim == "checkpoint":
                     for child in children:
                         with contextlib.suppress(psutil.NoSuchProcess):  # it may have finished
@@ -360,7 +362,7 @@ def small_disk(tmp_path):
 
 
 def fill(server, stored):
-    """Write until there is no room; the key that found none. Takes note of what was stored."""
+    """Write until there is no room, and add each write to `stored`; return the key whose write was refused."""
     for n in range(1_000):
         key, value = f"fill{len(stored)}", b"%d" % n * 10_000
         answer = server.call("PUT", f"/kv/{key}", value)
@@ -371,7 +373,7 @@ def fill(server, stored):
     raise AssertionError("the disk does not get full")
 
 
-def test_on_a_full_disk_writes_get_507_reads_go_on_and_room_helps_without_a_restart(small_disk):
+def test_on_a_full_disk_writes_get_507_and_reads_go_on_and_writes_work_again_when_there_is_room(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 1_000_000)
     with Server(small_disk / "data", *ON_SMALL_DISK) as server:
@@ -400,7 +402,7 @@ def test_on_a_full_disk_writes_get_507_reads_go_on_and_room_helps_without_a_rest
         assert read_all(server.port, list(expected)) == expected
 
 
-def test_many_clients_on_a_full_disk_lose_nothing_and_nothing_that_was_refused_appears(small_disk):
+def test_on_a_full_disk_many_clients_lose_nothing_and_no_refused_write_is_applied(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 1_000_000)
     with Server(small_disk / "data", *ON_SMALL_DISK) as server:
@@ -418,7 +420,7 @@ def test_many_clients_on_a_full_disk_lose_nothing_and_nothing_that_was_refused_a
         assert server.get("room") == b"again"
 
 
-def test_reads_come_back_when_logd_is_killed_on_a_full_disk(small_disk):
+def test_reads_work_again_after_logd_is_killed_on_a_full_disk(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 1_000_000)
     with Server(small_disk / "data", *ON_SMALL_DISK) as server:

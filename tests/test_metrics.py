@@ -1,4 +1,4 @@
-"""What /metrics shows of a server that serves, is killed, or has lost its log writer; and what builds on that."""
+"""/metrics while the server serves, is killed, or has no log writer; its documentation, alert rules and dashboard."""
 
 import contextlib
 import http.client
@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from kv.scoreboard import GAUGES
 from tests.support.clients import SlowPut, exchange, idle_connection
 from tests.support.harness import ROOT, Server, await_true
 
@@ -29,7 +30,7 @@ def server(tmp_path_factory):
 
 
 class Scrape:
-    """What was shown at one moment."""
+    """The metrics of one moment."""
 
     def __init__(self, server):
         answer = server.call("GET", "/metrics")
@@ -53,7 +54,7 @@ def value(server, name, **labels):
 
 
 def await_shown(server, condition, what):
-    """Wait until a scrape is as it should be. One may hit a process that dies, too."""
+    """Wait until the condition holds for a scrape. A scrape may fail, because a process has just died."""
 
     def is_shown():
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -73,17 +74,17 @@ def documented():
 
 
 def expressions():
-    """All that is asked of Prometheus, with what the dashboard leaves to the user filled in."""
+    """The expressions of the alert rules, and of the dashboard with its variable filled in."""
     rules = [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     board = json.loads(DASHBOARD.read_text())
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     return rules, [each.replace("$__rate_interval", "1m") for each in asked]
 
 
-# What is counted -----------------------------------------------------------------------------------------
+# Counting ------------------------------------------------------------------------------------------------
 
 
-def test_it_is_plain_text_as_all_answers_are_and_head_gives_its_headers(server):
+def test_the_answer_is_plain_text_and_head_has_the_same_headers(server):
     get, head = server.call("GET", "/metrics"), server.call("HEAD", "/metrics")
     assert (head.status, head.body) == (200, b"")
     for answer in (get, head):
@@ -93,7 +94,7 @@ def test_it_is_plain_text_as_all_answers_are_and_head_gives_its_headers(server):
         assert answer.headers["content-length"].isdecimal()
 
 
-def test_requests_of_all_workers_are_counted_by_method_and_status_whichever_is_asked(tmp_path):
+def test_each_worker_shows_the_requests_of_all_by_method_and_status(tmp_path):
     with Server(tmp_path / "data", "--workers=3") as server:
         for number in range(60):
             server.put(f"key{number % 20}", b"value")
@@ -109,7 +110,7 @@ def test_requests_of_all_workers_are_counted_by_method_and_status_whichever_is_a
         await_value(server, 3, "kv_workers")  # it is ready with the first
 
 
-def test_the_log_the_data_and_the_checkpoints_are_shown_and_so_they_are_after_a_restart(tmp_path):
+def test_the_log_the_data_and_the_checkpoints_are_shown_also_after_a_restart(tmp_path):
     with Server(tmp_path / "data", "--segment-bytes=10000", "--checkpoint-log-bytes=80000") as server:  # one
         for number in range(100):
             server.put(f"key-{number:04}", b"x" * 1000)
@@ -140,7 +141,7 @@ def test_the_log_the_data_and_the_checkpoints_are_shown_and_so_they_are_after_a_
         assert (value(server, "kv_keys"), value(server, "kv_data_bytes")) == (0, 0)
 
 
-def test_what_is_in_hand_is_shown_and_gone_when_it_is_done(server):
+def test_gauges_of_requests_and_connections_return_to_0(server):
     with idle_connection(server.port), SlowPut(server.port, "slow", b"x" * 100) as put:
         await_value(server, 1, "kv_http_requests_in_flight")
         await_shown(server, lambda shown: shown.value("kv_http_connections") >= 2, "the connections")
@@ -149,10 +150,10 @@ def test_what_is_in_hand_is_shown_and_gone_when_it_is_done(server):
     await_value(server, 0, "kv_http_connections")
 
 
-# What dies -----------------------------------------------------------------------------------------------
+# Deaths --------------------------------------------------------------------------------------------------
 
 
-def test_whatever_dies_no_request_that_was_counted_is_lost_and_what_was_not_asked_for_counts_as_a_restart(tmp_path):
+def test_no_death_loses_a_counted_request_and_only_unexpected_ends_are_restarts(tmp_path):
     with Server(tmp_path / "data", "--workers=2") as server:
 
         def await_restarts(logd, gunicorn, worker):
@@ -183,13 +184,13 @@ def test_whatever_dies_no_request_that_was_counted_is_lost_and_what_was_not_aske
         await_puts(2)
 
 
-def test_without_logd_a_worker_tells_what_it_knows_and_that_it_lives(server):
+def test_without_logd_a_worker_shows_its_own_metrics_and_is_alive(server):
     logd = server.only("logd")
     logd.suspend()
     try:
         with socket.create_connection(("127.0.0.1", server.port), 30) as waiting:
             waiting.sendall(b"PUT /kv/key HTTP/1.1\r\nContent-Length: 5\r\n\r\nvalue")
-            shown = Scrape(server)  # which takes the time that it waits for logd
+            shown = Scrape(server)  # takes as long as a worker waits for logd
             assert [shown.value(name) for name in ("kv_logd_up", "kv_ready", "kv_keys")] == [0, 0, None]
             assert shown.value("kv_http_queued_writes") == 1
             assert shown.value("kv_http_queued_bytes") > 5
@@ -203,7 +204,7 @@ def test_without_logd_a_worker_tells_what_it_knows_and_that_it_lives(server):
     await_value(server, 0, "kv_http_queued_writes")
 
 
-# What builds on it ---------------------------------------------------------------------------------------
+# Documentation, alert rules, dashboard -------------------------------------------------------------------
 
 
 def test_the_documentation_has_a_row_for_each_metric_with_its_type_and_labels(server):
@@ -215,7 +216,13 @@ def test_the_documentation_has_a_row_for_each_metric_with_its_type_and_labels(se
         assert bool(labels) == bool(rows[name]["labels"].strip())
 
 
-def test_the_documentation_names_each_value_of_a_label_that_it_lists(server):
+def test_each_gauge_that_the_scoreboard_declares_is_shown_with_its_help(server):
+    families = Scrape(server).families
+    for gauge in GAUGES:
+        assert (families[gauge.metric].type, families[gauge.metric].documentation) == ("gauge", gauge.help)
+
+
+def test_the_documentation_lists_all_values_of_a_label_or_none(server):
     for name, family in Scrape(server).families.items():
         label, colon, listed = documented()[name]["labels"].partition(": ")
         if colon:
@@ -235,14 +242,14 @@ def _used(expression):
     return set(re.findall(r"\bkv_\w+", expression))
 
 
-def test_rules_and_dashboard_ask_for_nothing_that_is_not_there(server):
+def test_rules_and_dashboard_use_only_metrics_that_exist(server):
     there = {sample.name for sample in Scrape(server).samples}
     rules, panels = expressions()
     assert set().union(*map(_used, rules + panels)) <= there
     assert all(map(_used, panels))
 
 
-def test_rules_and_dashboard_ask_for_no_label_that_is_not_there(server):
+def test_rules_and_dashboard_use_only_labels_that_exist(server):
     labels = {label for sample in Scrape(server).samples for label in sample.labels}
     for expression in itertools.chain(*expressions()):
         selected = re.findall(r"(\w+)(?:=~|!~|!=|=)\"", expression)
@@ -250,7 +257,7 @@ def test_rules_and_dashboard_ask_for_no_label_that_is_not_there(server):
         assert {*selected, *grouped} <= labels | {"job", "instance"}
 
 
-def test_every_metric_that_a_person_should_look_at_is_on_the_dashboard(server):
+def test_the_dashboard_shows_every_metric_but_a_few(server):
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for each in expressions()[1] for name in _used(each)}
     assert set(Scrape(server).families) - shown <= {
         "kv_workers_configured",
@@ -267,7 +274,7 @@ def promtool():
     return lambda *arguments: subprocess.run([found, *arguments], check=False, capture_output=True, text=True)
 
 
-def test_prometheus_takes_the_rules(promtool):
+def test_prometheus_accepts_the_rules(promtool):
     done = promtool("check", "rules", ALERTS)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -277,7 +284,7 @@ def test_the_rules_alert_when_they_should_and_not_otherwise(promtool):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_what_the_dashboard_asks_for(promtool, tmp_path):
+def test_prometheus_accepts_the_expressions_of_the_dashboard(promtool, tmp_path):
     rules = [{"record": f"panel:{n}", "expr": each} for n, each in enumerate(expressions()[1])]
     path = tmp_path / "panels.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
@@ -285,7 +292,7 @@ def test_prometheus_takes_what_the_dashboard_asks_for(promtool, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_finds_nothing_wrong_with_the_names(server, promtool):
+def test_prometheus_accepts_the_names(server, promtool):
     text = server.call("GET", "/metrics").body.decode()
     checked = subprocess.run(
         [shutil.which("promtool"), "check", "metrics"], input=text, check=False, capture_output=True, text=True

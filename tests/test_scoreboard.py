@@ -1,4 +1,4 @@
-"""The memory in which all workers count: slots are taken, left and given back, and what was counted stays."""
+"""The memory in which all workers count: slots are taken, released and taken over, and no count is lost."""
 
 import contextlib
 import os
@@ -8,19 +8,18 @@ import sys
 import pytest
 
 from kv import scoreboard
-from kv.scoreboard import BOUNDS_SECONDS, OTHER, Board, Role
+from kv.scoreboard import BOUNDS_SECONDS, GAUGES, OTHER, Role, Scoreboard
 from tests.support.harness import ROOT
 
 DIES = """
 import sys
-from kv.scoreboard import Board
-slot = Board(int(sys.argv[1])).take_slot()
+from kv.scoreboard import GAUGES, Scoreboard
+slot = Scoreboard(int(sys.argv[1])).take_slot()
 slot.answered("PUT", 200, 0.3)
-slot.measure(connections=7, in_flight=5, unsent_bytes=11)
-slot.queued(writes=3, size=1000)
-slot.large(size=70000, waiting=1)
+slot.show(dict.fromkeys((gauge.name for gauge in GAUGES), 7))
 """
-STOPS = DIES + "slot.give_back()\n"
+STOPS = DIES + "slot.release()\n"
+NAMES = [gauge.name for gauge in GAUGES]
 
 
 @pytest.fixture
@@ -42,14 +41,14 @@ def answered(totals):
 # Counting ------------------------------------------------------------------------------------------------
 
 
-def test_requests_are_counted_by_method_and_status_and_the_rest_is_other():
-    counted = Board()
-    slot = counted.take_slot()
+def test_requests_are_counted_by_method_and_status_and_unknown_ones_as_other():
+    board = Scoreboard()
+    slot = board.take_slot()
     for method, status in (("GET", 200), ("GET", 200), ("GET", 404), ("BREW", 418), ("BREW", 405), ("PUT", 299)):
         slot.answered(method, status, 0.0)
     slot.refused(OTHER, 400)
     slot.refused("PUT", 408)
-    assert answered(counted.totals()) == {
+    assert answered(board.totals()) == {
         ("GET", 200): 2,
         ("GET", 404): 1,
         (OTHER, OTHER): 1,
@@ -65,107 +64,103 @@ def test_requests_are_counted_by_method_and_status_and_the_rest_is_other():
     [(0.0, 0), *((bound, n) for n, bound in enumerate(BOUNDS_SECONDS)), (0.2, 10), (10.1, 16), (1e9, 16)],
 )
 def test_a_request_is_in_the_bucket_of_the_first_bound_that_it_does_not_exceed(seconds, bucket):
-    counted = Board()
-    counted.take_slot().answered("GET", 200, seconds)
-    requests = counted.totals().requests["GET", 200]
+    board = Scoreboard()
+    board.take_slot().answered("GET", 200, seconds)
+    requests = board.totals().requests["GET", 200]
     assert [n for n, count in enumerate(requests.buckets) if count] == [bucket]
     assert (requests.answered, requests.seconds) == (1, seconds)
 
 
-def test_what_was_refused_has_no_duration():
-    counted = Board()
-    counted.take_slot().refused("PUT", 408)
-    requests = counted.totals().requests["PUT", 408]
+def test_a_refused_request_has_no_duration():
+    board = Scoreboard()
+    board.take_slot().refused("PUT", 408)
+    requests = board.totals().requests["PUT", 408]
     assert (requests.answered, sum(requests.buckets), requests.seconds) == (1, 0, 0.0)
 
 
-def test_a_restart_is_each_start_but_the_first(fd):
-    counted = Board(fd)
-    assert (counted.restarts(Role.LOGD), counted.started_at(Role.LOGD)) == (0, 0.0)
+def test_every_start_after_the_first_is_a_restart(fd):
+    board = Scoreboard(fd)
+    assert (board.restarts(Role.LOGD), board.started_at(Role.LOGD)) == (0, 0.0)
     for starts in range(3):
-        counted.started(Role.LOGD)
-        assert Board(fd).restarts(Role.LOGD) == starts
-    assert Board(fd).started_at(Role.LOGD) > 0
-    assert Board(fd).restarts(Role.GUNICORN) == 0
+        board.started(Role.LOGD)
+        assert Scoreboard(fd).restarts(Role.LOGD) == starts
+    assert Scoreboard(fd).started_at(Role.LOGD) > 0
+    assert Scoreboard(fd).restarts(Role.GUNICORN) == 0
 
 
 # Slots ---------------------------------------------------------------------------------------------------
 
 
 def test_all_workers_are_seen_together_from_each_of_them(fd):
-    one, other = Board(fd), Board(fd)
+    one, other = Scoreboard(fd), Scoreboard(fd)
     for slot in (one.take_slot(), other.take_slot()):
         slot.answered("GET", 200, 0.1)
-        slot.measure(connections=2, in_flight=1, unsent_bytes=5)
-        slot.queued(writes=4, size=100)
-        slot.large(size=70, waiting=3)
-    for totals in (one.totals(), other.totals(), Board(fd).totals()):
+        slot.show({name: number for number, name in enumerate(NAMES, 1)})
+    for totals in (one.totals(), other.totals(), Scoreboard(fd).totals()):
         assert answered(totals) == {("GET", 200): 2}
-        assert (totals.workers, totals.connections, totals.in_flight) == (2, 4, 2)
-        assert (totals.queued_writes, totals.queued_bytes, totals.unsent_bytes) == (8, 200, 10)
-        assert (totals.large_bytes, totals.large_reads_waiting) == (140, 6)
+        assert totals.workers == 2
+        assert totals.gauges == {name: 2 * number for number, name in enumerate(NAMES, 1)}
         assert totals.resident_bytes > 0
         assert totals.cpu_seconds > 0
 
 
 @pytest.mark.parametrize("end", [DIES, STOPS], ids=["dies", "stops"])
-def test_what_a_worker_has_counted_outlives_it_and_what_it_had_in_hand_does_not(fd, end):
+def test_counters_outlive_a_worker_and_gauges_do_not(fd, end):
     run(end, fd)
-    totals = Board(fd).totals()
+    totals = Scoreboard(fd).totals()
     assert answered(totals) == {("PUT", 200): 1}
     assert totals.cpu_seconds > 0
-    assert (totals.workers, totals.connections, totals.in_flight, totals.queued_writes) == (0, 0, 0, 0)
-    assert (totals.queued_bytes, totals.unsent_bytes, totals.resident_bytes) == (0, 0, 0)
-    assert (totals.large_bytes, totals.large_reads_waiting) == (0, 0)
+    assert (totals.workers, totals.resident_bytes) == (0, 0)
+    assert totals.gauges == dict.fromkeys(NAMES, 0)
 
 
-def test_the_successor_of_a_dead_worker_goes_on_from_there_and_counts_as_a_restart(fd):
+def test_the_successor_of_a_dead_worker_goes_on_from_its_counts_and_is_a_restart(fd):
     run(DIES, fd)
-    before = Board(fd).totals()
-    successor = Board(fd).take_slot()
-    after = Board(fd).totals()
+    before = Scoreboard(fd).totals()
+    successor = Scoreboard(fd).take_slot()
+    after = Scoreboard(fd).totals()
     assert (before.worker_restarts, after.worker_restarts) == (0, 1)
     assert after.cpu_seconds > before.cpu_seconds
-    assert (after.workers, after.connections, after.queued_writes) == (1, 0, 0)
+    assert (after.workers, after.gauges) == (1, dict.fromkeys(NAMES, 0))
     successor.answered("PUT", 200, 0.1)
-    assert answered(Board(fd).totals()) == {("PUT", 200): 2}
+    assert answered(Scoreboard(fd).totals()) == {("PUT", 200): 2}
 
 
-def test_a_worker_that_has_stopped_is_followed_without_a_restart(fd):
+def test_the_successor_of_a_worker_that_stopped_is_no_restart(fd):
     for _ in range(3):
         run(STOPS, fd)
-    totals = Board(fd).totals()
+    totals = Scoreboard(fd).totals()
     assert (answered(totals), totals.worker_restarts) == ({("PUT", 200): 3}, 0)
 
 
-def test_what_the_dead_have_left_is_taken_before_what_was_given_back(fd):
+def test_the_slot_of_a_dead_worker_is_taken_before_one_that_was_released(fd):
     run(STOPS, fd)
-    holder = Board(fd).take_slot()
+    holder = Scoreboard(fd).take_slot()
     run(DIES, fd)
-    holder.give_back()
-    Board(fd).take_slot()
-    assert Board(fd).totals().worker_restarts == 1
+    holder.release()
+    Scoreboard(fd).take_slot()
+    assert Scoreboard(fd).totals().worker_restarts == 1
 
 
-def test_with_no_slot_left_a_worker_serves_and_is_not_seen(fd):
-    counted = Board(fd)
-    slots = [counted.take_slot() for _ in counted._slots]
-    counted.take_slot().answered("GET", 200, 0.1)
-    totals = counted.totals()
+def test_a_worker_without_a_slot_serves_and_is_not_counted(fd):
+    board = Scoreboard(fd)
+    slots = [board.take_slot() for _ in board._slots]
+    board.take_slot().answered("GET", 200, 0.1)
+    totals = board.totals()
     assert (answered(totals), totals.workers) == ({}, len(slots))
 
 
-def test_there_is_room_for_a_reload_while_the_last_one_is_still_under_way():
+def test_there_are_slots_for_a_reload_during_a_reload():
     with contextlib.closing(open(scoreboard.make(workers=16), "rb")) as file:
-        assert len(Board(file.fileno())._slots) >= 4 * 16
+        assert len(Scoreboard(file.fileno())._slots) >= 4 * 16
 
 
-def test_a_board_of_other_code_is_left_alone(fd, monkeypatch):
-    mine = Board(fd).take_slot()
-    monkeypatch.setattr(scoreboard, "_SLOT_WORDS", scoreboard._SLOT_WORDS + 1)
-    other = Board(fd)
+def test_the_scoreboard_of_other_code_is_left_alone(fd, monkeypatch):
+    mine = Scoreboard(fd).take_slot()
+    monkeypatch.setattr(scoreboard, "_LAYOUT", scoreboard._LAYOUT + 1)
+    other = Scoreboard(fd)
     other.take_slot().answered("GET", 200, 0.1)
     assert answered(other.totals()) == {("GET", 200): 1}
     monkeypatch.undo()
     mine.answered("GET", 404, 0.1)
-    assert answered(Board(fd).totals()) == {("GET", 404): 1}
+    assert answered(Scoreboard(fd).totals()) == {("GET", 404): 1}

@@ -127,6 +127,9 @@ def test_other_requirements_are_installed_into_a_new_environment(used_project):
     assert_sets_up_and_serves(used_project)
     assert not leftover.exists()
     assert_serves_at_once(used_project)
+    pip = subprocess.run([used_project.venv / "bin" / "pip", "--version"], check=True, capture_output=True, text=True)
+    assert str(used_project.venv) in pip.stdout  # scripts name the environment by the place where it is now
+    assert {path.name for path in used_project.directory.glob(".venv*")} == {".venv", ".venv.lock"}
 
 
 def test_an_environment_whose_python_is_gone_is_set_up_again(used_project):
@@ -140,7 +143,7 @@ def test_an_environment_whose_python_is_gone_is_set_up_again(used_project):
 def test_a_set_up_that_was_killed_starts_again(used_project):
     shutil.rmtree(used_project.venv)
     process = used_project.start()
-    await_true((used_project.venv / "pyvenv.cfg").exists)
+    await_true((used_project.directory / ".venv.new" / "pyvenv.cfg").exists)
     kill(process)
 
     with socket.create_server(("127.0.0.1", 0)) as index:  # takes connections and never answers: pip has to wait
@@ -174,11 +177,14 @@ def test_of_two_first_starts_at_once_one_sets_up_and_both_serve(project):
 
 def test_requirements_that_cannot_be_installed_end_the_start(used_project):
     used_project.requirements.write_text(f"nothing==1 --hash=sha256:{'0' * 64}\n")
+    mark = used_project.venv / "mark"
+    mark.touch()
     status, out, err = used_project.run()
     assert status not in (0, SERVED)
     assert out == ""
     assert err.startswith("setting up ")
     assert err.splitlines()[-1].startswith("the set-up failed, and is tried again at the next start")
+    assert mark.exists()  # a server may be running from the old environment
 
 
 # Python --------------------------------------------------------------------------------------------------

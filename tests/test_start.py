@@ -1,4 +1,4 @@
-"""Starting: the command line, the directory, what must not disturb, and what the server says while it starts."""
+"""Starting: the directory, the command line, the surroundings, torn and damaged logs, and the lines that are logged."""
 
 import contextlib
 import dataclasses
@@ -28,15 +28,15 @@ def modes(directory):
 
 
 def used_bytes(segment):
-    """How far the frames of a segment reach; behind them are zeros."""
+    """The size of the frames of a segment; only zeros follow them."""
     return len(segment.read_bytes().rstrip(b"\0"))
 
 
 @contextlib.contextmanager
 def crashed_server(tmp_path):
-    """A server that was killed after three writes, each of which is a frame of its only segment.
+    """A server that was killed after three writes, each a frame of its only segment.
 
-    Also that segment, and how many of its bytes were used before the last write.
+    Also the segment, and the size of its frames before the last write.
     """
     with Server(tmp_path / "data", "--workers=1") as server:
         server.put("first", b"1")
@@ -49,12 +49,12 @@ def crashed_server(tmp_path):
 
 
 def await_workers(server, count):
-    """Wait until as many workers serve."""
+    """Wait until so many workers have started to serve."""
     await_true(lambda: len(WORKER_STARTED.findall(server.log)) == count, 30, f"the start of {count} workers")
 
 
 def assert_refused(said, *reasons):
-    """Just one line says why, it says all of that, and nothing looks like a defect of the program."""
+    """Exactly one line has all of these reasons, and there is no traceback."""
     assert len([line for line in said if all(reason in line for reason in reasons)]) == 1, said
     assert [line for line in said if "Traceback" in line or line.startswith("  ")] == []
 
@@ -62,7 +62,7 @@ def assert_refused(said, *reasons):
 # The directory -------------------------------------------------------------------------------------------
 
 
-def test_a_missing_directory_is_made_for_this_user_alone(tmp_path):
+def test_a_missing_directory_is_created_for_this_user_alone(tmp_path):
     directory = tmp_path / "parent" / "data"
     with Server(directory) as server:
         server.put("key", b"value")
@@ -74,7 +74,7 @@ def test_a_missing_directory_is_made_for_this_user_alone(tmp_path):
         assert modes(directory) == {0o600}
 
 
-def test_a_relative_directory_is_one_of_the_current_directory(tmp_path):
+def test_a_relative_directory_is_relative_to_the_current_directory(tmp_path):
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     with Server(elsewhere / "some" / "data", cwd=elsewhere, spelled="some/data") as server:
@@ -118,7 +118,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     assert_refused(said, path, "cannot be used")
 
 
-def test_a_directory_in_use_is_refused_and_its_server_goes_on(tmp_path):
+def test_a_directory_in_use_is_refused_and_the_server_that_uses_it_goes_on(tmp_path):
     with Server(tmp_path / "data") as server, idle_connection(server.port) as connection:
         server.put("key", b"value")
         status, said = run_to_end(f"--port={free_port()}", f"--working-dir={server.directory}")
@@ -135,7 +135,7 @@ def test_a_directory_in_use_is_refused_and_its_server_goes_on(tmp_path):
 # The command line ----------------------------------------------------------------------------------------
 
 
-def test_both_forms_of_a_flag_are_understood(tmp_path):
+def test_a_flag_and_its_value_may_be_one_argument_or_two(tmp_path):
     class Spaced(Server):
         def command(self):
             return [part for argument in super().command() for part in argument.split("=", 1)]
@@ -147,7 +147,7 @@ def test_both_forms_of_a_flag_are_understood(tmp_path):
         assert len(server.role("worker")) == 1
 
 
-def test_an_option_comes_from_the_environment_unless_a_flag_says_otherwise(tmp_path):
+def test_a_flag_wins_over_the_environment(tmp_path):
     with Server(
         tmp_path / "data", "--workers=1", environment={"KV_WORKERS": "3", "KV_VALUE_BYTES_MAX": "10"}
     ) as server:
@@ -169,7 +169,7 @@ def test_an_option_comes_from_the_environment_unless_a_flag_says_otherwise(tmp_p
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(tmp_path, arguments, named):
+def test_a_bad_command_line_is_refused_with_one_line(tmp_path, arguments, named):
     status, said = run_to_end(f"--working-dir={tmp_path / 'data'}", *arguments)
     assert status > 0
     assert_refused(said, named)
@@ -192,10 +192,10 @@ def test_a_port_in_use_is_refused(tmp_path):
     assert_refused(said, str(port), "in use")
 
 
-# What must not disturb -----------------------------------------------------------------------------------
+# Surroundings --------------------------------------------------------------------------------------------
 
 
-def test_neither_files_of_the_current_directory_nor_variables_of_others_disturb(tmp_path):
+def test_files_of_the_current_directory_and_variables_of_other_programs_have_no_effect(tmp_path):
     for name in ("gunicorn.conf.py", "kv.py", "logd.py", "falcon.py", "zmq.py", "sitecustomize.py"):
         (tmp_path / name).write_text(HOSTILE_MODULE)
     hostile = {
@@ -215,7 +215,7 @@ def test_neither_files_of_the_current_directory_nor_variables_of_others_disturb(
         assert HOSTILE_MODULE.split("'")[1] not in server.log
 
 
-def test_what_a_killed_server_left_is_removed_by_the_next_start(tmp_path):
+def test_the_next_start_removes_the_temporary_files_of_a_killed_server(tmp_path):
     with Server(tmp_path / "data") as server:
         server.put("key", b"value")
         left = server.socket_directory()
@@ -232,10 +232,10 @@ def test_what_a_killed_server_left_is_removed_by_the_next_start(tmp_path):
         assert server.left_behind() == []
 
 
-# Logs that were cut or damaged ---------------------------------------------------------------------------
+# Torn and damaged logs -----------------------------------------------------------------------------------
 
 
-def test_a_torn_tail_is_dropped_and_one_line_says_how_many_bytes(tmp_path):
+def test_a_torn_tail_is_dropped_with_one_line_that_gives_its_size(tmp_path):
     with crashed_server(tmp_path) as (server, segment, before_bytes):
         os.truncate(segment, used_bytes(segment) - 5)
         torn_bytes = segment.stat().st_size - before_bytes
@@ -248,7 +248,7 @@ def test_a_torn_tail_is_dropped_and_one_line_says_how_many_bytes(tmp_path):
         assert f"dropped {torn_bytes} bytes" in lines[0]
 
 
-def test_a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is(tmp_path):
+def test_a_damaged_log_is_refused_with_file_and_offset_and_not_changed(tmp_path):
     with crashed_server(tmp_path) as (server, segment, _):
         data = bytearray(segment.read_bytes())
         data[60] ^= 1  # in the first frame; the header of the file has 32 bytes
@@ -260,10 +260,10 @@ def test_a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is(tmp_pat
         assert {path.name: path.read_bytes() for path in server.directory.glob("*-*")} == before
 
 
-# What it says --------------------------------------------------------------------------------------------
+# The log lines -------------------------------------------------------------------------------------------
 
 
-def test_one_line_each_for_start_recovery_and_stop_with_role_and_pid_and_none_for_requests(tmp_path):
+def test_start_recovery_and_stop_log_one_line_each_with_role_and_pid_and_requests_log_none(tmp_path):
     with Server(tmp_path / "data", "--workers=2") as server:
         await_workers(server, 2)
         pids = {"kv.supervisor": {server.process.pid}, "logd": {server.only("logd").pid}}

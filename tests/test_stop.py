@@ -1,4 +1,4 @@
-"""Stopping in order: what is in flight is answered, the exit status is 0, and nothing is left behind."""
+"""Stopping in order: requests in flight are answered, the exit status is 0, and nothing is left behind."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ REPEATED = (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(params=["group", "top"])
 def send(request):
-    """Sends a signal to every process of a server at once, or only to the one that the user knows."""
+    """Sends a signal to every process of a server at once, or only to the top process."""
 
     def to_group(server, number):
         server.signal_group(number)
@@ -33,14 +33,14 @@ def send(request):
 @pytest.mark.parametrize(
     "signals", [(signal.SIGTERM,), (signal.SIGINT,), REPEATED], ids=["SIGTERM", "SIGINT", "TERM+INT+TERM"]
 )
-def test_a_body_that_is_still_being_sent_is_awaited_and_stored(tmp_path, send, signals):
+def test_a_body_that_is_still_arriving_is_awaited_and_stored(tmp_path, send, signals):
     value = "in flight 🎉".encode() * 1_000
     with Server(tmp_path / "data", "--workers=1") as server, SlowPut(server.port, "slow", value) as put:
         socket_directory = server.socket_directory()
         assert socket_directory.is_dir()
         with idle_connection(server.port) as idle:
             send(server, signals[0])
-            assert read_to_end(idle) == b""  # so the signal has reached the worker
+            assert read_to_end(idle) == b""  # which shows that the signal has reached the worker
         for number in signals[1:]:
             send(server, number)
         answer = put.finish()
@@ -63,7 +63,7 @@ def test_a_large_value_that_is_being_read_arrives_whole(tmp_path, send):
             assert client.recv(1, socket.MSG_PEEK)
             with idle_connection(server.port) as idle:
                 send(server, signal.SIGTERM)
-                assert read_to_end(idle) == b""  # so the signal has reached the worker
+                assert read_to_end(idle) == b""  # which shows that the signal has reached the worker
             assert read_to_end(client).partition(b"\r\n\r\n")[2] == value
         assert server.wait() == 0
         assert server.left_behind() == []
@@ -117,11 +117,13 @@ def test_every_request_of_busy_clients_is_answered(tmp_path, send, signals):
         load.verify()
 
 
-def test_nothing_new_is_taken_once_the_workers_stop(tmp_path, send):
+def test_no_new_connection_is_served_once_the_workers_stop(tmp_path, send):
     with Server(tmp_path / "data", "--workers=1") as server, SlowPut(server.port, "slow", b"value") as put:
         with idle_connection(server.port) as idle:
             send(server, signal.SIGTERM)
-            assert read_to_end(idle) == b""  # the one worker closes what is idle, so it has stopped to accept
+            assert (
+                read_to_end(idle) == b""
+            )  # the only worker closes idle connections after it has stopped accepting new ones
         try:
             late = socket.create_connection(("127.0.0.1", server.port), 30)
         except ConnectionError:
@@ -164,14 +166,14 @@ def test_a_body_that_never_ends_does_not_keep_the_server_from_stopping(tmp_path)
 
 
 def stop_while_it_starts(server, send, wait):
-    """Start, do what is to be done before the signal, stop, and look at what is left and what was said."""
+    """Start, wait for the moment of the signal, stop, and check what is left and what was logged."""
     said_before = len(server.log)
     server.spawn()
     wait(lambda: server.log[said_before:])
     send(server, signal.SIGTERM)
     status = server.wait()
     said = server.log[said_before:]
-    if "starting" not in said:  # there was no server yet that could stop in order
+    if "starting" not in said:  # SIGTERM came before there was a supervisor
         assert status in (0, -signal.SIGTERM)
         await_true(lambda: server.left_behind() == [], what="the end of what run.sh had started")
     else:
@@ -181,7 +183,7 @@ def stop_while_it_starts(server, send, wait):
     assert "killing it" not in said
 
 
-def test_sigterm_at_any_moment_of_the_start_leaves_nothing_and_does_no_harm(tmp_path, send):
+def test_sigterm_at_any_moment_of_the_start_leaves_nothing_behind_and_loses_nothing(tmp_path, send):
     with Server(tmp_path / "data") as server:
         server.put("key", b"value")
         assert server.stop() == 0
@@ -192,7 +194,7 @@ def test_sigterm_at_any_moment_of_the_start_leaves_nothing_and_does_no_harm(tmp_
         assert server.get("key") == b"value"
 
 
-def test_sigterm_while_recovery_writes_leaves_nothing_and_does_no_harm(tmp_path, send):
+def test_sigterm_while_recovery_writes_leaves_nothing_behind_and_loses_nothing(tmp_path, send):
     def until_recovered(said):
         deadline = time.monotonic() + 30
         while "recovered [" not in said():
@@ -230,7 +232,7 @@ def test_a_stop_during_a_checkpoint_leaves_no_temporary_file(tmp_path, send):
         load.verify()
 
 
-def test_the_port_and_the_directory_are_free_at_once(tmp_path):
+def test_the_port_and_the_directory_are_free_at_once_after_a_stop(tmp_path):
     with Server(tmp_path / "data") as server:
         for n in range(2):
             server.put(f"key{n}", b"value")

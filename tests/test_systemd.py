@@ -1,4 +1,4 @@
-"""Run by systemd: what the service manager is told, and what the unit says."""
+"""Under systemd: the messages to the service manager, and the unit."""
 
 import configparser
 import contextlib
@@ -6,10 +6,12 @@ import ctypes
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -19,12 +21,12 @@ from logd.shared.protocol import Exit
 from tests.support.harness import ROOT, Server, await_true
 
 UNIT = ROOT / "deploy" / "kv.service"
-SUPERVISOR_STOP_SECONDS = 2 + 5  # what it grants gunicorn beyond the time-out, and logd after that
-EXPOSURE_MAX = 15  # tenths, of systemd-analyze security: below 2.0 it says OK
+SUPERVISOR_STOP_SECONDS = 2 + 5  # for gunicorn beyond the time-out, and for logd after it
+EXPOSURE_MAX = 15  # tenths, as rated by systemd-analyze security; below 2.0 is OK
 
 
 class Manager:
-    """What systemd is to a service of Type=notify: a datagram socket."""
+    """The datagram socket of systemd for a service of Type=notify."""
 
     def __init__(self, name):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -52,7 +54,7 @@ def manager(request):
             yield manager
 
 
-# What the service manager is told ------------------------------------------------------------------------
+# Messages to the manager ----------------------------------------------------------------------------------
 
 
 def test_the_manager_is_told_when_the_port_is_open_and_when_the_server_stops(tmp_path, manager):
@@ -65,7 +67,20 @@ def test_the_manager_is_told_when_the_port_is_open_and_when_the_server_stops(tmp
         assert manager.is_quiet()
 
 
-def test_gunicorn_which_could_does_not_tell_the_manager_anything(tmp_path, manager):
+def test_the_manager_is_told_of_an_upgrade_by_the_process_that_it_knows(tmp_path, manager):
+    with Server(tmp_path / "data", "--workers=1", environment=manager.environment) as server:
+        ready = manager.receive()
+        server.process.send_signal(signal.SIGUSR2)
+        reloading = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)\nSTATUS=upgrading", manager.receive())
+        assert abs(int(reloading[1]) - time.monotonic_ns() // 1000) < 60_000_000
+        assert manager.receive() == ready
+        assert server.process.poll() is None
+        assert server.stop() == 0
+        assert manager.receive() == "STOPPING=1"
+        assert manager.is_quiet()
+
+
+def test_gunicorn_tells_the_manager_nothing(tmp_path, manager):
     with Server(tmp_path / "data", "--workers=1", environment=manager.environment) as server:
         manager.receive()
         for starts in (1, 2):
@@ -74,7 +89,7 @@ def test_gunicorn_which_could_does_not_tell_the_manager_anything(tmp_path, manag
             server.only("gunicorn").kill()
 
 
-def test_a_start_that_is_refused_is_never_called_ready(tmp_path, manager):
+def test_a_start_that_is_refused_is_never_reported_as_ready(tmp_path, manager):
     (tmp_path / "data").write_text("a file")
     server = Server(tmp_path / "data", environment=manager.environment)
     with contextlib.ExitStack() as at_end:
@@ -84,16 +99,16 @@ def test_a_start_that_is_refused_is_never_called_ready(tmp_path, manager):
         assert manager.is_quiet()
 
 
-def test_without_a_manager_nobody_is_told(monkeypatch, caplog):
+def test_without_a_manager_nothing_is_sent(monkeypatch, caplog):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify.tell("READY=1")
+    notify.send("READY=1")
     assert caplog.text == ""
 
 
-def test_a_manager_that_is_not_there_is_a_warning(monkeypatch, caplog, tmp_path):
+def test_a_manager_that_cannot_be_reached_is_a_warning(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    notify.tell("READY=1\nSTATUS=fine")
-    assert re.findall("cannot be told (.*?):", caplog.text) == ["READY=1"]
+    notify.send("READY=1\nSTATUS=fine")
+    assert re.findall("cannot send (.*?) to", caplog.text) == ["READY=1"]
 
 
 # The unit ------------------------------------------------------------------------------------------------
@@ -135,20 +150,20 @@ def test_systemd_understands_the_unit(analyze):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_systemd_finds_little_that_the_service_could_do_to_others(analyze):
+def test_systemd_rates_the_exposure_of_the_service_as_low(analyze):
     done = analyze("security", "--offline=yes", f"--threshold={EXPOSURE_MAX}")
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze judges running services only")
     assert done.returncode == 0, done.stdout
 
 
-def test_only_an_end_that_a_restart_may_mend_is_followed_by_one(unit):
+def test_the_unit_restarts_the_service_unless_it_would_end_in_the_same_way(unit):
     never = {Exit.USAGE, Exit.LOCKED, Exit.DAMAGED, Exit.UNUSABLE}
     assert {int(status) for status in unit["RestartPreventExitStatus"].split()} == never
     assert unit["Restart"] == "on-failure"
 
 
-def test_the_service_has_longer_to_stop_than_the_server_takes(unit):
+def test_the_unit_waits_longer_for_a_stop_than_the_server_takes(unit):
     assert int(unit["TimeoutStopSec"]) > Config().stop_timeout_s + SUPERVISOR_STOP_SECONDS
     assert unit["KillMode"] == "mixed"
 

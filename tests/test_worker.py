@@ -144,8 +144,10 @@ class Gunicorn:
         self.port = self._listener.getsockname()[1]
         read, self._lifeline = lifeline.make()
         listen_fd = self._listener.fileno()
-        board_fd = scoreboard.make(workers=1)
-        inherited = Inherited(listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody", board_fd=board_fd)
+        scoreboard_fd = scoreboard.make(workers=1)
+        inherited = Inherited(
+            listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody", scoreboard_fd=scoreboard_fd
+        )
         (directory / "conf.py").write_text(
             CONF.format(listen_fd=listen_fd, worker_class=worker_class, stops=self._stops, more=conf)
         )
@@ -155,14 +157,14 @@ class Gunicorn:
                 [sys.executable, "-m", "gunicorn", "-c", directory / "conf.py", "hosted:app"],
                 cwd=directory,
                 env=clean | {"PYTHONPATH": f"{ROOT}:{directory}"} | inherited.to_environment() | environment,
-                pass_fds=(listen_fd, read, board_fd),
+                pass_fds=(listen_fd, read, scoreboard_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         os.close(read)
-        os.close(board_fd)
+        os.close(scoreboard_fd)
 
     def __enter__(self):
         return self

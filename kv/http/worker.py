@@ -8,7 +8,7 @@ What UvicornWorker leaves open in the process, and where it is closed here:
 
 * it outlives a killed master, and waits for ever when stopping (Kludex/uvicorn#781): `Worker._watch`, `_orphaned`;
 * a TLS client has a minute to begin, and half a one to end, however it gets on: `GracefulServer.startup`;
-* a worker whose certificate cannot be read ends, and its successor, without end: `Worker._tls_context`;
+* a worker whose certificate cannot be read ends, and its successor, without end: `tls.of_workers`;
 * under uvloop it closes the listening descriptor twice, when the number may already be libzmq's: `Worker._serve`.
 """
 
@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from types import FrameType
@@ -84,16 +83,12 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         "server_header": False,
         "date_header": False,
     }
-    _tls_context: ssl.SSLContext | None = None
-    """Read by the master, when it has read this code, for all workers until the next reload: one that is started again
-    needs no file that may be gone by then, or be another."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         options = Config.from_environment(os.environ)
         Connection.limits = options
-        Worker._tls_context = context = Worker._tls_context or tls.tls_context(options)
-        if context:
+        if context := tls.of_workers():
             self.config.ssl_context_factory = lambda *_: context
         self.config.timeout_graceful_shutdown = max(1, round(options.stop_timeout_s))
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are per request
@@ -107,9 +102,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         super().init_process()
 
     def init_signals(self) -> None:
-        """A hang-up is for the supervisor and the master; it may reach the whole group."""
+        """These are for the supervisor and the master; they may reach the whole group."""
         super().init_signals()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
@@ -127,7 +123,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
         log.info("stopped")
         watch.cancel()
-        Connection.counts.give_back()
+        Connection.counts.release()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
@@ -155,7 +151,8 @@ def _sweep(connections: list[Connection]) -> None:
         else:
             on_time.append(connection)
     unsent_bytes = sum(each.unsent_bytes for each in on_time)
-    Connection.counts.measure(len(connections), sum(each.in_flight for each in connections), unsent_bytes)
+    in_flight = sum(each.in_flight for each in connections)
+    Connection.counts.show({"connections": len(connections), "in_flight": in_flight, "unsent_bytes": unsent_bytes})
     if Connection.counts.large_reads_waiting or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
         slowest = max(on_time, key=lambda each: each.slowness, default=None)
         if slowest and slowest.slowness > 1:

@@ -1,4 +1,4 @@
-"""Who may talk to the server: the token, TLS, and what is said when a file for them cannot be used."""
+"""TLS: requests, deadlines and stops as without it, how the certificate is replaced, and the warning without TLS."""
 
 import contextlib
 import http.client
@@ -13,166 +13,8 @@ import pytest
 
 from kv import tls
 from kv.config import Config
-from tests.support.clients import call, exchange, read_to_end
+from tests.support.clients import exchange, read_to_end
 from tests.support.harness import Server, await_true, make_certificate, run_to_end
-
-TOKEN = "correct-horse"
-UNAUTHORIZED = (401, b"unauthorized\n")
-
-
-def write_token(path, token=TOKEN, mode=0o600):
-    path.write_text(token + "\n")
-    path.chmod(mode)
-    return path
-
-
-def ask(port, method, path, body=None, *, authorization=None, context=None):
-    """Status, body and headers of one request."""
-    if context:
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
-    else:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, path, body, {"Authorization": authorization} if authorization else {})
-        response = connection.getresponse()
-        return (response.status, response.read()), response.headers
-    finally:
-        connection.close()
-
-
-# The token -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def token_file(tmp_path_factory):
-    return write_token(tmp_path_factory.mktemp("secret") / "token")
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory, token_file):
-    with Server(tmp_path_factory.mktemp("guarded") / "data", f"--token-file={token_file}", "--workers=1") as server:
-        yield server
-
-
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_a_request_with_the_token_is_served(guarded, scheme):
-    authorization = f"{scheme} {TOKEN}"
-    assert ask(guarded.port, "PUT", "/kv/a", b"1", authorization=authorization)[0] == (200, b"")
-    assert ask(guarded.port, "GET", "/kv/a", authorization=authorization)[0] == (200, b"1")
-
-
-@pytest.mark.parametrize(
-    "authorization",
-    [None, "Bearer", "Bearer ", "Bearer wrong", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN],
-)
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/kv/a"),
-        ("PUT", "/kv/a"),
-        ("DELETE", "/kv/a"),
-        ("DELETE", "/clear"),
-        ("GET", "/metrics"),
-        ("GET", "/openapi.yaml"),
-        ("GET", "/nothing"),
-        ("POST", "/kv/a"),
-        ("GET", "/%68ealth"),
-    ],
-)
-def test_a_request_without_the_token_is_refused_whatever_it_asks_for(guarded, method, path, authorization):
-    answer, headers = ask(guarded.port, method, path, b"x" if method == "PUT" else None, authorization=authorization)
-    assert answer == UNAUTHORIZED
-    assert headers["WWW-Authenticate"] == "Bearer"
-    assert headers["Content-Type"] == "text/plain; charset=utf-8"
-
-
-def test_two_tokens_in_one_request_are_none(guarded):
-    head = (
-        f"GET /kv/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{f'Authorization: Bearer {TOKEN}' + chr(13) + chr(10)}"
-    )
-    assert exchange(guarded.port, f"{head}\r\n".encode()).startswith(b"HTTP/1.1 ")
-    assert exchange(guarded.port, f"{head}Authorization: Bearer x\r\n\r\n".encode()).startswith(b"HTTP/1.1 401 ")
-
-
-def test_the_body_of_a_refused_write_is_not_awaited(guarded):
-    head = b"PUT /kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
-    answer = exchange(guarded.port, head + b"x")  # returns when the server has closed
-    assert answer.startswith(b"HTTP/1.1 401 ")
-
-
-@pytest.mark.parametrize("path", ["/health", "/live"])
-def test_whether_it_lives_anybody_may_ask(guarded, path):
-    assert ask(guarded.port, "GET", path)[0] == (200, b"ok")
-
-
-def test_the_token_is_in_no_command_line_no_environment_and_no_log(guarded):
-    for process in guarded.members():
-        assert TOKEN not in " ".join(process.cmdline())
-        assert TOKEN not in str(process.environ())
-    assert TOKEN not in guarded.log
-
-
-def test_a_reload_takes_a_new_token_and_is_not_done_with_a_bad_one(tmp_path):
-    token_file = write_token(tmp_path / "token")
-    with Server(tmp_path / "data", f"--token-file={token_file}", "--workers=1") as server:
-        write_token(token_file, "new")
-        server.process.send_signal(signal.SIGHUP)
-        await_true(lambda: ask(server.port, "GET", "/metrics", authorization="Bearer new")[0][0] == 200, 30)
-        await_true(lambda: ask(server.port, "GET", "/metrics", authorization=f"Bearer {TOKEN}")[0] == UNAUTHORIZED, 30)
-        token_file.chmod(0o644)
-        server.process.send_signal(signal.SIGHUP)
-        await_true(lambda: "the workers are not restarted" in server.log)
-        assert ask(server.port, "GET", "/metrics", authorization="Bearer new")[0][0] == 200
-        worker = server.only("worker")
-        worker.kill()  # its successor cannot read the token
-        await_true(lambda: "every request is refused" in server.log, 30)
-        await_true(lambda: ask(server.port, "GET", "/metrics", authorization="Bearer new")[0] == UNAUTHORIZED, 30)
-        await_true(lambda: call(server.port, "GET", "/health").status == 200, 30)  # once it has reached logd
-
-
-@pytest.mark.parametrize(
-    ("text", "mode", "why"),
-    [
-        ("", 0o600, "must hold one word"),
-        ("two words", 0o600, "must hold one word"),
-        ("sch\u00f6n", 0o600, "must hold one word"),
-        (TOKEN, 0o604, "every user"),
-        (TOKEN, 0o602, "every user"),
-    ],
-)
-def test_a_token_file_that_cannot_be_used_ends_the_start_with_one_line(tmp_path, text, mode, why):
-    token_file = write_token(tmp_path / "token", text, mode)
-    status, said = run_to_end(f"--working-dir={tmp_path / 'data'}", f"--token-file={token_file}")
-    assert status == 2
-    assert len([line for line in said if str(token_file) in line and why in line]) == 1
-    assert not (tmp_path / "data").exists()
-
-
-def test_a_token_file_that_is_missing_ends_the_start_with_one_line(tmp_path):
-    status, said = run_to_end(f"--working-dir={tmp_path / 'data'}", f"--token-file={tmp_path / 'none'}")
-    assert status == 2
-    assert len([line for line in said if "cannot be read: No such file or directory" in line]) == 1
-
-
-@pytest.mark.parametrize(
-    ("host", "given", "warning"),
-    [
-        ("127.0.0.1", [], None),
-        ("::1", [], None),
-        ("localhost", [], None),
-        ("0.0.0.0", [], "there is no authentication"),
-        ("::", ["tls_cert_file", "tls_key_file"], "there is no authentication"),
-        ("192.0.2.1", ["token_file"], "without TLS"),
-        ("example.org", ["token_file", "tls_cert_file", "tls_key_file"], None),
-    ],
-)
-def test_a_server_that_others_can_reach_says_what_it_leaves_open(caplog, host, given, warning):
-    tls.warn(Config(host=host, **dict.fromkeys(given, Path("file"))))
-    assert [record.levelname for record in caplog.records] == (["WARNING"] if warning else [])
-    assert (warning or "") in caplog.text
-
-
-# TLS -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +23,7 @@ def certificate(tmp_path_factory):
 
 
 class TlsServer(Server):
-    """A server whose readiness is asked for over TLS."""
+    """A server that speaks TLS."""
 
     def __init__(self, directory, certificate, *flags):
         cert, key = certificate
@@ -189,7 +31,14 @@ class TlsServer(Server):
         self.context = ssl.create_default_context(cafile=cert)
 
     def ask(self, method, path, body=None):
-        return ask(self.port, method, path, body, context=self.context)[0]
+        """Status and body of the answer to one request."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self.context)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
 
     def is_healthy(self):
         try:
@@ -200,7 +49,7 @@ class TlsServer(Server):
 
 @contextlib.contextmanager
 def started(server):
-    """Ready over TLS, and ended in the end."""
+    """A server that is ready over TLS; it is ended at the end."""
     try:
         server.spawn()
         await_true(server.is_healthy, 30, "readiness over TLS")
@@ -216,7 +65,7 @@ def tls_server(tmp_path, certificate):
         yield server
 
 
-def test_over_tls_it_serves_stores_and_stops_as_without(tls_server):
+def test_over_tls_it_serves_reloads_and_stops_as_without(tls_server):
     big = "\u00fc".encode() * 500_000
     assert tls_server.ask("PUT", "/kv/a", big) == (200, b"")
     assert tls_server.ask("GET", "/kv/a") == (200, big)
@@ -229,7 +78,7 @@ def test_over_tls_it_serves_stores_and_stops_as_without(tls_server):
     assert tls_server.left_behind() == []
 
 
-def test_over_tls_deadlines_hold_and_plain_http_and_old_versions_get_nothing(tls_server):
+def test_over_tls_deadlines_hold_and_plain_http_and_old_versions_are_refused(tls_server):
     address = ("127.0.0.1", tls_server.port)
     connection = socket.create_connection(address, 30)
     with tls_server.context.wrap_socket(connection, server_hostname="127.0.0.1") as slow:
@@ -257,7 +106,7 @@ def quick(tmp_path_factory, certificate):
 
 
 def connect_tls(server, sent=b"", receive_bytes=1 << 16):
-    """A client that takes little at once."""
+    """A client with a small receive buffer."""
     client = socket.socket()
     client.settimeout(30)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -267,8 +116,8 @@ def connect_tls(server, sent=b"", receive_bytes=1 << 16):
     return wrapped
 
 
-def is_held(server, client):
-    """Whether a worker has the other end of a connection."""
+def is_open(server, client):
+    """Whether the worker still has its end of a connection."""
     port = client.getsockname()[1]
     return any(each.raddr and each.raddr.port == port for each in server.only("worker").net_connections())
 
@@ -282,12 +131,12 @@ def test_a_handshake_has_the_deadline_of_headers(quick, sent):
 
 def test_over_tls_a_client_that_does_not_read_its_answer_is_cut_off(quick):
     with connect_tls(quick, b"GET /kv/large HTTP/1.1\r\n\r\n") as client:
-        await_true(lambda: not is_held(quick, client), 5, "the end of who does not read")
+        await_true(lambda: not is_open(quick, client), 5, "the end of the connection")
 
 
-def test_over_tls_a_client_that_does_not_say_goodbye_is_let_go(quick):
+def test_over_tls_a_client_that_does_not_close_its_side_is_cut_off(quick):
     with connect_tls(quick, b"GET /live HTTP/1.0\r\n\r\n") as client:
-        await_true(lambda: not is_held(quick, client), 5, "the end of who says nothing")
+        await_true(lambda: not is_open(quick, client), 5, "the end of the connection")
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
@@ -306,7 +155,7 @@ ENDING = b"e" * (6 << 20)
 
 
 def read_slowly_before_the_end(server, left_bytes):
-    """How much comes when a MiB before the last bytes is read in a few times the time allowed without progress."""
+    """The bytes received by a client that takes a few times --body-timeout-s for a MiB shortly before the end."""
     received = 0
     with connect_tls(server, b"GET /kv/ending HTTP/1.0\r\n\r\n") as client:
         while data := client.recv(1 << 14):
@@ -317,7 +166,7 @@ def read_slowly_before_the_end(server, left_bytes):
 
 
 def test_over_tls_an_answer_is_not_cut_off_at_its_end_while_its_client_makes_progress(quick):
-    """At some point the server sees nothing of it any more, though not all is sent: where, is for the kernel to say."""
+    """From some point on, which the kernel decides, the server cannot see that the client still reads."""
     assert quick.ask("PUT", "/kv/ending", ENDING) == (200, b"")
     left = range(1 << 20, 5 << 20, 1 << 19)
     with ThreadPoolExecutor(len(left)) as clients:
@@ -326,7 +175,7 @@ def test_over_tls_an_answer_is_not_cut_off_at_its_end_while_its_client_makes_pro
 
 
 @pytest.mark.parametrize("client", ["idle", "in a handshake", "answered last"])
-def test_over_tls_no_client_holds_up_a_stop(tmp_path, certificate, client):
+def test_over_tls_no_client_delays_a_stop(tmp_path, certificate, client):
     with started(TlsServer(tmp_path / "data", certificate, "--workers=1")) as server:
         if client == "in a handshake":
             other = socket.create_connection(("127.0.0.1", server.port), 30)
@@ -335,7 +184,7 @@ def test_over_tls_no_client_holds_up_a_stop(tmp_path, certificate, client):
         else:
             other = connect_tls(server, b"PUT /kv/a HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
         with other:
-            await_true(lambda: is_held(server, other))
+            await_true(lambda: is_open(server, other))
             if client != "in a handshake":
                 other.recv(1000)
             server.process.send_signal(signal.SIGTERM)
@@ -346,7 +195,7 @@ def test_over_tls_no_client_holds_up_a_stop(tmp_path, certificate, client):
             assert server.wait(4) == 0
 
 
-def test_a_certificate_that_is_gone_is_used_until_another_can_be(tmp_path):
+def test_a_certificate_whose_file_is_gone_is_used_until_another_can_be_loaded(tmp_path):
     files = cert, key = make_certificate(tmp_path)
     with started(TlsServer(tmp_path / "data", files, "--workers=1")) as server:
         kept = cert.read_bytes()
@@ -359,7 +208,7 @@ def test_a_certificate_that_is_gone_is_used_until_another_can_be(tmp_path):
         await_true(lambda: server.log.count("INFO started") == 2, what="the next worker")
         assert server.ask("GET", "/live") == (200, b"ok")
 
-        server.only("gunicorn").kill()  # whose successor has nothing to go on with
+        server.only("gunicorn").kill()  # its successor has no certificate to go on with
         await_true(lambda: server.log.count("gunicorn is not started: --tls-cert-file") > 1)
         cert.write_bytes(kept)
         await_true(server.is_healthy, 30, "health")
@@ -378,7 +227,8 @@ def test_a_certificate_that_cannot_be_used_ends_the_start_with_one_line(tmp_path
     if damage == "missing":
         cert = tmp_path / "none"
     elif damage == "no certificate":
-        cert = write_token(tmp_path / "cert")
+        cert = tmp_path / "cert"
+        cert.write_text("no certificate\n")
     else:
         _, key = make_certificate(tmp_path, "another")
     flags = [f"--working-dir={tmp_path / 'data'}", f"--tls-cert-file={cert}", f"--tls-key-file={key}"]
@@ -388,7 +238,25 @@ def test_a_certificate_that_cannot_be_used_ends_the_start_with_one_line(tmp_path
     assert not (tmp_path / "data").exists()
 
 
-def test_a_certificate_without_a_key_makes_no_sense(tmp_path, certificate):
+def test_a_certificate_without_a_key_is_refused(tmp_path, certificate):
     status, said = run_to_end(f"--working-dir={tmp_path / 'data'}", f"--tls-cert-file={certificate[0]}")
     assert status == 2
-    assert "go together" in said[-1]
+    assert "must be given together" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "warning"),
+    [
+        ("127.0.0.1", [], None),
+        ("::1", [], None),
+        ("localhost", [], None),
+        ("0.0.0.0", [], "without authentication"),
+        ("::", ["tls_cert_file", "tls_key_file"], "without authentication"),
+        ("192.0.2.1", ["token_file"], "without TLS"),
+        ("example.org", ["token_file", "tls_cert_file", "tls_key_file"], None),
+    ],
+)
+def test_a_server_that_others_can_reach_warns_when_the_token_or_tls_is_missing(caplog, host, given, warning):
+    tls.warn_if_exposed(Config(host=host, **dict.fromkeys(given, Path("file"))))
+    assert [record.levelname for record in caplog.records] == (["WARNING"] if warning else [])
+    assert (warning or "") in caplog.text

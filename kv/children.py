@@ -1,0 +1,208 @@
+"""logd and gunicorn as children of the supervisor: how each is started, stopped, and started again after it has died.
+
+Owns their command lines and environment, the pipes between them and the supervisor, and the back-off. Does not know in
+which order they run (kv/supervisor.py).
+"""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from kv import lifeline
+from kv.config import Config, Inherited
+from kv.errors import CannotServe
+from kv.scoreboard import Role, Scoreboard
+from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_LOGD_STOP_SECONDS: Final = 5.0
+_GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
+_FAULTS_MAX: Final = 5
+_FAULTS_WINDOW_SECONDS: Final = 30.0
+_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault within the window
+_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
+
+log = logging.getLogger("kv.supervisor")
+
+
+class Child:
+    """A role in the process tree, and the process that has it now, if any."""
+
+    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard) -> None:
+        self.name = role.name.lower()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restart_at: float | None = None
+        self.kill_at: float | None = None
+        """Set when the process was told to stop."""
+        self._role = role
+        self._config = config
+        self._scoreboard = scoreboard
+        self._lifeline: int | None = None
+        self._faults: deque[float] = deque(maxlen=_FAULTS_MAX)
+
+    def stop(self) -> None:
+        """Tell the process to stop, and set the time by which it must have stopped."""
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """The process was reaped."""
+        self.process = None
+        self.kill_at = None
+        self._cut_lifeline()
+
+    def plan_restart(self, status: int) -> None:
+        """Plan the next start after an unexpected end. Raises CannotServe when the process fails too often."""
+        now = time.monotonic()
+        delay_s = 0.0
+        if status not in (-signal.SIGKILL, -signal.SIGTERM):  # these come from outside, for example from an experiment
+            self._faults.append(now)
+            recent = [at for at in self._faults if now - at < _FAULTS_WINDOW_SECONDS]
+            if len(recent) == _FAULTS_MAX:
+                raise CannotServe(f"{self.name} failed {_FAULTS_MAX} times within {now - recent[0]:.0f} s; giving up")
+            delay_s = _BACKOFF_SECONDS[len(recent) - 1]
+        self.restart_at = now + delay_s
+        log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay_s)
+
+    def kill_if_overdue(self, now: float) -> None:
+        """Kill the process when it has not stopped in time."""
+        if self.process and self.kill_at is not None and now >= self.kill_at:
+            log.error("%s does not stop; killing it", self.name)
+            self.process.kill()
+            self.kill_at = None
+
+    def kill(self) -> None:
+        """Kill the process, if there is one, and wait for its end."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        self.ended()
+
+    def _make_lifeline(self) -> int:
+        """The read end of a new lifeline, for the process that is about to be started."""
+        read, self._lifeline = lifeline.make()
+        return read
+
+    def _cut_lifeline(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def _spawn(
+        self, command: Sequence[str], environment: Mapping[str, str], ends: Sequence[int], shared: Sequence[int] = ()
+    ) -> None:
+        """Start the process. It inherits the `shared` descriptors, and the `ends` of pipes, which are closed here."""
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
+            env={**_environment(), **environment},
+            pass_fds=(*ends, *shared),
+            preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
+        )
+        for end in ends:
+            os.close(end)
+        self.restart_at = None
+        self.kill_at = None
+        self._scoreboard.started(self._role)
+
+
+class Logd(Child):
+    """The process that owns the data. It stops when its lifeline is cut."""
+
+    def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
+        super().__init__(Role.LOGD, config, scoreboard)
+        self._directory = Path(tempfile.mkdtemp(prefix="kv-"))  # 0700; the path of --working-dir may be too long
+        self.address = f"ipc://{self._directory}/logd.sock"
+
+    def start(self, *, must_exist: bool) -> int:
+        """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
+
+        With `must_exist` it refuses an empty directory.
+        """
+        lifeline_end = self._make_lifeline()
+        ready, ready_end = os.pipe()
+        options = {
+            "--socket": self.address,
+            "--lifeline-fd": lifeline_end,
+            "--ready-fd": ready_end,
+            "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
+            "--data-bytes-max": self._config.data_bytes_max,
+            "--segment-bytes": self._config.segment_bytes,
+            "--checkpoint-log-bytes": self._config.checkpoint_log_bytes,
+            "--checkpoint-ratio": self._config.checkpoint_ratio,
+            "--log-level": self._config.log_level,
+            "--log-format": self._config.log_format,
+        }
+        command = ["-m", "logd", "serve", str(self._config.working_dir)]
+        command += [text for option, value in options.items() for text in (option, str(value))]
+        command += ["--must-exist"] if must_exist else []
+        self._spawn(command, {}, (lifeline_end, ready_end))
+        return ready
+
+    def stop(self) -> None:
+        self._cut_lifeline()
+        self.kill_at = time.monotonic() + _LOGD_STOP_SECONDS
+
+    def remove_socket(self) -> None:
+        """Remove the directory of the socket, once logd has ended for good."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Gunicorn(Child):
+    """The master of the workers. It stops on SIGTERM, when the requests in flight are answered."""
+
+    def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
+        super().__init__(Role.GUNICORN, config, scoreboard)
+        self.has_workers = False
+        """Whether a process of the last gunicorn is left; the next one must not serve beside it."""
+
+    def start(self, listen_fd: int, logd_address: str) -> int:
+        """Start gunicorn; the read end of a pipe, which ends when the master and all its workers have ended."""
+        lifeline_end = self._make_lifeline()
+        alive, alive_end = os.pipe()
+        inherited = Inherited(
+            listen_fd=listen_fd,
+            lifeline_fd=lifeline_end,
+            logd_address=logd_address,
+            scoreboard_fd=self._scoreboard.fileno(),
+        )
+        command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
+        environment = self._config.to_environment() | inherited.to_environment()
+        self._spawn(command, environment, (lifeline_end, alive_end), (listen_fd, self._scoreboard.fileno()))
+        self.has_workers = True
+        return alive
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+        self.kill_at = time.monotonic() + self._config.stop_timeout_s + _GUNICORN_STOP_SECONDS
+
+    def reload(self) -> None:
+        """Replace the workers, one after another; the new ones use the token and the certificate as they are now."""
+        if self.process:
+            self.process.send_signal(signal.SIGHUP)
+
+
+def prepare() -> None:
+    """Run in a child before its program.
+
+    It dies with the supervisor. Signals that are for the supervisor may reach the whole group; the child ignores them,
+    also while its program starts. SIGTERM is not among them: it may end a child that has just been started.
+    """
+    lifeline.die_with_parent()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _environment() -> dict[str, str]:
+    """The environment without variables that change how gunicorn runs."""
+    kept = {name: value for name, value in os.environ.items() if name not in _HOSTILE_VARIABLES}
+    return {**kept, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}
