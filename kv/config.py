@@ -57,7 +57,10 @@ class Config:
     header_bytes_max: int = _option(64 * 1024, "largest request line and headers; more is answered 431")
     header_timeout_s: float = _option(10.0, "time for a request's headers to arrive, or for a TLS handshake")
     body_timeout_s: float = _option(30.0, "time without any progress of a body, or of a client that reads its answer")
-    keep_alive_s: float = _option(60.0, "time that an idle connection is kept open")
+    keep_alive_s: float = _option(75.0, "time that an idle connection is kept open")
+    linger_timeout_s: float = _option(30.0, "time for which a client may go on sending after its answer")
+    linger_idle_s: float = _option(5.0, "time without a byte after which such a client is cut off")
+    linger_bytes_max: int = _option(256 * _MIB, "bytes of such a client that are discarded before it is cut off")
     request_timeout_s: float = _option(10.0, "time to wait for the log writer, then 503 or 504")
     queue_bytes_max: int = _option(256 * _MIB, "bytes of writes a worker may have waiting; beyond it 503")
     data_bytes_max: int = _option(0, "bytes of keys and values; growth beyond it is answered 507; 0 for no limit")
@@ -192,6 +195,9 @@ _LEAST: Final[Mapping[str, float]] = {
     "header_timeout_s": 0.1,
     "body_timeout_s": 0.1,
     "keep_alive_s": 0.1,
+    "linger_timeout_s": 0.1,
+    "linger_idle_s": 0.1,
+    "linger_bytes_max": 0,
     "request_timeout_s": 0.1,
     "data_bytes_max": 0,
     "stop_timeout_s": 0.0,

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from kv.config import Inherited
@@ -80,6 +80,7 @@ class _Word(enum.IntEnum):
     LARGE_BYTES = 8
     LARGE_READS_WAITING = 9
     UNSENT_BYTES = 10
+    HELD_BYTES = 11
 
 
 _ROWS: Final = {
@@ -119,6 +120,7 @@ class Totals(NamedTuple):
     large_bytes: int
     large_reads_waiting: int
     unsent_bytes: int
+    held_bytes: int
 
 
 class Slot:
@@ -134,7 +136,7 @@ class Slot:
         self.queued(0, 0)
         self.large(0, 0)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The owner stops as it should."""
         self.measure(0, 0, 0)
         self._words[_Word.PID] = 0
@@ -159,6 +161,14 @@ class Slot:
         words[_Word.CONNECTIONS] = connections
         words[_Word.IN_FLIGHT] = in_flight
         words[_Word.UNSENT_BYTES] = unsent_bytes
+
+    def show(self, gauges: Mapping[str, float]) -> None:
+        """Set gauges by name."""
+        words = self._words
+        words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
+        words[_Word.RESIDENT_BYTES] = process_stats.resident_bytes()
+        for name, value in gauges.items():
+            words[_Word[name.upper()]] = value
 
     def queued(self, writes: int, size: int) -> None:
         """Say how much waits for the log writer, from time to time."""
@@ -256,6 +266,7 @@ class Board:
             large_bytes=_total(living, _Word.LARGE_BYTES),
             large_reads_waiting=_total(living, _Word.LARGE_READS_WAITING),
             unsent_bytes=_total(living, _Word.UNSENT_BYTES),
+            held_bytes=_total(living, _Word.HELD_BYTES),
         )
 
 
