@@ -136,6 +136,8 @@ class RequestParser:
             if not isinstance(error.__context__, _Refused):
                 raise
             return self._refusal(error.__context__.status, error.__context__.text)
+        except httptools.HttpParserInvalidMethodError:
+            return Refusal(*_BAD_REQUEST)
         except httptools.HttpParserError:
             return self._refusal(*_BAD_REQUEST)
         if self.raw_bytes > self._head_bytes_max + _RAW_SLACK_BYTES:
@@ -143,7 +145,7 @@ class RequestParser:
         return None
 
     def _refusal(self, status: int, text: str) -> Refusal:
-        return Refusal(status, text, self._parser.get_method().decode() if self._url else "")
+        return Refusal(status, text, self._parser.get_method().decode() if self.is_in_message else "")
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
