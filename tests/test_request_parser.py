@@ -96,6 +96,58 @@ def test_the_same_bytes_mean_the_same_in_whatever_pieces_they_arrive(name, after
     assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == whole
 
 
+def parse_one_by_one(*requests):
+    """The events when each request comes whole and alone, on one connection."""
+    events = Events()
+    parser = RequestParser(events, LIMIT)
+    found = []
+    for each in requests:
+        refusal = parser.feed(each)
+        found.append([*events, *([refusal] if refusal else [])])
+        events.clear()
+        if refusal:
+            break
+    return found
+
+
+@pytest.mark.parametrize("between", [b"", request(), PUT, CHUNKED])
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_request_means_the_same_when_its_fields_were_seen_before(name, between):
+    stream = STREAMS[name]
+    cold = parse(stream)
+    warm = parse_one_by_one(PUT, *([between] if between else []), stream, stream, stream)
+    for events in warm[2 if between else 1 :]:
+        assert events == cold
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 4", body=b"hell"),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello") + request(),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hell"),
+        request(b"PUT /kv/a HTTP/1.0", b"Content-Length: 5", body=b"hello"),
+        request(b"BREW /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", b"Content-Length: 5", body=b"hello"),
+        b"\r\n" + request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/a?b HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/%61 HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+    ],
+)
+def test_what_only_resembles_a_request_seen_before_is_parsed(other):
+    seen = request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello")
+    assert parse_one_by_one(seen, seen, other)[2] == parse(other)
+
+
+def test_one_client_cannot_spoil_the_memory_of_another_and_large_fields_are_not_kept():
+    parser = RequestParser(Events(), 64 * 1024)
+    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * 1100))
+    assert parser._remembered == b""
+    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: x"))
+    assert parser._remembered == b"Host: h\r\nX: x\r\n\r\n"
+    assert RequestParser(Events(), 64 * 1024)._remembered == b""
+
+
 @pytest.mark.parametrize(
     ("stream", "refusal"),
     [

@@ -13,6 +13,11 @@ What llhttp leaves open, or does in a way of its own, and what is done here:
 * HTTP/1.2 and later are refused: served as 1.1 (RFC 9110, 2.5);
 * whether a connection persists: llhttp lets Proxy-Connection decide, and `keep-alive` win over `close` in HTTP/1.0;
 * an offer to upgrade ends its parsing: the offer is not taken, and the head is parsed again without it.
+
+Clients send the same fields with every request. So each parser remembers the fields that its client sent last, as bytes
+and as what was found in them: a request that comes whole and alone, with a plain request line and the same fields, is
+not parsed again. There is one truth: what is remembered was parsed. It is remembered for one connection alone, so that
+no client can spoil it for another.
 """
 
 import contextlib
@@ -26,6 +31,10 @@ MAX_AT_ONCE_BYTES: Final = 16 * 1024
 """The most to feed at once: as many requests as are in it cost time and memory before the first is answered."""
 FIELD_OVERHEAD_BYTES: Final = 160
 """What a header field takes in memory beyond a long name or value."""
+_REMEMBERED_BYTES_MAX: Final = 1024
+"""Larger fields are not remembered: they would cost each connection so much memory."""
+_PLAIN_LINE: Final = re.compile(rb"(GET|PUT|HEAD|DELETE) (/[A-Za-z0-9:_.-]{1,64}/[A-Za-z0-9:_.-]{1,512}) HTTP/1\.1\r\n")
+_PLAIN_LINE_BYTES_MAX: Final = 600
 _RAW_SLACK_BYTES: Final = 64
 """A head has so many bytes beside its target and its fields, which are what the limit counts."""
 
@@ -104,6 +113,12 @@ class RequestParser:
         self._field_bytes = 0
         self._of_note: dict[bytes, list[bytes]] = {}
         """The values of those fields that decide how the request is read, by name."""
+        self._complete: RequestHead | None = None
+        """The head of the request that has just arrived completely."""
+        self._remembered = b""
+        """The fields that this client sent last, as bytes, with the empty line after them."""
+        self._remembered_head: RequestHead
+        self._remembered_bytes_max = min(_REMEMBERED_BYTES_MAX, head_bytes_max - _PLAIN_LINE_BYTES_MAX)
 
     def close(self) -> None:
         """Release what an unfinished head takes, and the C parser, which refers back to this object."""
@@ -123,6 +138,43 @@ class RequestParser:
 
     def feed(self, data: bytes | memoryview) -> Refusal | None:
         """Parse what has arrived, at most `MAX_AT_ONCE_BYTES`. Returns the refusal that ends the connection, if any."""
+        is_between = not (self.is_in_message or self.raw_bytes)
+        if is_between and self._is_recognized(data):
+            return None
+        refusal = self._parse(data)
+        if is_between and not refusal:
+            self._remember(data)
+        return refusal
+
+    def _is_recognized(self, data: bytes | memoryview) -> bool:
+        """Hand over a whole request whose fields are the remembered ones. False when it is anything else."""
+        fields = self._remembered
+        if not fields or not (line := _PLAIN_LINE.match(data)):
+            return False
+        known, start = self._remembered_head, line.end()
+        body_start = start + len(fields)
+        if data[start:body_start] != fields or len(data) - body_start != known.body_bytes:
+            return False
+        head = RequestHead(line[1].decode(), line[2], b"", "1.1")
+        head.fields, head.body_bytes = known.fields, known.body_bytes
+        self._receiver.on_head(head)
+        if known.body_bytes:
+            self._receiver.on_body(bytes(data[body_start:]))
+        self._receiver.on_end()
+        return True
+
+    def _remember(self, data: bytes | memoryview) -> None:
+        """Remember the fields of a request that came whole, alone, and without anything unusual."""
+        head, self._complete = self._complete, None
+        if head is None or self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
+            return
+        end = len(data) - (head.body_bytes or 0)
+        fields = bytes(data[line.end() : end])
+        is_plain = head.keep_alive and not head.expects_continue and head.body_bytes is not None
+        if is_plain and len(fields) <= self._remembered_bytes_max and fields.find(b"\r\n\r\n") == len(fields) - 4:
+            self._remembered, self._remembered_head = fields, head
+
+    def _parse(self, data: bytes | memoryview) -> Refusal | None:
         self.raw_bytes += len(data)
         try:
             while True:
@@ -203,6 +255,7 @@ class RequestParser:
             return
         self._is_in_head = False
         self.raw_bytes = self._field_bytes = 0
+        self._complete = head
         self._receiver.on_head(head)
 
     def _judge(self, head: RequestHead) -> None:
