@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
 
     def on_wait_for_body(self, exchange: Exchange) -> None:
         """The application wants more of the body than has arrived."""
-        if exchange.invites_body():
+        if exchange.awaits_continue() and not exchange.response_started:
             exchange.head.expects_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if exchange.more_body and not self._has_enough():

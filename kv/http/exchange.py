@@ -182,9 +182,9 @@ class Exchange:
             return True
         return not (self.more_body or self._is_end_known)
 
-    def invites_body(self) -> bool:
-        """True when the client waits for `100 Continue`, and nothing of the body or of an answer has been sent."""
-        return self.head.expects_continue and self.more_body and not (self.held_bytes or self.response_started)
+    def awaits_continue(self) -> bool:
+        """True when the client waits for `100 Continue` before it sends the body."""
+        return self.head.expects_continue and self.more_body and not self.held_bytes
 
     # The answer ------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class Exchange:
     def _encode_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         names = dict(fields)
         has_length = b"content-length" in names or self.status in _NO_BODY_STATUSES
-        if names.get(b"connection") == b"close" or not has_length or self.invites_body():
+        if names.get(b"connection") == b"close" or not has_length or self.awaits_continue():
             self.keep_alive = False
         return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive)
 
