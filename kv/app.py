@@ -31,6 +31,29 @@ log = logging.getLogger("kv.app")
 App = falcon.asgi.App[resources.Request, falcon.asgi.Response]
 
 
+class HostedApp(App):
+    """What the worker asks."""
+
+    client: Client | None = None
+
+    def gauges(self) -> dict[str, float]:
+        """Values."""
+        client = self.client
+        if client is None:
+            return {}
+        sent = sum(len(batch.writes) for batch in client._session.unanswered.values())
+        return {
+            "queued_writes": len(client._writes) + sent,
+            "queued_bytes": client._queue_bytes,
+            "large_bytes": client._large_bytes,
+            "large_reads_waiting": len(client._large),
+        }
+
+    def reads_wait_for_room(self) -> bool:
+        """Room."""
+        return bool(self.client and self.client._large)
+
+
 def main() -> App:
     """The application as gunicorn hosts it, from what the supervisor left in the environment."""
     config = Config.from_environment(os.environ)
@@ -39,16 +62,14 @@ def main() -> App:
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
-        report_queue=lambda writes, size: scoreboard.my_slot().show({"queued_writes": writes, "queued_bytes": size}),
-        report_large=lambda size, waiting: scoreboard.my_slot().show(
-            {"large_bytes": size, "large_reads_waiting": waiting}
-        ),
     )
     shared = scoreboard.of_this_process()
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
         middleware.append(TokenAuth(config.token_file))
-    return create_app(client, config.value_bytes_max, middleware, shared=shared, workers=config.workers)
+    app = create_app(client, config.value_bytes_max, middleware, shared=shared, workers=config.workers)
+    app.client = client
+    return app
 
 
 def create_app(
@@ -58,9 +79,9 @@ def create_app(
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
-) -> App:
+) -> HostedApp:
     """The application over any storage. `shared` is where it and others count, if there are any."""
-    app: App = falcon.asgi.App(media_type=_TEXT, request_type=resources.Request, middleware=middleware)
+    app = HostedApp(media_type=_TEXT, request_type=resources.Request, middleware=middleware)
     app.add_route("/kv/{key:path}", resources.KeyResource(storage, value_bytes_max))
     app.add_route("/clear", resources.ClearResource(storage))
     app.add_route("/health", resources.HealthResource(storage))

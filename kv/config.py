@@ -81,7 +81,12 @@ class Config:
     body_timeout_s: float = _option(
         30.0, "time that a body may make no progress, or that a client may read nothing of its answer", least=0.1
     )
-    keep_alive_s: float = _option(60.0, "time that an idle connection is kept open", least=0.1)
+    keep_alive_s: float = _option(75.0, "time that an idle connection is kept open", least=0.1)
+    linger_timeout_s: float = _option(30.0, "time that a client may go on sending after its answer", least=0.1)
+    linger_idle_s: float = _option(5.0, "time that such a client may be silent before it is cut off", least=0.1)
+    linger_bytes_max: int = _option(
+        256 * _MIB, "bytes of such a client that are discarded before it is cut off", least=0
+    )
     request_timeout_s: float = _option(
         10.0, "time to wait for the log writer; then the answer is 503 or 504", least=0.1
     )

@@ -224,13 +224,10 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def answer(req: Request, resp: falcon.asgi.Response, status: str, text: str) -> None:
-    """Make a response an error: a status, and one line of text.
-
-    The rest of a body that is still on its way is not awaited.
-    """
+    """Make a response an error: a status, and one line of text."""
     resp.status = status
     resp.data = text.encode() + b"\n"
-    if req.first_event["more_body"]:
+    if status == falcon.HTTP_413:  # too much to be read to its end
         resp.set_header("Connection", "close")
 
 

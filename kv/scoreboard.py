@@ -43,6 +43,7 @@ class Gauge(NamedTuple):
 GAUGES: Final = (
     Gauge("in_flight", "kv_http_requests_in_flight", "Requests that have no answer yet."),
     Gauge("connections", "kv_http_connections", "Open connections."),
+    Gauge("held_bytes", "kv_http_held_bytes", "Memory of requests that are not complete, or wait for others."),
     Gauge("queued_writes", "kv_http_queued_writes", "Writes that wait for logd."),
     Gauge("queued_bytes", "kv_http_queued_bytes", "Memory of the writes that wait for logd."),
     Gauge("large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB that are being read."),
@@ -50,7 +51,7 @@ GAUGES: Final = (
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE")
-STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 431, 500, 503, 504, 507)
+STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 414, 431, 500, 503, 504, 507)
 OTHER: Final = "other"
 """Stands for every method, or status, that is none of those."""
 BOUNDS_SECONDS: Final = (

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from kv import auth, listener, notify, scoreboard, tls, upgrade
+from kv import listener, notify, scoreboard, tls, token_file, upgrade
 from kv.children import Child, Gunicorn, Logd
 from kv.config import Config, UnusableFile
 from kv.errors import CannotServe
@@ -268,7 +268,7 @@ class Supervisor:
 def check_files(config: Config) -> None:
     """Check that the token and the certificate can be used. Raises UnusableFile."""
     if config.token_file:
-        auth.read_token(config.token_file)
+        token_file.read_token(config.token_file)
     tls.read_certificate(config)
 
 

@@ -248,9 +248,9 @@ def test_a_value_over_the_limit_is_refused_as_soon_as_it_is_known_and_the_rest_i
     ("request_", "status"),
     [("PUT /kv/%FF", 400), ("PUT /kv/", 400), ("POST /kv/a", 405), ("PUT /clear", 405), ("PUT /nope", 404)],
 )
-def test_a_request_that_is_refused_before_its_body_has_arrived_ends_the_connection(request_, status):
+def test_a_request_is_refused_before_its_body_has_arrived(request_, status):
     answer = ask(Storage(), request_, b"x", b"x", length=2)
-    assert (answer.status, answer.headers["connection"], answer.pieces_read) == (status, "close", 1)
+    assert (answer.status, "connection" in answer.headers, answer.pieces_read) == (status, False, 1)
 
 
 @pytest.mark.parametrize("request_", ["PUT /kv/", "PUT /kv/a", "POST /kv/a", "GET /kv/none", "GET /nope"])

@@ -189,7 +189,7 @@ def test_without_logd_a_worker_shows_its_own_metrics_and_is_alive(server):
     logd.suspend()
     try:
         with socket.create_connection(("127.0.0.1", server.port), 30) as waiting:
-            waiting.sendall(b"PUT /kv/key HTTP/1.1\r\nContent-Length: 5\r\n\r\nvalue")
+            waiting.sendall(b"PUT /kv/key HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nvalue")
             shown = Scrape(server)  # takes as long as a worker waits for logd
             assert [shown.value(name) for name in ("kv_logd_up", "kv_ready", "kv_keys")] == [0, 0, None]
             assert shown.value("kv_http_queued_writes") == 1

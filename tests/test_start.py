@@ -275,7 +275,7 @@ def test_start_recovery_and_stop_log_one_line_each_with_role_and_pid_and_request
         for method, path in [("GET", "/kv/none"), ("PUT", "/kv/"), ("POST", "/kv/k"), ("GET", "/%00"), ("PUT", "/x")]:
             assert server.call(method, path, b"x").status >= 400
         assert exchange(server.port, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-        exchange(server.port, b"PUT /kv/cut HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", half_close=True)
+        exchange(server.port, b"PUT /kv/cut HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nx", half_close=True)
         assert server.log == said_before
         assert server.stop() == 0
         lines = [LINE.fullmatch(line) for line in server.log.splitlines()]

@@ -59,7 +59,7 @@ def test_a_large_value_that_is_being_read_arrives_whole(tmp_path, send):
     with Server(tmp_path / "data", "--workers=1") as server:
         server.put("large", value)
         with socket.create_connection(("127.0.0.1", server.port), 30) as client:
-            client.sendall(b"GET /kv/large HTTP/1.1\r\n\r\n")
+            client.sendall(b"GET /kv/large HTTP/1.1\r\nHost: h\r\n\r\n")
             assert client.recv(1, socket.MSG_PEEK)
             with idle_connection(server.port) as idle:
                 send(server, signal.SIGTERM)

@@ -130,7 +130,7 @@ def test_a_handshake_has_the_deadline_of_headers(quick, sent):
 
 
 def test_over_tls_a_client_that_does_not_read_its_answer_is_cut_off(quick):
-    with connect_tls(quick, b"GET /kv/large HTTP/1.1\r\n\r\n") as client:
+    with connect_tls(quick, b"GET /kv/large HTTP/1.1\r\nHost: h\r\n\r\n") as client:
         await_true(lambda: not is_open(quick, client), 5, "the end of the connection")
 
 
@@ -142,7 +142,7 @@ def test_over_tls_a_client_that_does_not_close_its_side_is_cut_off(quick):
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_over_tls_a_large_answer_arrives_whole_however_long_it_takes(quick, version):
     received, began = 0, time.monotonic()
-    with connect_tls(quick, b"GET /kv/large HTTP/" + version + b"\r\n\r\n") as client:
+    with connect_tls(quick, b"GET /kv/large HTTP/" + version + b"\r\nHost: h\r\n\r\n") as client:
         while received < len(LARGE):
             data = client.recv(1 << 14)
             assert data, f"the end after {received} bytes"
@@ -180,9 +180,11 @@ def test_over_tls_no_client_delays_a_stop(tmp_path, certificate, client):
         if client == "in a handshake":
             other = socket.create_connection(("127.0.0.1", server.port), 30)
         elif client == "idle":
-            other = connect_tls(server, b"GET /live HTTP/1.1\r\n\r\n")
+            other = connect_tls(server, b"GET /live HTTP/1.1\r\nHost: h\r\n\r\n")
         else:
-            other = connect_tls(server, b"PUT /kv/a HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+            other = connect_tls(
+                server, b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+            )
         with other:
             await_true(lambda: is_open(server, other))
             if client != "in a handshake":

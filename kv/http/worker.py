@@ -1,37 +1,29 @@
-"""The Gunicorn worker class: uvicorn's, with its holes closed.
+"""The Gunicorn worker class: hosts the ASGI application on uvloop and kv/http/connection.py.
 
-Owns the worker process: how it serves and stops, that it never outlives its parents, and the sweep that ends
-connections that have had their time (what is due on one of them is for kv/http/connection.py). Knows no routes and no
-data.
-
-What UvicornWorker leaves open in the process, and where it is closed here:
-
-* it outlives a killed master, and waits for ever when stopping (Kludex/uvicorn#781): `Worker._watch`, `_orphaned`;
-* a TLS client has a minute to begin, and half a one to end, however it gets on: `GracefulServer.startup`;
-* a worker whose certificate cannot be read ends, and its successor, without end: `tls.of_workers`;
-* under uvloop it closes the listening descriptor twice, when the number may already be libzmq's: `Worker._serve`.
+Owns the worker process: how it starts, serves and stops, that it never outlives its parents, and the sweep that ends
+connections that have had their time. Knows no HTTP, no routes and no data.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-from types import FrameType
 from typing import Any, Final
 
 import setproctitle
+import uvloop
 from gunicorn.arbiter import Arbiter
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.server import Server
-from uvicorn_worker import UvicornWorker
+from gunicorn.workers import base
 
 from kv import lifeline, scoreboard, tls
 from kv.config import Config, Inherited
+from kv.http.buffer_budget import BufferBudget
 from kv.http.connection import Connection
+from kv.http.context import Application, WorkerContext
 
 _SWEEP_SECONDS: Final = 0.5
 _FOR_EVER_SECONDS: Final = 1e6
@@ -41,57 +33,13 @@ _GC_ALLOCATIONS: Final = 50_000
 log = logging.getLogger("kv.http.worker")
 
 
-class GracefulServer(Server):
-    """A server that every signal to stop means the same to, however often it comes."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop once what is in flight is answered."""
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As in the class above, and with TLS a client has no longer than any other to begin, and to end."""
-        await self.lifespan.startup()
-        if self.lifespan.should_exit:
-            sys.exit(STARTUP_FAILURE)
-        limits = Connection.limits
-        tls: dict[str, Any] = {}
-        if self.config.ssl:
-            tls["ssl"] = self.config.ssl
-            tls["ssl_handshake_timeout"] = limits.header_timeout_s
-            tls["ssl_shutdown_timeout"] = _FOR_EVER_SECONDS  # it asks for no progress; `Connection.is_overdue` does
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(self._connection, sock=each, backlog=self.config.backlog, **tls)
-            for each in sockets or []
-        ]
-        self.started = True
-
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
-
-
-class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
-    """A worker process. Hosted by gunicorn.conf.py, in the tree of kv/supervisor.py."""
-
-    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - as in the class above
-        "loop": "uvloop",
-        "http": Connection,
-        "ws": "none",
-        "lifespan": "on",
-        "access_log": False,
-        "proxy_headers": False,
-        "server_header": False,
-        "date_header": False,
-    }
+class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
+    """A worker process, hosted by gunicorn.conf.py in the tree of kv/supervisor.py."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
-        options = Config.from_environment(os.environ)
-        Connection.limits = options
-        if context := tls.of_workers():
-            self.config.ssl_context_factory = lambda *_: context
-        self.config.timeout_graceful_shutdown = max(1, round(options.stop_timeout_s))
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are per request
+        self._options = Config.from_environment(os.environ)
+        self._tls_context = tls.of_workers()
 
     def init_process(self) -> None:
         """Belong to the master before anything else: it may be gone already."""
@@ -102,37 +50,85 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         super().init_process()
 
     def init_signals(self) -> None:
-        """These are for the supervisor and the master; they may reach the whole group."""
-        super().init_signals()
+        """Until the loop handles a stop, it ends the process at once. Reload and upgrade are for others."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
+    def run(self) -> None:
+        """Serve until told to stop."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
     async def _serve(self) -> None:
-        self.config.app = self.wsgi
-        server = GracefulServer(config=self.config)
-        self._install_sigquit_handler()
         loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, stopping.set)
         loop.add_reader(Inherited.from_environment(os.environ).lifeline_fd, self._orphaned)
-        watch = loop.create_task(self._watch(server))
+        lifespan = Lifespan(self.wsgi)
+        if not await lifespan.startup():
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
-        # Not before: a worker that is told to stop while it starts is no restart.
-        Connection.counts = scoreboard.my_slot()
-        await server.serve(sockets=[wrapped.sock for wrapped in self.sockets])
+        # The slot is not taken before: a worker that is told to stop while it starts is no restart.
+        context = WorkerContext(
+            options=self._options,
+            application=self.wsgi,
+            counters=scoreboard.my_slot(),
+            budget=BufferBudget(self._options.body_bytes_in_flight_max),
+        )
+        sweeper = loop.create_task(self._sweep_forever(context))
+        servers = await self._listen(context)
+        await stopping.wait()
+        await self._stop(context, servers)
+        await lifespan.shutdown()
         log.info("stopped")
-        watch.cancel()
-        Connection.counts.release()
-        if not server.started:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        sweeper.cancel()
+        context.counters.release()
 
-    async def _watch(self, server: Server) -> None:
+    async def _listen(self, context: WorkerContext) -> list[asyncio.Server]:
+        """Accept connections. With TLS a client has no longer than any other to begin, and to end."""
+        tls_options: dict[str, Any] = {}
+        if self._tls_context:
+            tls_options["ssl"] = self._tls_context
+            tls_options["ssl_handshake_timeout"] = self._options.header_timeout_s
+            # That time-out knows no progress; `Connection.is_overdue` does.
+            tls_options["ssl_shutdown_timeout"] = _FOR_EVER_SECONDS
+        loop = asyncio.get_running_loop()
+        return [
+            # The bare socket: gunicorn's wrapper would be closed a second time, when its number may be another's.
+            await loop.create_server(
+                lambda: Connection(context), sock=each.sock, backlog=self.cfg.backlog, **tls_options
+            )
+            for each in self.sockets
+        ]
+
+    async def _stop(self, context: WorkerContext, servers: list[asyncio.Server]) -> None:
+        """Accept nothing more, answer what is in flight, and wait for it as long as the options allow."""
+        context.is_stopping = True
+        context.all_closed.clear()
+        for server in servers:
+            server.close()
+        for each in self.sockets:
+            each.sock.close()
+        for connection in list(context.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(1.0, self._options.stop_timeout_s)):
+                if context.connections:
+                    await context.all_closed.wait()
+
+    async def _sweep_forever(self, context: WorkerContext) -> None:
         while True:
+            self.notify()
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            _sweep([each for each in server.server_state.connections if isinstance(each, Connection)])
+            sweep(context, time.monotonic())
 
     def _orphaned(self) -> None:
         """The supervisor is gone. The master has nobody else to tell it, where the kernel does not."""
@@ -141,19 +137,59 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         os._exit(1)
 
 
-def _sweep(connections: list[Connection]) -> None:
-    """End those that have had their time, and the slowest reader when others need its memory."""
-    now = time.monotonic()
+def sweep(context: WorkerContext, now: float) -> None:
+    """End connections that have had their time, and the slowest reader when others need its memory."""
+    connections = list(context.connections)
+    for connection in connections:
+        connection.look(now)
     on_time = []
     for connection in connections:
         if connection.is_overdue(now):
             connection.time_out()
         else:
             on_time.append(connection)
-    unsent_bytes = sum(each.unsent_bytes for each in on_time)
+    unsent_bytes = sum(each.reader.unsent_bytes for each in on_time)
     in_flight = sum(each.in_flight for each in connections)
-    Connection.counts.show({"connections": len(connections), "in_flight": in_flight, "unsent_bytes": unsent_bytes})
-    if Connection.counts.large_reads_waiting or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
-        slowest = max(on_time, key=lambda each: each.slowness, default=None)
-        if slowest and slowest.slowness > 1:
+    context.counters.show(
+        {
+            "connections": len(connections),
+            "in_flight": in_flight,
+            "held_bytes": context.budget.held_bytes,
+            "unsent_bytes": unsent_bytes,
+            **context.application.gauges(),
+        }
+    )
+    if context.application.reads_wait_for_room() or unsent_bytes > context.budget.bytes_max:
+        slowest = max(on_time, key=lambda each: each.reader.slowness, default=None)
+        if slowest and slowest.reader.slowness > 1:
             slowest.time_out()
+
+
+class Lifespan:
+    """The application's start and stop, by the ASGI lifespan protocol."""
+
+    def __init__(self, application: Application) -> None:
+        self._to_application: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._from_application: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+        coroutine = application(scope, self._to_application.get, self._from_application.put)
+        self._task = asyncio.get_running_loop().create_task(coroutine)
+
+    async def startup(self) -> bool:
+        """Start the application. False when it cannot; it has logged why."""
+        return await self._tell("lifespan.startup")
+
+    async def shutdown(self) -> None:
+        """Let the application close what it has opened."""
+        await self._tell("lifespan.shutdown")
+
+    async def _tell(self, event: str) -> bool:
+        await self._to_application.put({"type": event})
+        answer = asyncio.ensure_future(self._from_application.get())
+        await asyncio.wait([answer, self._task], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return bool(answer.result()["type"] == f"{event}.complete")
+        answer.cancel()
+        if not self._task.cancelled() and (error := self._task.exception()):
+            log.error("the application failed at its %s", event, exc_info=error)
+        return False

@@ -71,8 +71,8 @@ class SimFile:
         self.size = 0
 
     def append(self, data: bytes | bytearray, zeros_bytes: int = 0) -> None:
-        self._disk.step("append", self, data)
-        self.put(data)
+        self._disk.step("append", self, bytes(data))
+        self.put(bytes(data))
         self.size += len(data)
         if self.size == len(self._inode.cached):
             self._inode.cached += bytes(zeros_bytes)

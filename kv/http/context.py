@@ -1,0 +1,69 @@
+"""What the connections of a worker share. Made once by kv/http/worker.py, and handed to each of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from kv.config import Config
+from kv.http.buffer_budget import BufferBudget
+from kv.http.lingering import ReaderProgress
+from kv.scoreboard import Slot
+
+Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Application(Protocol):
+    """The ASGI application, and what the worker asks it about itself."""
+
+    def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Answer one request."""
+
+    def gauges(self) -> dict[str, float]:
+        """Values for the scoreboard, by the names of its gauges."""
+
+    def reads_wait_for_room(self) -> bool:
+        """True while reads of large values wait for memory that slow readers take."""
+
+
+class OpenConnection(Protocol):
+    """What the worker's sweep needs of a connection."""
+
+    reader: ReaderProgress
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+
+    def look(self, now: float) -> None:
+        """Take note of the client's progress."""
+
+    def is_overdue(self, now: float) -> bool:
+        """True when the client has had its time."""
+
+    def time_out(self) -> None:
+        """End the connection, and say why where that can be said."""
+
+    def shutdown(self) -> None:
+        """Answer what is in flight, then close."""
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """One worker's options, counters, budget and application, and its open connections."""
+
+    options: Config
+    application: Application
+    counters: Slot
+    budget: BufferBudget
+    connections: set[OpenConnection] = field(default_factory=set)
+    all_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last connection has closed."""
+    is_stopping: bool = False
+
+    def on_closed(self, connection: OpenConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.all_closed.set()

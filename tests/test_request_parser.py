@@ -1,0 +1,210 @@
+"""From bytes to request heads and bodies: the same bytes mean the same in whatever pieces they arrive."""
+
+import pytest
+
+from kv.http.request_parser import Refusal, RequestParser
+
+LIMIT = 2000
+
+
+class Events(list):
+    """What a parser finds, with the pieces of a body joined."""
+
+    def on_head(self, head):
+        self.append((head.method, head.raw_path, head.query, head.version, head.keep_alive, head.body_bytes))
+        self.append(tuple(head.fields))
+
+    def on_body(self, piece):
+        assert piece
+        if isinstance(self[-1], bytes):
+            piece = self.pop() + piece
+        self.append(piece)
+
+    def on_end(self):
+        self.append("end")
+
+
+def parse(*pieces):
+    """The events, and last the refusal, if there is one."""
+    events = Events()
+    parser = RequestParser(events, LIMIT)
+    for piece in pieces:
+        if refusal := parser.feed(piece):
+            parser.close()
+            return [*events, refusal]
+    return list(events)
+
+
+def request(line=b"GET /kv/a HTTP/1.1", *fields, host=b"Host: h", body=b""):
+    return b"\r\n".join([line, *([host] if host else []), *fields, b"", b""]) + body
+
+
+PUT = request(b"PUT /kv/a?b HTTP/1.1", b"Content-Length: 5", body=b"hello")
+CHUNKED = request(
+    b"PUT /kv/a HTTP/1.1",
+    b"Transfer-Encoding: chunked ",
+    body=b"5;a=b\r\nhello\r\nA\r\nhellohello\r\n0\r\nX: y\r\n\r\n",
+)
+STREAMS = {
+    "get": request(),
+    "put": PUT,
+    "chunked": CHUNKED,
+    "empty lines first": b"\r\n\r\n" + request(),
+    "absolute form": request(b"GET http://h:1/kv/a?q HTTP/1.1"),
+    "1.0": request(b"GET / HTTP/1.0", b"Connection: keep-alive", host=b""),
+    "1.2": request(b"GET / HTTP/1.2"),
+    "upgrade": request(b"PUT / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 3", body=b"abc"),
+    "upgrade, chunked": request(
+        b"PUT / HTTP/1.1",
+        b"Upgrade: x",
+        b"Connection: upgrade",
+        b"Transfer-Encoding: chunked",
+        body=b"1\r\na\r\n0\r\n\r\n",
+    ),
+    "proxy connection": request(b"GET / HTTP/1.1", b"Proxy-Connection: close"),
+    "obsolete text": request(b"GET / HTTP/1.1", b"X: \xc3\xa9\t"),
+    "unknown method": request(b"BREW / HTTP/1.1"),
+    "method in lower case": request(b"get / HTTP/1.1"),
+    "method that is not ASCII": request(b"G\xc3\x89T / HTTP/1.1"),
+    "target that is not ASCII": request(b"GET /\xc3\xa9 HTTP/1.1"),
+    "fragment": request(b"GET /a#b HTTP/1.1"),
+    "version": request(b"GET / HTTP/2.0"),
+    "no host": request(host=b""),
+    "two hosts": request(b"GET / HTTP/1.1", b"Host: h"),
+    "bad host": request(host=b"Host: a b"),
+    "two lengths": request(b"PUT / HTTP/1.1", b"Content-Length: 5", b"Content-Length: 6", body=b"hello"),
+    "length and chunked": request(
+        b"PUT / HTTP/1.1", b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"
+    ),
+    "gzip": request(b"PUT / HTTP/1.1", b"Transfer-Encoding: gzip, chunked", body=b"0\r\n\r\n"),
+    "chunked in 1.0": request(b"PUT / HTTP/1.0", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "bad chunk": request(b"PUT / HTTP/1.1", b"Transfer-Encoding: chunked", body=b"5\r\nhelloX\r\n0\r\n\r\n"),
+    "bad field": request(b"HEAD / HTTP/1.1", b"X : y"),
+    "large field": request(b"GET / HTTP/1.1", b"X: " + b"x" * LIMIT),
+    "large target": request(b"GET /" + b"x" * LIMIT + b" HTTP/1.1"),
+    "connect": request(b"CONNECT h:1 HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize("after", [b"", PUT, CHUNKED, request(b"BREW / HTTP/1.1")], ids=["", "put", "chunked", "bad"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_same_bytes_mean_the_same_in_whatever_pieces_they_arrive(name, after):
+    stream = PUT + STREAMS[name] + after
+    whole = parse(stream)
+    for cut in range(1, len(stream)):
+        assert parse(stream[:cut], stream[cut:]) == whole, stream[:cut]
+    assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == whole
+
+
+def parse_one_by_one(*requests):
+    """The events when each request comes whole and alone, on one connection."""
+    events = Events()
+    parser = RequestParser(events, LIMIT)
+    found = []
+    for each in requests:
+        refusal = parser.feed(each)
+        found.append([*events, *([refusal] if refusal else [])])
+        events.clear()
+        if refusal:
+            break
+    return found
+
+
+@pytest.mark.parametrize("between", [b"", request(), PUT, CHUNKED])
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_request_means_the_same_when_its_fields_were_seen_before(name, between):
+    stream = STREAMS[name]
+    cold = parse(stream)
+    warm = parse_one_by_one(PUT, *([between] if between else []), stream, stream, stream)
+    for events in warm[2 if between else 1 :]:
+        assert events == cold
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 4", body=b"hell"),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello") + request(),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hell"),
+        request(b"PUT /kv/a HTTP/1.0", b"Content-Length: 5", body=b"hello"),
+        request(b"BREW /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", b"Content-Length: 5", body=b"hello"),
+        b"\r\n" + request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/a?b HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+        request(b"PUT /kv/%61 HTTP/1.1", b"Content-Length: 5", body=b"hello"),
+    ],
+)
+def test_what_only_resembles_a_request_seen_before_is_parsed(other):
+    seen = request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello")
+    assert parse_one_by_one(seen, seen, other)[2] == parse(other)
+
+
+def test_one_client_cannot_spoil_the_memory_of_another_and_large_fields_are_not_kept():
+    parser = RequestParser(Events(), 64 * 1024)
+    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * 1100))
+    assert parser._remembered == b""
+    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: x"))
+    assert parser._remembered == b"Host: h\r\nX: x\r\n\r\n"
+    assert RequestParser(Events(), 64 * 1024)._remembered == b""
+
+
+@pytest.mark.parametrize(
+    ("stream", "refusal"),
+    [
+        ("unknown method", Refusal(400, "bad request")),
+        ("target that is not ASCII", Refusal(400, "bad request", "GET")),
+        ("no host", Refusal(400, "bad request", "GET")),
+        ("bad field", Refusal(400, "bad request", "HEAD")),
+        ("gzip", Refusal(400, "transfer-encoding not supported", "PUT")),
+        ("large field", Refusal(431, "request header fields too large", "GET")),
+        ("large target", Refusal(414, "uri too long", "GET")),
+    ],
+)
+def test_a_refusal_says_why_and_of_which_method(stream, refusal):
+    assert parse(STREAMS[stream]) == [refusal]
+
+
+@pytest.mark.parametrize("value", [b"h", b"h:80", b"h:", b"[::1]:80", b"127.0.0.1", b"a-b.c", b"", b"%41", b" \th \t"])
+def test_a_host_may_have_a_port_and_be_an_address(value):
+    assert parse(request(host=b"Host: " + value))[-1] == "end"
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "persists"),
+    [
+        (b"1.1", [], True),
+        (b"1.1", [b"close"], False),
+        (b"1.1", [b"keep-alive, CLOSE"], False),
+        (b"1.1", [b"keep-alive", b"close"], False),
+        (b"1.1", [b"close-notify"], True),
+        (b"1.0", [], False),
+        (b"1.0", [b"Keep-Alive"], True),
+        (b"1.0", [b"keep-alive, close"], False),
+    ],
+)
+def test_a_connection_persists_as_version_and_options_say(version, connection, persists):
+    fields = [b"Connection: " + value for value in connection]
+    assert parse(request(b"GET / HTTP/" + version, *fields))[0][4] is persists
+
+
+def test_trailers_are_no_fields_of_the_head():
+    fields = parse(CHUNKED)[1]
+    assert fields == ((b"host", b"h"), (b"transfer-encoding", b"chunked"))
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"\r\n" * LIMIT, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 400]
+)
+def test_a_head_that_does_not_end_is_refused_at_its_limit(beginning):
+    pieces = [beginning, *[b"x" * 100] * (LIMIT // 100 + 2)]
+    assert parse(*pieces)[-1].status in (414, 431, 400)
+
+
+def test_what_an_unfinished_head_takes_is_known_and_released():
+    parser = RequestParser(Events(), LIMIT)
+    parser.feed(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10)
+    assert parser.is_in_head
+    assert parser.unfinished_head_bytes > 10 * 100
+    parser.feed(b"Host: h\r\n\r\n")
+    assert not parser.is_in_head
+    assert parser.unfinished_head_bytes == 0
