@@ -96,7 +96,7 @@ def test_other_variables_are_ignored():
 # Which values are allowed --------------------------------------------------------------------------------
 
 NUMBERS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), int | float)]
-MAY_BE_0 = ("stop_timeout_s", "checkpoint_ratio", "data_bytes_max")
+MAY_BE_0 = ("stop_timeout_s", "linger_bytes_max", "checkpoint_ratio", "data_bytes_max")
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
 
 
