@@ -12,7 +12,7 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv.resources import Refusal, Request
+from kv.request import Refusal, Request
 from kv.tls import CannotUse, read_token
 
 _OPEN_PATHS: Final = frozenset({"/health", "/live"})

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-import falcon
 import falcon.asgi
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,15 +18,16 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from kv import __version__
-from kv.log_client.client import Unavailable
-from kv.resources import Request, Storage
+from kv.log_client.outcomes import Unavailable
+from kv.request import Request, Resource
+from kv.resources.storage import Storage
 from kv.scoreboard import BOUNDS_SECONDS, METHODS, OTHER, Board, Role, Totals
 from logd.shared.protocol import Histogram, Stats
 
 _CHILDREN: Final = (Role.LOGD, Role.GUNICORN)
 
 
-class MetricsResource:
+class MetricsResource(Resource):
     """/metrics"""
 
     def __init__(self, storage: Storage, board: Board, workers: int) -> None:
@@ -44,10 +44,6 @@ class MetricsResource:
         resp.data = generate_latest(_Scrape(self._board, self._workers, stats))
 
     on_head = on_get
-
-    async def on_options(self, req: Request, resp: falcon.asgi.Response) -> None:
-        """Not offered: without this, Falcon would answer by itself."""
-        raise falcon.HTTPMethodNotAllowed([])
 
 
 class _Scrape(Collector):

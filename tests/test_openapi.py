@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kv
-from kv import openapi
 from kv.app import create_app
 from kv.config import Config
+from kv.resources import openapi
 from logd.shared.protocol import KEY_PATTERN
 from tests.support.harness import Server, exchange
 

@@ -578,11 +578,11 @@ def test_a_reader_is_as_slow_as_it_was_over_the_last_seconds_whatever_it_was_bef
 @pytest.mark.parametrize(
     ("waiting", "unsent_bytes", "slowness", "cut_off"),
     [
-        (0, 100, [0, 2, 3], []),
-        (1, 100, [0, 2, 3], [2]),
-        (0, 101, [0, 2, 3], [2]),
-        (1, 101, [0, 1, 1], []),
-        (1, 101, [], []),
+        (False, 100, [0, 2, 3], []),
+        (True, 100, [0, 2, 3], [2]),
+        (False, 101, [0, 2, 3], [2]),
+        (True, 101, [0, 1, 1], []),
+        (True, 101, [], []),
     ],
 )
 def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
@@ -590,7 +590,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
 ):
     ended = []
     monkeypatch.setattr(worker.Connection, "limits", SimpleNamespace(body_bytes_in_flight_max=100), raising=False)
-    counts = SimpleNamespace(measure=lambda *_: None, large_reads_waiting=waiting)
+    counts = SimpleNamespace(measure=lambda *_: None)
     monkeypatch.setattr(worker.Connection, "counts", counts, raising=False)
     worker._sweep(
         [
@@ -602,7 +602,8 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
                 time_out=lambda number=number: ended.append(number),
             )
             for number, each in enumerate(slowness)
-        ]
+        ],
+        reads_wait=waiting,
     )
     assert ended == cut_off
 

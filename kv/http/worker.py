@@ -136,7 +136,13 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            _sweep([each for each in server.server_state.connections if isinstance(each, Connection)])
+            connections = [each for each in server.server_state.connections if isinstance(each, Connection)]
+            is_watched = hasattr(self.wsgi, "gauges")
+            _sweep(connections, reads_wait=is_watched and self.wsgi.reads_wait_for_room())
+            if is_watched:
+                gauges = self.wsgi.gauges()
+                Connection.counts.queued(int(gauges["queued_writes"]), int(gauges["queued_bytes"]))
+                Connection.counts.large(int(gauges["large_bytes"]), int(gauges["large_reads_waiting"]))
 
     def _orphaned(self) -> None:
         """The supervisor is gone. The master has nobody else to tell it, where the kernel does not."""
@@ -145,7 +151,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it comes without types
         os._exit(1)
 
 
-def _sweep(connections: list[Connection]) -> None:
+def _sweep(connections: list[Connection], *, reads_wait: bool) -> None:
     """End those that have had their time, and the slowest reader when others need its memory."""
     now = time.monotonic()
     on_time = []
@@ -156,7 +162,7 @@ def _sweep(connections: list[Connection]) -> None:
             on_time.append(connection)
     unsent_bytes = sum(each.unsent_bytes for each in on_time)
     Connection.counts.measure(len(connections), sum(each.in_flight for each in connections), unsent_bytes)
-    if Connection.counts.large_reads_waiting or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
+    if reads_wait or unsent_bytes > Connection.limits.body_bytes_in_flight_max:
         slowest = max(on_time, key=lambda each: each.slowness, default=None)
         if slowest and slowest.slowness > 1:
             slowest.time_out()

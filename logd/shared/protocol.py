@@ -1,8 +1,7 @@
 """The messages between HTTP workers and logd.
 
-This is the only module that both sides import, beside logd/shared/logging_setup.py and logd/shared/process_stats.py.
-It knows how a message is encoded and what each one promises; it does not know who sends it, over what, or what is done
-with it.
+Knows how a message is encoded and what each one promises; does not know who sends it, over what, or what is done with
+it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
 A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
@@ -33,6 +32,9 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
+
+PROTOCOL_VERSION: Final = 2
+"""Of the messages and of what they promise. It is changed with every change that an older peer would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
 
@@ -121,9 +123,14 @@ class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
 
     logd answers ZMQ_PROBE_ROUTER with it. The worker also needs ZMQ_IMMEDIATE: without it, only its first connection is
     announced. Answers that had arrived and were not read are lost with a connection.
+
+    A worker that speaks another version sends nothing. So this message alone is understood by all versions: fields are
+    only ever added to it, at the end.
     """
 
     pid: int
+    version: int = 1
+    """The PROTOCOL_VERSION of logd; the first one did not tell."""
 
 
 class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
@@ -163,7 +170,7 @@ class Dropped(msgspec.Struct, tag=14, array_like=True, frozen=True, gc=False):
 
 
 class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
-    """Answers to a question: the values of its keys from index `first` on; None where there is none."""
+    """Answers to a read request: the values of its keys from index `first` on; None where there is none."""
 
     number: int
     first: int
@@ -178,7 +185,7 @@ class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
 
 
 class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
-    """Takes the place of a value in the answers to a question: that of the key at `index` has so many bytes."""
+    """Takes the place of a value in the answers to a request: that of the key at `index` has `size` bytes."""
 
     number: int
     index: int
