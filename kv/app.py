@@ -24,6 +24,7 @@ from kv.resources.openapi import DescriptionResource
 from kv.resources.storage import Storage
 
 _TEXT: Final = "text/plain; charset=utf-8"
+_falcon_call: Final = falcon.asgi.App.__call__  # looked up once, not for each request
 
 log = logging.getLogger("kv.app")
 
@@ -88,16 +89,17 @@ class Application(falcon.asgi.App[Request, falcon.asgi.Response]):
         Falcon closes no stream of a HEAD, nor one whose client is gone before the head of the answer is sent.
         """
         try:
-            await super().__call__(scope, receive, send)
+            await _falcon_call(self, scope, receive, send)
         finally:
-            request.release_kept(scope)
+            if request.LARGE_VALUE in scope:
+                scope[request.LARGE_VALUE].release()
 
     def gauges(self) -> dict[str, float]:
         """queued_writes, queued_bytes, large_bytes, large_reads_waiting: as they are now."""
         return self._storage.gauges()
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until others are taken by their clients."""
+        """True when reads of large values wait until clients have read others."""
         return self._storage.reads_wait_for_room()
 
     async def _on_http_error(

@@ -20,7 +20,8 @@ from logd.shared.protocol import KEY_PATTERN
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _KEY_PREFIX: Final = "/kv/"
 _RETRY_AFTER_SECONDS: Final = "1"
-_LARGE_VALUE: Final = "kv.large_value"
+LARGE_VALUE: Final = "kv.large_value"
+"""Where the scope of a request has the large value that is released at its end."""
 
 _STATUS_OF_FAILURE: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
@@ -40,7 +41,7 @@ class Refusal(Exception):
 
 
 class ClientGone(Exception):
-    """The client went away before its body was complete: nothing is stored, and nobody is there to be answered."""
+    """The client went away before its body was complete: nothing is stored, and no answer can be sent."""
 
 
 class Request(falcon.asgi.Request):
@@ -52,7 +53,7 @@ class Request(falcon.asgi.Request):
 
     def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
         raw_path: bytes = scope["raw_path"]
-        self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon would take // for /
+        self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon treats // like /
         self.scope = scope
         self.method = scope["method"]
         self.is_websocket = False
@@ -70,19 +71,8 @@ class Request(falcon.asgi.Request):
             raise Refusal(falcon.HTTP_400, "key contains invalid characters")
         return str(key, "ascii")
 
-    async def value(self, bytes_max: int) -> bytes:
-        """The body, which has to be a valid value. Raises Refusal, or ClientGone when the body ends early."""
-        value = await self._body(bytes_max)
-        if not value:
-            raise Refusal(falcon.HTTP_400, "value cannot be empty")
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            raise Refusal(falcon.HTTP_400, "value must be valid UTF-8") from None
-        return value
-
-    async def _body(self, bytes_max: int) -> bytes:
-        """The whole body; refused as soon as it is known to be too large."""
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body. Raises Refusal as soon as it is known to be too large, ClientGone when it ends early."""
         length = self._content_length()
         if length is not None and length > bytes_max:
             raise Refusal(falcon.HTTP_413, "value too large")
@@ -107,16 +97,19 @@ class Request(falcon.asgi.Request):
                 return int(value)
         return None
 
-    def keep_until_end(self, value: LargeValue) -> None:
-        """Have a large value released when this request ends, however it ends."""
-        self.scope[_LARGE_VALUE] = value
+    def release_at_end(self, value: LargeValue) -> None:
+        """Have a large value released when the application is done with this request, however it ends."""
+        self.scope[LARGE_VALUE] = value
 
 
-def release_kept(scope: dict[str, Any]) -> None:
-    """Release what the request of this scope has kept. For the application, when the request has ended."""
-    value: LargeValue | None = scope.get(_LARGE_VALUE)
-    if value:
-        value.release()
+def check_value(value: bytes) -> None:
+    """Raise Refusal when a body is no value."""
+    if not value:
+        raise Refusal(falcon.HTTP_400, "value cannot be empty")
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise Refusal(falcon.HTTP_400, "value must be valid UTF-8") from None
 
 
 class Resource:
@@ -163,5 +156,5 @@ async def on_failure(req: Request, resp: falcon.asgi.Response, error: RequestFai
 
 
 async def on_client_gone(req: Request, resp: falcon.asgi.Response, error: ClientGone, params: dict[str, Any]) -> None:
-    """Nobody reads this answer; it only ends the request."""
+    """No client reads this answer; it only ends the request."""
     answer_error(req, resp, falcon.HTTP_400, "the body ended early")

@@ -464,14 +464,14 @@ def test_a_put_whose_body_does_not_end_as_it_should_stores_nothing(length, piece
         (DataLimitReached("data limit reached"), 507, False),
     ],
 )
-def test_a_failure_of_the_storage_is_told_by_status_and_reason(request_, failure, status, retry_after):
+def test_a_failure_of_the_storage_is_answered_with_its_status_and_reason(request_, failure, status, retry_after):
     answer = ask(Storage(failure=failure), request_, b"3", length=1)
     assert (answer.status, answer.body) == (status, f"{failure}\n".encode())
     assert answer.headers.get("retry-after", "").isdecimal() == retry_after
 
 
 @pytest.mark.parametrize("request_", ["PUT /kv/a", "GET /kv/a", "DELETE /kv/a", "DELETE /clear", "GET /health"])
-def test_a_defect_is_500_and_is_logged_without_telling_the_client_more(request_, caplog):
+def test_a_defect_is_500_and_its_details_are_logged_and_not_sent(request_, caplog):
     answer = ask(Storage(failure=ZeroDivisionError("secret")), request_, b"3", length=1)
     assert (answer.status, answer.body) == (500, b"internal server error\n")
     assert "secret" in caplog.text
@@ -484,6 +484,6 @@ def test_health_says_why_the_server_cannot_take_reads_and_writes():
 
 
 @pytest.mark.parametrize("failure", [Unavailable("the log writer is not reachable"), ZeroDivisionError()])
-def test_a_worker_says_that_it_lives_whatever_is_wrong_behind_it(failure):
+def test_a_worker_says_that_it_lives_whatever_is_wrong_with_logd(failure):
     answer = ask(Storage(failure=failure, unavailable_reason="no space left on device"), "GET /live")
     assert (answer.status, answer.body) == (200, b"ok")

@@ -67,7 +67,7 @@ async def test_sequential_requests_do_not_stall(client, logd):
 
 @scenario(loops=BOTH_LOOPS)
 async def test_a_reply_that_comes_just_before_a_send_is_seen_at_once(client, logd):
-    """A send takes in what the descriptor of the socket was about to tell; after that it tells nothing more."""
+    """A send processes the event that the descriptor was about to signal; it is not signalled again."""
     loop = asyncio.get_running_loop()
 
     def answer():
@@ -98,7 +98,7 @@ async def test_replies_are_matched_by_number_not_by_order(client, logd):
         reads += await turn(client.get(key))
         requests.append((await logd.receive(ReadBatch)).number)
     writes, _ = await sent(client, logd, 2, 3)
-    logd.reply(Values(requests[1] + 100, 0, [b"nobody asked"]), Values(requests[1], 0, [b"of b"]))
+    logd.reply(Values(requests[1] + 100, 0, [b"no such request"]), Values(requests[1], 0, [b"of b"]))
     assert await reads[1] == b"of b"
     logd.commit(3)
     assert await writes[1] is None
@@ -111,7 +111,7 @@ async def test_replies_are_matched_by_number_not_by_order(client, logd):
 
 
 @scenario()
-async def test_a_cancelled_request_disturbs_nobody(client, logd):
+async def test_a_cancelled_request_leaves_others_alone(client, logd):
     waiting, *others = await turn(client.put("a", b"1"), client.put("b", b"2"), client.get("c"))
     waiting.cancel()
     request = await logd.receive(ReadBatch)
@@ -137,7 +137,7 @@ async def test_what_was_unanswered_is_sent_again_in_order_before_anything_new(cl
     await writes[0]
     await logd.vanish(client)
     (parted,) = await turn(client.put("while away", b"1"))
-    while client.is_connected:  # until sending it has told that there is no connection
+    while client.is_connected:  # until sending it has shown that there is no connection
         await asyncio.sleep(0)
     writes += [parted, *await turn(client.put("while away", b"2")), *await turn(client.delete("b"))]
     reads += await turn(client.get("new"))
@@ -212,7 +212,7 @@ async def test_requests_whose_deadline_passes_unsent_are_unavailable_and_never_s
 @scenario(request_timeout_s=SHORT_SECONDS)
 async def test_only_those_of_a_turn_whose_deadline_has_passed_fail(client, logd):
     await logd.vanish(client)
-    await outcome(client.get("finds out that there is no connection"))
+    await outcome(client.get("finds that there is no connection"))
     old = await turn(client.put("old", b"1"))
     await asyncio.wait(old)
     young = await turn(client.put("young", b"1"))
@@ -226,7 +226,7 @@ async def test_only_those_of_a_turn_whose_deadline_has_passed_fail(client, logd)
 
 
 def speaks(version):
-    """What is said of a logd of this version."""
+    """The line about a logd of this version."""
     versions = f"the log writer speaks version {version} of the protocol, this worker {PROTOCOL_VERSION}"
     return f"{versions}; both have to be started from the same code"
 

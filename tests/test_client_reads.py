@@ -25,7 +25,7 @@ async def test_reads_do_not_wait_for_a_session(client, logd):
 
 @scenario()
 async def test_reads_of_one_turn_are_split_so_that_no_message_is_larger_than_logd_accepts(client, logd):
-    keys = [f"{number:05}" * 12_000 for number in range(400)]  # what 400 HTTP connections may ask for at once
+    keys = [f"{number:05}" * 12_000 for number in range(400)]  # what 400 HTTP connections may read at once
     serving = start(logd.serve({key: key[:5].encode() for key in keys}))
     largest = [0]
     logd.reply = functools.partial(_reply_noting_size, logd, logd.reply, largest)
@@ -78,7 +78,7 @@ async def test_a_value_larger_than_may_be_stored_now_can_be_read(client, logd):
 
 
 @scenario(request_timeout_s=SHORT_SECONDS)
-async def test_reads_that_nobody_answers_are_unavailable_and_late_answers_go_nowhere(client, logd):
+async def test_reads_without_an_answer_in_time_are_unavailable_and_late_answers_are_ignored(client, logd):
     tasks = await turn(client.get("a"), client.get("b"))
     request = await logd.receive(ReadBatch)
     logd.reply(Values(request.number, 0, [b"in time"]))
@@ -94,7 +94,7 @@ async def test_reads_that_nobody_answers_are_unavailable_and_late_answers_go_now
 
 
 async def found_large(client, logd, *keys, size=LARGE):
-    """Reads of values that logd has said to be large."""
+    """Reads that logd has answered with the size of a large value."""
     tasks = await turn(*map(client.get, keys))
     request = await logd.receive(ReadBatch)
     assert request.keys == list(keys)
@@ -141,10 +141,10 @@ async def test_large_values_that_find_no_room_wait_in_order_until_others_are_rel
     tasks = await found_large(client, logd, *"abcd")
     for key in "ab":
         await answer_large(logd, key, b"v" * LARGE)
-    held = [await tasks.pop(0), await tasks.pop(0)]
+    unreleased = [await tasks.pop(0), await tasks.pop(0)]
     await logd.sends_nothing_more(client)
     for key in "cd":
-        held.pop().release()
+        unreleased.pop().release()
         await answer_large(logd, key, b"v" * LARGE)
         assert await data_of(tasks.pop(0)) == b"v" * LARGE
     assert is_all_released(client)
@@ -185,13 +185,13 @@ async def test_a_large_value_may_be_gone_or_small_when_it_is_requested_again(cli
 async def test_a_large_value_that_has_grown_waits_for_the_room_that_it_takes_now_before_all_others(client, logd):
     tasks = await found_large(client, logd, "a")
     await answer_large(logd, "a", b"v" * LARGE)
-    held = [await tasks.pop()]
+    first = await tasks.pop()
     tasks = await found_large(client, logd, "b")
     request = await logd.receive(ReadLarge)
     tasks += await found_large(client, logd, "c", size=3 * LARGE)
     logd.reply(Large(request.number, 0, 3 * LARGE))
     await logd.sends_nothing_more(client)
-    held.pop().release()
+    first.release()
     for key in "bc":
         await answer_large(logd, key, b"v" * 3 * LARGE, size=3 * LARGE)
         assert await data_of(tasks.pop(0)) == b"v" * 3 * LARGE
@@ -223,7 +223,7 @@ async def test_a_large_value_that_comes_too_late_takes_room_until_it_has_come(cl
 
 
 @scenario(large_bytes_max=1, request_timeout_s=SHORT_SECONDS)
-async def test_a_large_value_that_nobody_waits_for_is_not_requested_on_a_new_connection_and_takes_no_room(client, logd):
+async def test_a_large_value_without_a_reader_is_not_requested_on_a_new_connection_and_takes_no_room(client, logd):
     tasks = await found_large(client, logd, "late")
     await logd.receive(ReadLarge)
     assert await outcome(tasks[0]) is Unavailable
@@ -254,13 +254,13 @@ async def test_large_values_are_requested_again_after_a_restart_and_each_only_on
 
 
 @scenario(large_bytes_max=1)
-async def test_closing_ends_reads_of_large_values_and_those_who_have_one_may_keep_it(client, logd):
+async def test_closing_ends_reads_of_large_values_and_a_reader_that_has_one_keeps_it(client, logd):
     tasks = await found_large(client, logd, *"abc")
     await answer_large(logd, "a", b"v" * LARGE)
-    held = await tasks.pop(0)
+    found = await tasks.pop(0)
     client.close()
     assert await outcomes(tasks) == [Unavailable] * 2
-    assert held.data == b"v" * LARGE
+    assert found.data == b"v" * LARGE
 
 
 @scenario(large_bytes_max=LARGE)

@@ -13,7 +13,7 @@ async def test_unavailable_reason_is_what_logd_says(client, logd):
     for reason in ("no space left on device", ""):
         (status,) = await turn(client.unavailable_reason())
         request = await logd.receive(StatusRequest)
-        logd.reply(Status(request.number + 100, "nobody asked"), Status(request.number, reason))
+        logd.reply(Status(request.number + 100, "no such request"), Status(request.number, reason))
         assert await status == reason
 
 
@@ -28,7 +28,7 @@ async def test_unavailable_reason_is_unavailable_when_logd_is_silent_or_away(cli
     logd.reply(Status(request.number, "late"))
     await logd.sends_nothing_more(client)
     await logd.vanish(client)
-    await outcome(client.get("finds out that there is no connection"))
+    await outcome(client.get("finds that there is no connection"))
     (status,) = await turn(client.unavailable_reason())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -48,18 +48,17 @@ async def test_a_status_request_of_a_worker_that_has_just_started_waits_for_its_
 
 @scenario()
 async def test_stats_are_what_logd_says(client, logd):
-    (asked,) = await turn(client.stats())
-    request = await logd.receive(StatsRequest)
-    said = stats(request.number)
-    logd.reply(said)
-    assert await asked == said
+    (answer,) = await turn(client.stats())
+    reply = stats((await logd.receive(StatsRequest)).number)
+    logd.reply(reply)
+    assert await answer == reply
 
 
 @scenario(request_timeout_s=SHORT_SECONDS)
 async def test_stats_are_unavailable_when_logd_is_silent(client, logd):
-    (asked,) = await turn(client.stats())
+    (answer,) = await turn(client.stats())
     await logd.receive(StatsRequest)
-    assert await outcome(asked) is Unavailable
+    assert await outcome(answer) is Unavailable
 
 
 @scenario()

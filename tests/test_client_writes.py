@@ -424,7 +424,7 @@ async def test_what_waits_to_be_sent_again_is_certainly_not_written_when_its_dea
 
 
 @scenario(request_timeout_s=SHORT_SECONDS)
-async def test_a_refused_write_that_nobody_waits_for_is_not_sent_again(client, logd):
+async def test_a_refused_write_whose_deadline_has_passed_is_not_sent_again(client, logd):
     writes = await turn(client.put("large", b"1"), client.delete("a"))
     await logd.batch(2)
     assert await outcomes(writes) == [OutcomeUnknown] * 2

@@ -35,8 +35,8 @@ log = logging.getLogger("kv.log_client.client")
 class _Gathering:
     """How long requests are gathered before they are sent.
 
-    A message wakes four threads, and they take the processor from the clients' next requests. So while each turn of the
-    event loop brings more requests, up to so many turns and so many requests, they become one message.
+    A message wakes four threads, and they use processor time that the clients' next requests need. So while each turn
+    of the event loop brings more requests, they are gathered into one message, within these limits.
     """
 
     TURNS_MAX: Final = 4
@@ -101,7 +101,7 @@ class Client:
         socket.setsockopt(zmq.SNDHWM, 0)  # at a high-water mark messages vanish; our bound is queue_bytes_max
         socket.setsockopt(zmq.RCVHWM, 0)
         # Nothing is queued for a logd that is not there, and nothing that an earlier connection brought is read after
-        # the Hello of a new one: a late refusal would be taken for the answer to what was sent again since.
+        # the Hello of a new one: a late refusal would look like the answer to what was sent again since.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
@@ -130,7 +130,7 @@ class Client:
         return self._writes.write(None, None)
 
     async def unavailable_reason(self) -> str:
-        """Why reads or writes cannot be taken; empty when they can. Raises Unavailable when logd does not answer."""
+        """Why reads or writes are not possible; empty when they are. Raises Unavailable when logd does not answer."""
         return await self._status.unavailable_reason()
 
     async def stats(self) -> Stats:
@@ -140,11 +140,11 @@ class Client:
     # What the worker watches -----------------------------------------------------------------------------
 
     def gauges(self) -> dict[str, float]:
-        """What waits here and what is held, by the name of the gauge: requests and bytes, now."""
+        """How many requests wait, and how many bytes they and large values take now, by the name of the gauge."""
         return {name: value for part in self._parts for name, value in part.gauges().items()}
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait for what clients have not taken of others."""
+        """True when reads of large values wait until others are released."""
         return self._reads.budget.is_short()
 
     # Sending ---------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Client:
             return
         for part in self._parts:
             part.flush()
-        self._receive()  # the descriptor is edge-triggered, and a send may have taken the edge
+        self._receive()  # the descriptor is edge-triggered, and a send may have consumed the edge
 
     def _refuse(self, reason: str) -> None:
         """Fail all requests at once, with this reason, from now on."""
@@ -184,7 +184,7 @@ class Client:
 
     def _receive(self) -> None:
         """Handle all messages that have arrived."""
-        # To ask costs less than the exception of a recv that finds nothing.
+        # Polling costs less than the exception of a recv that finds nothing.
         while self._socket.getsockopt(_EVENTS) in _READABLE:
             message = self._socket.recv()
             try:
@@ -192,7 +192,7 @@ class Client:
             except protocol.DECODE_ERRORS:
                 log.exception("logd sent %d bytes that are no message", len(message))
                 continue
-            if not self._refusal or isinstance(reply, Hello):  # which is the only one that all versions understand
+            if not self._refusal or isinstance(reply, Hello):  # the only message that all versions understand
                 self._replies[type(reply)](reply)
 
     def _on_hello(self, hello: Hello) -> None:

@@ -1,7 +1,7 @@
 """The memory that values over 64 KiB take of a worker while they are read: which may be requested, and which wait.
 
-Room is acquired for a value before it is requested, and released by whoever has the value in the end: its reader, or
-kv/log_client/reads.py when nobody waits for it any more. Knows no messages.
+Room is acquired for a value before it is requested, and released when the value is no longer needed: by its reader,
+or by kv/log_client/reads.py when the reader is gone. Knows no messages.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ class NoSpace(RequestFailed):
 
 
 class DataLimitReached(RequestFailed):
-    """The value would take the data beyond its limit. The write was not applied and will not be."""
+    """With the value the data would exceed its limit. The write was not applied and will not be."""
 
 
 class OutcomeUnknown(RequestFailed):

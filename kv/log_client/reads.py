@@ -4,7 +4,7 @@ logd answers the request for a value over 64 KiB with its size. It is then reque
 room for it (kv/log_client/large_values.py decides).
 
 A request id is unique for the life of a worker. Requests are sent again with the same id, so an answer that was on its
-way when a connection broke cannot be taken for another.
+way when a connection broke is never confused with another.
 """
 
 import asyncio
@@ -106,15 +106,17 @@ class Reads:
         return self._last_request_id
 
     def _send_reads(self) -> None:
-        reads: list[_Read] = []
+        reads: list[_Read | None] = []
+        keys: list[str] = []
         size = 0
         while self.queue and size < protocol.BATCH_BYTES_SOFT_MAX:
             read = self.queue.popleft()
             reads.append(read)
+            keys.append(read.key)
             size += len(read.key)
         request_id = self._new_request_id()
-        message = protocol.encode(ReadBatch(request_id, [read.key for read in reads]))
-        self._sent[request_id] = _SentReads(message, [*reads])
+        message = protocol.encode(ReadBatch(request_id, keys))
+        self._sent[request_id] = _SentReads(message, reads)
         self._link.send(message)
 
     def _send_large_read(self, read: LargeRead, room: Room) -> None:

@@ -13,7 +13,7 @@ _TIMEOUT_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
-class _Ask:
+class _PendingStatus:
     message: bytes
     future: asyncio.Future[Any]
     deadline: float
@@ -27,42 +27,42 @@ class StatusRequests:
         self._link = link
         self._timeout_s = min(timeout_s, _TIMEOUT_SECONDS)
         self._last_request_id = 0
-        self._pending: dict[int, _Ask] = {}
+        self._pending: dict[int, _PendingStatus] = {}
         """By request id."""
         self._was_connected = False
         self.replies: Replies = {Status: self._on_reply, Stats: self._on_reply}
 
     async def unavailable_reason(self) -> str:
-        """Why reads or writes cannot be taken; empty when they can. Raises Unavailable when logd does not answer."""
-        status: Status = await self._ask(StatusRequest)
+        """Why reads or writes are not possible; empty when they are. Raises Unavailable when logd does not answer."""
+        status: Status = await self._request(StatusRequest)
         return status.unavailable_reason
 
     async def stats(self) -> Stats:
         """How logd is. Raises Unavailable when it does not answer."""
-        stats: Stats = await self._ask(StatsRequest)
+        stats: Stats = await self._request(StatsRequest)
         return stats
 
     def flush(self) -> None:
         """Send what was not sent yet. A worker that has just started waits for its first connection."""
-        for request_id, ask in list(self._pending.items()):
-            if self._link.is_connected and not ask.is_sent:
-                ask.is_sent = True
-                self._link.send(ask.message)
-            elif self._was_connected and not ask.is_sent:
+        for request_id, request in list(self._pending.items()):
+            if self._link.is_connected and not request.is_sent:
+                request.is_sent = True
+                self._link.send(request.message)
+            elif self._was_connected and not request.is_sent:
                 del self._pending[request_id]
-                fail(ask.future, Unavailable(NOT_REACHABLE))
+                fail(request.future, Unavailable(NOT_REACHABLE))
 
     def resend(self) -> None:
         """Send all of them again."""
         self._was_connected = True
-        for ask in self._pending.values():
-            ask.is_sent = True
-            self._link.send(ask.message)
+        for request in self._pending.values():
+            request.is_sent = True
+            self._link.send(request.message)
 
     def expire(self, now: float, reason: str = "") -> None:
         """Fail those whose deadline has passed."""
-        for request_id, ask in list(self._pending.items()):
-            if not fail_overdue([ask], now, Unavailable(reason or NO_ANSWER)):
+        for request_id, request in list(self._pending.items()):
+            if not fail_overdue([request], now, Unavailable(reason or NO_ANSWER)):
                 break
             del self._pending[request_id]
 
@@ -70,16 +70,16 @@ class StatusRequests:
         """None."""
         return {}
 
-    def _ask(self, kind: type[StatusRequest | StatsRequest]) -> asyncio.Future[Any]:
+    def _request(self, kind: type[StatusRequest | StatsRequest]) -> asyncio.Future[Any]:
         self._last_request_id += 1
         loop = self._link.loop
         message = protocol.encode(kind(self._last_request_id))
-        ask = _Ask(message, loop.create_future(), loop.time() + self._timeout_s)
-        self._pending[self._last_request_id] = ask
+        request = _PendingStatus(message, loop.create_future(), loop.time() + self._timeout_s)
+        self._pending[self._last_request_id] = request
         self._link.flush_soon()
-        return ask.future
+        return request.future
 
     def _on_reply(self, reply: Status | Stats) -> None:
-        ask = self._pending.pop(reply.number, None)
-        if ask and not ask.future.done():
-            ask.future.set_result(reply)
+        request = self._pending.pop(reply.number, None)
+        if request and not request.future.done():
+            request.future.set_result(reply)

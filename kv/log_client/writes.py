@@ -86,10 +86,14 @@ class _Session:
         """The lowest number without an answer."""
         return next(iter(self.unanswered), self.next_number)
 
+    @property
+    def is_draining(self) -> bool:
+        return self.drain_to >= 0 and self.base <= self.drain_to
+
     def drain(self) -> None:
         """Send nothing until all that was sent is answered.
 
-        logd refuses what was sent before the worker knew of a refusal, and the worker cannot tell it from what follows.
+        After a refused batch logd also refuses those that were sent before the worker knew: their `base` shows it.
         """
         self.drain_to = self.next_number - 1
 
@@ -130,14 +134,14 @@ class Writes:
         """Send the writes that wait, once the session is open and nothing has to be drained."""
         session = self._session
         if session.is_open:
-            while self.queue and self._link.is_connected and session.drain_to < session.base:
+            while self.queue and self._link.is_connected and not session.is_draining:
                 self._send_writes()
         elif self.queue and self._link.is_connected and not session.unanswered:
             session.id = os.urandom(protocol.SESSION_ID_BYTES)
             self._send_batch([], clear=False, puts={}, deletes=(), size=0)
 
     def resend(self) -> None:
-        """Send all batches again, also those whose writes have failed by now: logd takes no number before them."""
+        """Send all batches again, also those whose writes have failed by now: logd accepts no gap."""
         self._session.resent_from = -1
         for sent in self._session.unanswered.values():
             self._link.send(sent.message)

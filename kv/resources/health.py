@@ -18,7 +18,7 @@ class LiveResource(Resource):
 
 
 class HealthResource(Resource):
-    """Can reads and writes be taken?"""
+    """Are reads and writes possible?"""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage

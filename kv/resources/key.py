@@ -8,11 +8,11 @@ import falcon.asgi
 
 from kv.log_client.large_values import LargeValue
 from kv.log_client.reads import release_unclaimed
-from kv.request import Request, Resource, answer_error
+from kv.request import Request, Resource, answer_error, check_value
 from kv.resources.storage import Storage
 
 _PIECE_BYTES: Final = 256 << 10
-"""A large value is sent in pieces, each when the client has taken most of the one before."""
+"""A large value is sent in pieces, each when most of the one before has been received."""
 
 
 class KeyResource(Resource):
@@ -33,7 +33,7 @@ class KeyResource(Resource):
         if value is None:  # no error, and too common to pay for an exception
             answer_error(req, resp, falcon.HTTP_404, "key not found")
         elif isinstance(value, LargeValue):
-            req.keep_until_end(value)
+            req.release_at_end(value)
             resp.content_length = len(value.data)
             if req.method == "GET":
                 resp.stream = _pieces(value)
@@ -45,7 +45,8 @@ class KeyResource(Resource):
     async def on_put(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Store the body."""
         key = req.key()
-        value = await req.value(self._value_bytes_max)
+        value = await req.body(self._value_bytes_max)
+        check_value(value)
         await self._storage.put(key, value)
 
     async def on_delete(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:

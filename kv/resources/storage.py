@@ -23,13 +23,13 @@ class Storage(Protocol):
         """Remove every key."""
 
     def unavailable_reason(self) -> Awaitable[str]:
-        """Why reads or writes cannot be taken; empty when they can."""
+        """Why reads or writes are not possible; empty when they are."""
 
     async def stats(self) -> Stats:
         """How the log writer is."""
 
     def gauges(self) -> dict[str, float]:
-        """What waits and what is held at the moment, by the name of the gauge. For the worker alone."""
+        """How much waits and how much memory is in use now, by the name of the gauge. Used by the worker alone."""
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads wait for what clients have not taken of other large values. For the worker alone."""
+        """True when reads of large values wait until clients have read others. Used by the worker alone."""

@@ -7,10 +7,10 @@ Every message is one ZeroMQ frame holding one MessagePack array whose first elem
 A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
 with the same decoder (logd/FORMAT.md describes them byte by byte).
 
-Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing
-and opens the session. logd takes only the next number, answers a repeat as it answered the first, and tells
-a session that it does not know so. `base` is the lowest number whose answer the worker does not have yet (RIFL's
-"first incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
+Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing and opens the
+session. logd accepts only the next number, answers a repeat as it answered the first, and answers a session that it
+does not know with `Dropped`. `base` is the lowest number whose answer the worker does not have yet (RIFL's "first
+incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
 """
 
 from enum import IntEnum
@@ -19,10 +19,10 @@ from typing import Final, TypeAlias
 import msgspec
 
 BATCH_BYTES_SOFT_MAX: Final = 1 << 20
-"""A batch, or an answer, that reached this size takes no further entry. One entry may be larger by itself."""
+"""A batch, or an answer, that has reached this size gets no further entry. One entry may be larger by itself."""
 
 LARGE_VALUE_BYTES: Final = 64 << 10
-"""A value beyond this is not sent to a worker that did not know how large it is: it may have no room for it."""
+"""A larger value is not sent before the worker knows its size: it may have no room for it."""
 
 MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
 """What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
@@ -34,7 +34,7 @@ MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
 
 PROTOCOL_VERSION: Final = 2
-"""Of the messages and of what they promise. It is changed with every change that an older peer would misunderstand."""
+"""Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
 
@@ -94,7 +94,7 @@ class ReadBatch(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 class StatusRequest(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=False):
-    """Can reads and writes be taken? Answered by `Status`."""
+    """Are reads and writes possible? Answered by `Status`."""
 
     number: int
 
@@ -124,13 +124,13 @@ class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
     logd answers ZMQ_PROBE_ROUTER with it. The worker also needs ZMQ_IMMEDIATE: without it, only its first connection is
     announced. Answers that had arrived and were not read are lost with a connection.
 
-    A worker that speaks another version sends nothing. So this message alone is understood by all versions: fields are
-    only ever added to it, at the end.
+    A worker of another version sends nothing then. This message alone has to be understood by all versions: fields are
+    only added to it, at the end.
     """
 
     pid: int
     version: int = 1
-    """The PROTOCOL_VERSION of logd; the first one did not tell."""
+    """The PROTOCOL_VERSION of logd. Version 1 did not send it."""
 
 
 class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
@@ -143,9 +143,9 @@ class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
 class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
     """These batches of a session were not applied and never will be.
 
-    With `Reason.DATA_LIMIT`, `too_large` are the keys of the only batch whose values do not fit: what else was in it
-    may be sent again, in another batch. It is empty when none was looked at, because they were sent before the worker
-    knew of an earlier refusal: then all of it may.
+    With `Reason.DATA_LIMIT` there is one batch, and `too_large` has the keys of the values that do not fit: all other
+    writes may be sent again, in another batch. It is empty when the batch was not evaluated, because it was sent before
+    the worker knew of an earlier refusal: then all of its writes may be sent again.
     """
 
     session: bytes
@@ -155,7 +155,7 @@ class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
 
 
 class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
-    """Batch `number` of a session was not taken: `expected` has to come first."""
+    """Batch `number` of a session was not accepted: `expected` has to come first."""
 
     session: bytes
     number: int
@@ -163,7 +163,7 @@ class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
 
 
 class Dropped(msgspec.Struct, tag=14, array_like=True, frozen=True, gc=False):
-    """The session of batch `number` is not known (any more): what became of its batches cannot be told."""
+    """The session of batch `number` is not known (any more): whether its batches were applied is not known."""
 
     session: bytes
     number: int
@@ -178,7 +178,7 @@ class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
 
 
 class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
-    """`unavailable_reason` is empty when reads and writes can be taken, else the reason why not."""
+    """`unavailable_reason` is empty when reads and writes are possible, else it says why they are not."""
 
     number: int
     unavailable_reason: str
@@ -213,7 +213,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     groups: int
     batches: int
     refused: dict[str, int]
-    """Batches that were answered, and not taken, by reason."""
+    """Batches that were answered and not accepted, by reason."""
     group_writes: Histogram
     sync_seconds: Histogram
     appended_bytes: int
@@ -237,7 +237,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     """Of a write that was cut short; recovery dropped them."""
     cpu_seconds: float
     resident_bytes: int
-    """0 where the system does not tell."""
+    """0 where the system does not provide it."""
 
 
 Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large

@@ -1,4 +1,4 @@
-"""A logd that does only what a test tells it to, and a client that is connected to it.
+"""A logd that does only what a test makes it do, and a client that is connected to it.
 
 The client is the real one, over a real socket. `scenario` makes a test of a coroutine that gets both.
 """
@@ -23,7 +23,7 @@ BOTH_LOOPS = (asyncio.run, uvloop.run)
 
 
 class Logd:
-    """A ROUTER that greets whoever connects and otherwise answers only when told to."""
+    """A ROUTER that greets every connection. All other answers are the test's."""
 
     def __init__(self, log) -> None:
         self.log = log
