@@ -1,6 +1,6 @@
 """The Falcon application: routes, and which handler answers which error.
 
-Does not know how a request is answered (kv/resources.py), nor how the application is hosted (kv/http/worker.py).
+Does not know how a request is answered (kv/request.py, kv/resources), nor how the application is hosted (kv/http).
 """
 
 import logging
@@ -10,51 +10,26 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv import metrics, resources, scoreboard
+from kv import request, scoreboard
 from kv.auth import TokenAuth
 from kv.config import Config, Inherited
-from kv.log_client.client import Client, RequestFailed
-from kv.openapi import DescriptionResource
+from kv.log_client.client import Client
+from kv.log_client.outcomes import RequestFailed
+from kv.metrics import MetricsResource
+from kv.request import Request, Resource
+from kv.resources.clear import ClearResource
+from kv.resources.health import HealthResource, LiveResource
+from kv.resources.key import KeyResource
+from kv.resources.openapi import DescriptionResource
+from kv.resources.storage import Storage
 
 _TEXT: Final = "text/plain; charset=utf-8"
-_ALLOWED: Final = {
-    "/kv/{key:path}": "DELETE, GET, HEAD, PUT",
-    "/clear": "DELETE",
-    "/health": "GET, HEAD",
-    "/live": "GET, HEAD",
-    "/metrics": "GET, HEAD",
-    "/openapi.yaml": "GET, HEAD",
-}
+_falcon_call: Final = falcon.asgi.App.__call__  # looked up once, not for each request
 
 log = logging.getLogger("kv.app")
 
-App = falcon.asgi.App[resources.Request, falcon.asgi.Response]
 
-
-class HostedApp(App):
-    """What the worker asks."""
-
-    client: Client | None = None
-
-    def gauges(self) -> dict[str, float]:
-        """Values."""
-        client = self.client
-        if client is None:
-            return {}
-        sent = sum(len(batch.writes) for batch in client._session.unanswered.values())
-        return {
-            "queued_writes": len(client._writes) + sent,
-            "queued_bytes": client._queue_bytes,
-            "large_bytes": client._large_bytes,
-            "large_reads_waiting": len(client._large),
-        }
-
-    def reads_wait_for_room(self) -> bool:
-        """Room."""
-        return bool(self.client and self.client._large)
-
-
-def main() -> App:
+def main() -> "Application":
     """The application as gunicorn hosts it, from what the supervisor left in the environment."""
     config = Config.from_environment(os.environ)
     client = Client(
@@ -63,37 +38,82 @@ def main() -> App:
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
     )
-    shared = scoreboard.of_this_process()
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
         middleware.append(TokenAuth(config.token_file))
-    app = create_app(client, config.value_bytes_max, middleware, shared=shared, workers=config.workers)
-    app.client = client
-    return app
+    board = scoreboard.of_this_process()
+    return create_app(client, config.value_bytes_max, middleware, shared=board, workers=config.workers)
 
 
 def create_app(
-    storage: resources.Storage,
+    storage: Storage,
     value_bytes_max: int,
     middleware: list[Any] | None = None,
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
-) -> HostedApp:
+) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
-    app = HostedApp(media_type=_TEXT, request_type=resources.Request, middleware=middleware)
-    app.add_route("/kv/{key:path}", resources.KeyResource(storage, value_bytes_max))
-    app.add_route("/clear", resources.ClearResource(storage))
-    app.add_route("/health", resources.HealthResource(storage))
-    app.add_route("/live", resources.LiveResource())
-    app.add_route("/metrics", metrics.MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
-    app.add_route("/openapi.yaml", DescriptionResource())
-    app.add_error_handler(Exception, _on_defect)
-    app.add_error_handler(falcon.HTTPError, _on_http_error)
-    app.add_error_handler(RequestFailed, resources.on_failure)
-    app.add_error_handler(resources.ClientGone, resources.on_client_gone)
-    app.add_error_handler(resources.Refusal, resources.on_refusal)
+    app = Application(storage, middleware)
+    app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
+    app.add_resource("/clear", ClearResource(storage))
+    app.add_resource("/health", HealthResource(storage))
+    app.add_resource("/live", LiveResource())
+    app.add_resource("/metrics", MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
+    app.add_resource("/openapi.yaml", DescriptionResource())
     return app
+
+
+class Application(falcon.asgi.App[Request, falcon.asgi.Response]):
+    """The ASGI application, and what the worker that hosts it watches between requests."""
+
+    def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
+        super().__init__(media_type=_TEXT, request_type=Request, middleware=middleware)
+        self._storage = storage
+        self._allowed_methods: dict[str, str] = {}
+        """By path, as in an Allow header."""
+        self.add_error_handler(Exception, _on_defect)
+        self.add_error_handler(falcon.HTTPError, self._on_http_error)
+        self.add_error_handler(RequestFailed, request.on_failure)
+        self.add_error_handler(request.ClientGone, request.on_client_gone)
+        self.add_error_handler(request.Refusal, request.on_refusal)
+
+    def add_resource(self, path: str, resource: Resource) -> None:
+        """Serve a path."""
+        self.add_route(path, resource)
+        self._allowed_methods[path] = resource.allowed_methods()
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:  # type: ignore[override]  # noqa: ANN401
+        """Answer one request, and release what it kept.
+
+        Falcon closes no stream of a HEAD, nor one whose client is gone before the head of the answer is sent.
+        """
+        try:
+            await _falcon_call(self, scope, receive, send)
+        finally:
+            if request.LARGE_VALUE in scope:
+                scope[request.LARGE_VALUE].release()
+
+    def gauges(self) -> dict[str, float]:
+        """queued_writes, queued_bytes, large_bytes, large_reads_waiting: as they are now."""
+        return self._storage.gauges()
+
+    def reads_wait_for_room(self) -> bool:
+        """True when reads of large values wait until clients have read others."""
+        return self._storage.reads_wait_for_room()
+
+    async def _on_http_error(
+        self, req: Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
+    ) -> None:
+        """What Falcon refuses by itself: a path that is not known, or a method that is not offered there.
+
+        A method that Falcon does not know is a bad request to it; no other request is.
+        """
+        if req.uri_template is None:
+            request.answer_error(req, resp, falcon.HTTP_404, "not found")
+        else:
+            request.answer_error(req, resp, falcon.HTTP_405, "method not allowed")
+            resp.set_header("Allow", self._allowed_methods[req.uri_template])
 
 
 class _Lifespan:
@@ -112,22 +132,6 @@ class _Lifespan:
         self._client.close()
 
 
-async def _on_http_error(
-    req: resources.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
-) -> None:
-    """What Falcon refuses by itself: no such path, or a method that is not offered there.
-
-    A method that Falcon has never heard of is a bad request to it; nothing else that gets here is one.
-    """
-    if req.uri_template is None:
-        resources.answer(req, resp, falcon.HTTP_404, "not found")
-    else:
-        resources.answer(req, resp, falcon.HTTP_405, "method not allowed")
-        resp.set_header("Allow", _ALLOWED[req.uri_template])
-
-
-async def _on_defect(
-    req: resources.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
+async def _on_defect(req: Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]) -> None:
     log.error("%s %s failed", req.method, req.path, exc_info=error)
-    resources.answer(req, resp, falcon.HTTP_500, "internal server error")
+    request.answer_error(req, resp, falcon.HTTP_500, "internal server error")

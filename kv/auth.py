@@ -12,7 +12,7 @@ import falcon
 import falcon.asgi
 
 from kv.config import UnusableFile
-from kv.resources import Refusal, Request
+from kv.request import Refusal, Request
 from kv.token_file import read_token
 
 _OPEN_PATHS: Final = frozenset({"/health", "/live"})

@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import falcon
 import falcon.asgi
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,8 +19,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from kv import __version__
-from kv.log_client.client import Unavailable
-from kv.resources import Request, Storage
+from kv.log_client.outcomes import Unavailable
+from kv.request import Request, Resource
+from kv.resources.storage import Storage
 from kv.scoreboard import BOUNDS_SECONDS, GAUGES, METHODS, OTHER, Requests, Role, Scoreboard, Totals
 from logd.shared.protocol import Histogram, Stats
 
@@ -112,7 +112,7 @@ _OF_LOGD: Final = (
 _CHILDREN: Final = (Role.LOGD, Role.GUNICORN)
 
 
-class MetricsResource:
+class MetricsResource(Resource):
     """/metrics"""
 
     def __init__(self, storage: Storage, scoreboard: Scoreboard, workers: int) -> None:
@@ -129,10 +129,6 @@ class MetricsResource:
         resp.data = generate_latest(_Scrape(self._scoreboard, self._workers, stats))
 
     on_head = on_get
-
-    async def on_options(self, req: Request, resp: falcon.asgi.Response) -> None:
-        """Not offered: without this, Falcon would answer by itself."""
-        raise falcon.HTTPMethodNotAllowed([])
 
 
 class _Scrape(Collector):

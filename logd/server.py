@@ -92,7 +92,7 @@ class Server:
             elif raw:
                 self._handle(peer, raw)
             else:  # sent by ZMQ_PROBE_ROUTER when a connection is made
-                self._send(peer, Hello(os.getpid()))
+                self._send(peer, Hello(os.getpid(), protocol.PROTOCOL_VERSION))
 
     def _discard_parts(self) -> None:
         while self._socket.getsockopt(_RCVMORE):

@@ -5,13 +5,16 @@ scripted exactly. What holds for every answer (type, length, one newline at the 
 """
 
 import asyncio
+import contextlib
+import functools
 from typing import NamedTuple
 from urllib.parse import unquote
 
 import pytest
 
 from kv.app import create_app
-from kv.log_client.client import DataLimitReached, LargeValue, NoSpace, OutcomeUnknown, Unavailable
+from kv.log_client.large_values import LargeValue
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, Unavailable
 from tests.support import http_contract
 
 LIMIT = http_contract.VALUE_BYTES_MAX
@@ -62,19 +65,8 @@ class Answer(NamedTuple):
     pieces_read: int
 
 
-def ask(storage, request, *pieces, length=None, fields=()):
-    """Send one request: "METHOD raw-path", then the pieces of its body. None when the application does not answer.
-
-    Without a length the body is chunked. An application that waits for more pieces than there are fails the test.
-    """
-    method, _, path = request.partition(" ")
-    events = [
-        {"type": "http.disconnect"}
-        if piece is GONE
-        else {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
-        for number, piece in enumerate(pieces or (b"",), 1)
-    ]
-    scope = {
+def scope_of(method, path, length=None, fields=()):
+    return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -88,6 +80,20 @@ def ask(storage, request, *pieces, length=None, fields=()):
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
+
+
+def ask(storage, request, *pieces, length=None, fields=(), send=None):
+    """Send one request: "METHOD raw-path", then the pieces of its body. None when the application does not answer.
+
+    Without a length the body is chunked. An application that waits for more pieces than there are fails the test.
+    """
+    method, _, path = request.partition(" ")
+    events = [
+        {"type": "http.disconnect"}
+        if piece is GONE
+        else {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
+        for number, piece in enumerate(pieces or (b"",), 1)
+    ]
     sent, read = [], 0
 
     async def receive():
@@ -97,10 +103,10 @@ def ask(storage, request, *pieces, length=None, fields=()):
         read += 1
         return events[read - 1]
 
-    async def send(event):
+    async def collect(event):
         sent.append(event)
 
-    asyncio.run(create_app(storage, LIMIT)(scope, receive, send))
+    asyncio.run(create_app(storage, LIMIT)(scope_of(method, path, length, fields), receive, send or collect))
     return _answer(method, sent, read) if sent else None
 
 
@@ -167,30 +173,70 @@ def test_a_method_that_no_resource_has_is_refused_like_any_other_that_is_not_off
 
 
 class LargeStorage(Storage):
-    """One whose values are all large; says when nobody refers to one any more."""
+    """One whose values are all large; knows how many of their bytes nobody has released."""
 
     def __init__(self, data):
         super().__init__(data)
         self.held_bytes = 0
 
-    async def get(self, key):
+    def get(self, key):
+        read = asyncio.get_running_loop().create_future()
         value = self.data[key]
         self.held_bytes += len(value)
-        return LargeValue(value, self._give_back)
+        read.set_result(LargeValue(value, functools.partial(self._release, [len(value)])))
+        return read
 
-    def _give_back(self, size):
-        self.held_bytes -= size
+    def _release(self, held):
+        self.held_bytes -= held.pop() if held else 0
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("size", [1, 262_144, 262_145, 1_000_000])
-def test_a_large_value_comes_back_byte_by_byte_and_is_not_held_then(method, size):
+def test_a_large_value_comes_back_byte_by_byte_and_is_released_then(method, size):
     value = bytes(range(100)) * (size // 100) + b"x" * (size % 100)
     storage = LargeStorage({"a": value})
     answer = ask(storage, f"{method} /kv/a")
     assert (answer.status, answer.headers["content-length"]) == (200, str(size))
     assert answer.body == (value if method == "GET" else b"")
     assert storage.held_bytes == 0
+
+
+@pytest.mark.parametrize("events_sent", [0, 1, 2, 4])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("failure", [ConnectionResetError, asyncio.CancelledError])
+def test_a_large_value_is_released_when_the_client_goes_away_before_or_amid_its_answer(method, events_sent, failure):
+    storage = LargeStorage({"a": bytes(1_000_000)})
+    seen = []
+
+    async def send(event):
+        assert storage.held_bytes == 1_000_000
+        seen.append(event)
+        if len(seen) > events_sent:
+            raise failure
+
+    with contextlib.suppress(failure):
+        ask(storage, f"{method} /kv/a", send=send)
+    assert len(seen) == min(events_sent + 1, 2 if method == "HEAD" else 6)
+    assert storage.held_bytes == 0
+
+
+def test_a_large_value_is_released_when_its_request_is_cancelled_in_the_turn_in_which_it_arrives():
+    async def main():
+        storage = LargeStorage({"a": bytes(1_000_000)})
+        arrives = asyncio.get_running_loop().create_future()
+        storage.get, get = lambda _: arrives, storage.get
+        request = asyncio.ensure_future(create_app(storage, LIMIT)(scope_of("GET", "/kv/a"), nothing_more, None))
+        await asyncio.sleep(0)
+        arrives.set_result(get("a").result())
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert storage.held_bytes == 0
+
+    async def nothing_more():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asyncio.run(main())
 
 
 def test_a_character_may_be_split_between_two_pieces():
@@ -294,14 +340,14 @@ def test_a_put_whose_body_does_not_end_as_it_should_stores_nothing(length, piece
         (DataLimitReached("data limit reached"), 507, False),
     ],
 )
-def test_a_failure_of_the_storage_is_told_by_status_and_reason(request_, failure, status, retry_after):
+def test_a_failure_of_the_storage_is_answered_with_its_status_and_reason(request_, failure, status, retry_after):
     answer = ask(Storage(failure=failure), request_, b"3", length=1)
     assert (answer.status, answer.body) == (status, f"{failure}\n".encode())
     assert answer.headers.get("retry-after", "").isdecimal() == retry_after
 
 
 @pytest.mark.parametrize("request_", ["PUT /kv/a", "GET /kv/a", "DELETE /kv/a", "DELETE /clear", "GET /health"])
-def test_a_defect_is_500_and_is_logged_without_telling_the_client_more(request_, caplog):
+def test_a_defect_is_500_and_its_details_are_logged_and_not_sent(request_, caplog):
     answer = ask(Storage(failure=ZeroDivisionError("secret")), request_, b"3", length=1)
     assert (answer.status, answer.body) == (500, b"internal server error\n")
     assert "secret" in caplog.text
@@ -314,6 +360,6 @@ def test_health_says_why_the_server_cannot_take_reads_and_writes():
 
 
 @pytest.mark.parametrize("failure", [Unavailable("the log writer is not reachable"), ZeroDivisionError()])
-def test_a_worker_says_that_it_lives_whatever_is_wrong_behind_it(failure):
+def test_a_worker_says_that_it_lives_whatever_is_wrong_with_logd(failure):
     answer = ask(Storage(failure=failure, unavailable_reason="no space left on device"), "GET /live")
     assert (answer.status, answer.body) == (200, b"ok")

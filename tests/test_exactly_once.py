@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kv.log_client.client import Client, DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
+from kv.log_client.client import Client
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
 from logd import server
 from logd.local import intake, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
@@ -35,13 +36,10 @@ class Connection:
             count -= 1
 
 
-class Worker(Client):
-    """A client that is its own socket; `connection` is what it believes to have."""
+class Socket:
+    """A worker's socket; `connection` is what it believes to have."""
 
-    def __init__(self, loop):
-        super().__init__("", request_timeout_s=10.0, queue_bytes_max=200_000, large_bytes_max=1)
-        self._loop, self._socket, self.connection = loop, self, None
-        self._sweeper = loop.create_task(self._sweep_forever())
+    connection = None
 
     def send(self, raw, _):
         if not self.connection:
@@ -54,6 +52,27 @@ class Worker(Client):
 
     def recv(self):
         return self.connection.arrived.popleft()
+
+
+class Worker(Client):
+    """A client over a simulated socket."""
+
+    def __init__(self, loop, timeout_s=10.0):
+        super().__init__("", request_timeout_s=timeout_s, queue_bytes_max=200_000, large_bytes_max=1)
+        self.loop, self.socket, self.timeout_s = loop, Socket(), timeout_s
+        self._socket = self.socket
+        self._sweeper = loop.create_task(self._sweep_forever())
+
+    def be_patient(self):
+        """From now on, wait for every answer."""
+        self.timeout_s = self._writes._timeout_s = 1000.0
+
+    def receive(self):
+        self._receive()
+
+    def die(self):
+        self._expire(float("inf"))
+        self._sweeper.cancel()
 
 
 def replay(log):
@@ -105,7 +124,7 @@ class World:
         """Without faults and new requests, everything is answered in the end."""
         for _ in range(5000):
             self.step(*self.good)
-            if not any(worker._queue_bytes for worker in self.workers):
+            if not any(worker.gauges()["queued_bytes"] for worker in self.workers):
                 break
 
     def free_bytes(self):
@@ -158,7 +177,7 @@ class World:
             self.deletes.append(self.loop.create_task(self._outcome(worker, worker.delete(key))))
 
     async def _outcome(self, worker, request):
-        deadline, outcome = self.now + worker._timeout_s + 0.3, None
+        deadline, outcome = self.now + worker.timeout_s + 0.3, None
         try:
             await request
         except RequestFailed as failure:
@@ -167,29 +186,29 @@ class World:
         return outcome
 
     def worker_connects(self, worker):
-        if self.storage and not worker.connection:
-            worker.connection = self.connections[self.random.randbytes(5)] = Connection()
+        if self.storage and not worker.socket.connection:
+            worker.socket.connection = self.connections[self.random.randbytes(5)] = Connection()
 
     def worker_notices(self, worker):
-        if worker.connection and not worker.connection.is_whole:
-            worker.connection = None  # with ZMQ_IMMEDIATE what had arrived on it and was not read is gone
+        if worker.socket.connection and not worker.socket.connection.is_whole:
+            worker.socket.connection = None  # with ZMQ_IMMEDIATE what had arrived on it and was not read is gone
 
     def worker_reads(self, worker):
-        if worker.connection:
-            worker.connection.arrive(self.random.randint(0, 5))
-            worker._drain()
+        if worker.socket.connection:
+            worker.socket.connection.arrive(self.random.randint(0, 5))
+            worker.receive()
 
     def worker_dies(self, worker):
         self.connection_breaks(worker)
-        worker._fail_expired(float("inf"))
-        worker._sweeper.cancel()
+        worker.die()
         self.workers[self.workers.index(worker)] = Worker(self.loop)
 
     def connection_breaks(self, worker):
-        if worker.connection and worker.connection.is_whole:
-            worker.connection.arrive(self.random.randint(0, 5))
-            worker.connection.down.clear()
-            worker.connection.is_whole = False
+        connection = worker.socket.connection
+        if connection and connection.is_whole:
+            connection.arrive(self.random.randint(0, 5))
+            connection.down.clear()
+            connection.is_whole = False
             self.connections = {peer: each for peer, each in self.connections.items() if each.is_whole}
 
     def logd_starts(self, _):
@@ -250,7 +269,7 @@ def test_acknowledged_writes_are_applied_once_and_in_order_and_refused_ones_neve
         for _ in range(4):  # sessions that were dropped meanwhile are opened anew
             world.settle()
             for worker in world.workers:
-                worker._timeout_s = 1000.0
+                worker.be_patient()
                 world.write(worker)
         world.settle()
         order = {key: position for position, key in enumerate(replay(world.log)[1])}
@@ -269,7 +288,7 @@ def test_the_data_never_exceeds_its_limit_and_deletes_go_on_beside_writes_that_d
     limit = 3000
     with World(seed, data_bytes_max=limit) as world:
         for worker in world.workers:
-            worker._timeout_s = 1000.0
+            worker.be_patient()
         for _ in range(1000):
             world.step(*world.good, world.write, world.write, world.delete)
             assert world.storage is None or world.storage._store.data_bytes <= limit
@@ -289,8 +308,8 @@ def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there
             if number == 0:
                 world.logd_starts(worker)
                 world.worker_connects(worker)
-            worker.connection.arrive(99)
-            worker._drain()
+            worker.socket.connection.arrive(99)
+            worker.receive()
             while any(connection.up for connection in world.connections.values()):
                 world.logd_receives()
             (world.disk_is_full if number == 100 else world.disk_syncs)()

@@ -68,7 +68,7 @@ REQUESTS = [
     (ReadLarge(1, "k", 65537), "94 05 01 a16b ce00010001"),
 ]
 REPLIES = [
-    (Hello(4711), "92 0a cd1267"),
+    (Hello(4711, 2), "93 0a cd1267 02"),
     (Committed(A, [1, 2]), f"93 0b {_A} 92 01 02"),
     (Refused(A, [3], Reason.NO_SPACE), f"95 0c {_A} 91 03 01 90"),
     (Refused(A, [3], Reason.DATA_LIMIT, ["k"]), f"95 0c {_A} 91 03 02 91 a16b"),
@@ -89,6 +89,13 @@ MESSAGES = [
     for table, decode in ((REQUESTS, protocol.decode_request), (REPLIES, protocol.decode_reply))
     for message, golden in table
 ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "version"), [("92 0a cd1267", 1), ("93 0a cd1267 09", 9), ("95 0a cd1267 09 a3616e64 c0", 9)]
+)
+def test_a_hello_is_understood_whatever_its_version(raw, version):
+    assert protocol.decode_reply(bytes.fromhex(raw)) == Hello(4711, version)
 
 
 @pytest.mark.parametrize(("message", "golden", "decode"), MESSAGES)
@@ -148,7 +155,7 @@ _request = st.one_of(
     st.builds(ReadLarge, _number, st.text(), _number),
 )
 _reply = st.one_of(
-    st.builds(Hello, _number),
+    st.builds(Hello, _number, _number),
     st.builds(Committed, _session, _numbers),
     st.builds(Refused, _session, _numbers, st.sampled_from(Reason), st.lists(st.text(), max_size=5)),
     st.builds(Gap, _session, _number, _number),

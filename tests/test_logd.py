@@ -19,6 +19,7 @@ from logd.shared import protocol
 from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
     LARGE_VALUE_BYTES,
+    PROTOCOL_VERSION,
     Committed,
     Dropped,
     Exit,
@@ -244,7 +245,7 @@ def peer(logd, connect):
 
 def test_every_connection_is_greeted_first(logd, connect):
     for _ in range(3):
-        assert connect(logd).hello == Hello(logd.process.pid)
+        assert connect(logd).hello == Hello(logd.process.pid, PROTOCOL_VERSION)
 
 
 def test_writes_are_answered_and_read_by_any_connection(logd, peer, connect):
@@ -363,7 +364,7 @@ def test_messages_of_several_parts_do_not_end_it(peer, parts):
 def test_a_message_over_the_limit_costs_its_sender_the_connection_and_nobody_else(logd, peer, connect):
     stranger = connect(logd)
     stranger.socket.send(bytes(2 * MIB))
-    assert stranger.receive() == Hello(logd.process.pid)  # it is connected anew
+    assert stranger.receive() == Hello(logd.process.pid, PROTOCOL_VERSION)  # it is connected anew
     assert peer.ask(batch(A, 1, base=1)) == Committed(A, [1])
 
 

@@ -1,4 +1,4 @@
-"""The description of the interface: it is served, it says what the server does, and fuzzers find no difference."""
+"""The description of the interface: it is served, it matches the server, and fuzzers find no difference."""
 
 import re
 import subprocess
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kv
-from kv import openapi
 from kv.app import create_app
 from kv.config import Config
+from kv.resources import openapi
 from logd.shared.protocol import KEY_PATTERN
 from tests.support.clients import exchange
 from tests.support.harness import Server
@@ -41,7 +41,7 @@ def resolve(entry):
 
 
 def bodies(status):
-    """What the description says that an error may say; empty when it does not say."""
+    """The error texts that the description lists for a status."""
     found = set()
     for operation in operations().values():
         if status in operation["responses"]:
@@ -108,7 +108,7 @@ def test_it_is_of_this_version_and_names_the_limits_of_this_version():
         ("431", b"GET /kv/" + b"k" * 5000 + b" HTTP/1.1\r\n\r\n"),
     ],
 )
-def test_it_tells_what_an_error_says(server, status, request_bytes):
+def test_it_lists_the_text_of_an_error(server, status, request_bytes):
     request_bytes = request_bytes.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nConnection: close\r\n")
     head, _, body = exchange(server.port, request_bytes).partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
@@ -179,7 +179,7 @@ def test_whatever_bytes_arrive_each_answer_is_whole_and_one_that_is_described(se
         answers = answers[length:]
 
 
-def test_what_fuzzers_send_kills_nothing_and_is_no_defect(server):
+def test_what_fuzzers_send_ends_no_process_and_shows_no_defect(server):
     """The last test here: what came before it has left no trace."""
     assert server.call("GET", "/health").body == b"ok"
     assert [line for line in server.log.splitlines() if " INFO " not in line] == []

@@ -1,17 +1,16 @@
 """The messages between HTTP workers and logd.
 
-This is the only module that both sides import, beside logd/shared/logging_setup.py and logd/shared/process_stats.py.
-It knows how a message is encoded and what each one promises; it does not know who sends it, over what, or what is done
-with it.
+Knows how a message is encoded and what each one promises; does not know who sends it, over what, or what is done with
+it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
 A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
 with the same decoder (logd/FORMAT.md describes them byte by byte).
 
-Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing
-and opens the session. logd takes only the next number, answers a repeat as it answered the first, and tells
-a session that it does not know so. `base` is the lowest number whose answer the worker does not have yet (RIFL's
-"first incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
+Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing and opens the
+session. logd accepts only the next number, answers a repeat as it answered the first, and answers a session that it
+does not know with `Dropped`. `base` is the lowest number whose answer the worker does not have yet (RIFL's "first
+incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
 """
 
 from enum import IntEnum
@@ -20,10 +19,10 @@ from typing import Final, TypeAlias
 import msgspec
 
 BATCH_BYTES_SOFT_MAX: Final = 1 << 20
-"""A batch, or an answer, that reached this size takes no further entry. One entry may be larger by itself."""
+"""A batch, or an answer, that has reached this size gets no further entry. One entry may be larger by itself."""
 
 LARGE_VALUE_BYTES: Final = 64 << 10
-"""A value beyond this is not sent to a worker that did not know how large it is: it may have no room for it."""
+"""A larger value is not sent before the worker knows its size: it may have no room for it."""
 
 MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
 """What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
@@ -33,6 +32,9 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
+
+PROTOCOL_VERSION: Final = 2
+"""Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
 
@@ -92,7 +94,7 @@ class ReadBatch(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 class StatusRequest(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=False):
-    """Can reads and writes be taken? Answered by `Status`."""
+    """Are reads and writes possible? Answered by `Status`."""
 
     number: int
 
@@ -121,9 +123,14 @@ class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
 
     logd answers ZMQ_PROBE_ROUTER with it. The worker also needs ZMQ_IMMEDIATE: without it, only its first connection is
     announced. Answers that had arrived and were not read are lost with a connection.
+
+    A worker of another version sends nothing then. This message alone has to be understood by all versions: fields are
+    only added to it, at the end.
     """
 
     pid: int
+    version: int = 1
+    """The PROTOCOL_VERSION of logd. Version 1 did not send it."""
 
 
 class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
@@ -136,9 +143,9 @@ class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
 class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
     """These batches of a session were not applied and never will be.
 
-    With `Reason.DATA_LIMIT`, `too_large` are the keys of the only batch whose values do not fit: what else was in it
-    may be sent again, in another batch. It is empty when none was looked at, because they were sent before the worker
-    knew of an earlier refusal: then all of it may.
+    With `Reason.DATA_LIMIT` there is one batch, and `too_large` has the keys of the values that do not fit: all other
+    writes may be sent again, in another batch. It is empty when the batch was not evaluated, because it was sent before
+    the worker knew of an earlier refusal: then all of its writes may be sent again.
     """
 
     session: bytes
@@ -148,7 +155,7 @@ class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
 
 
 class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
-    """Batch `number` of a session was not taken: `expected` has to come first."""
+    """Batch `number` of a session was not accepted: `expected` has to come first."""
 
     session: bytes
     number: int
@@ -156,14 +163,14 @@ class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
 
 
 class Dropped(msgspec.Struct, tag=14, array_like=True, frozen=True, gc=False):
-    """The session of batch `number` is not known (any more): what became of its batches cannot be told."""
+    """The session of batch `number` is not known (any more): whether its batches were applied is not known."""
 
     session: bytes
     number: int
 
 
 class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
-    """Answers to a question: the values of its keys from index `first` on; None where there is none."""
+    """Answers to a read request: the values of its keys from index `first` on; None where there is none."""
 
     number: int
     first: int
@@ -171,14 +178,14 @@ class Values(msgspec.Struct, tag=15, array_like=True, frozen=True, gc=False):
 
 
 class Status(msgspec.Struct, tag=16, array_like=True, frozen=True, gc=False):
-    """`unavailable_reason` is empty when reads and writes can be taken, else the reason why not."""
+    """`unavailable_reason` is empty when reads and writes are possible, else it says why they are not."""
 
     number: int
     unavailable_reason: str
 
 
 class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
-    """Takes the place of a value in the answers to a question: that of the key at `index` has so many bytes."""
+    """Takes the place of a value in the answers to a request: that of the key at `index` has `size` bytes."""
 
     number: int
     index: int
@@ -206,7 +213,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     groups: int
     batches: int
     refused: dict[str, int]
-    """Batches that were answered, and not taken, by reason."""
+    """Batches that were answered and not accepted, by reason."""
     group_writes: Histogram
     sync_seconds: Histogram
     appended_bytes: int
@@ -230,7 +237,7 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     """Of a write that was cut short; recovery dropped them."""
     cpu_seconds: float
     resident_bytes: int
-    """0 where the system does not tell."""
+    """0 where the system does not provide it."""
 
 
 Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large

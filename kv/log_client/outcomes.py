@@ -1,0 +1,60 @@
+"""How a request may fail, and what each failure means for a write.
+
+Knows no messages and no HTTP: which reply causes which failure is decided in the parts, which status it gets in
+kv/request.py.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+
+class RequestFailed(Exception):
+    """A request could not be answered; the class says what that means for its outcome."""
+
+
+class Unavailable(RequestFailed):
+    """The request was never sent, or it was a read. A write was not applied and will not be. It may be tried again."""
+
+
+class NoSpace(RequestFailed):
+    """The device of the log is full. The write was not applied and will not be."""
+
+
+class DataLimitReached(RequestFailed):
+    """With the value the data would exceed its limit. The write was not applied and will not be."""
+
+
+class OutcomeUnknown(RequestFailed):
+    """The write was sent and not answered. It may have been applied, may be applied later, or never."""
+
+
+NOT_REACHABLE: Final = "the log writer is not reachable; nothing was written"
+NO_ANSWER: Final = "the log writer did not answer in time"
+
+
+class Pending(Protocol):
+    """A request that waits for its outcome, until its deadline on the clock of the event loop."""
+
+    @property
+    def future(self) -> asyncio.Future[Any]:
+        """Gets the outcome."""
+
+    @property
+    def deadline(self) -> float:
+        """In seconds."""
+
+
+def fail(future: asyncio.Future[Any], failure: RequestFailed) -> None:
+    """End a request with a failure, unless it has ended."""
+    if not future.done():
+        future.set_exception(type(failure)(*failure.args))  # one for each: raising it adds to its traceback
+
+
+def fail_overdue(pending: Iterable[Pending], now: float, failure: RequestFailed) -> bool:
+    """Fail the requests whose deadline has passed; they have to come first. True when all have failed."""
+    for each in pending:
+        if each.deadline > now:
+            return False
+        fail(each.future, failure)
+    return True

@@ -1,0 +1,85 @@
+"""Requests for how logd is. They answer /health and /metrics, so they fail at once when the connection is lost."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable, fail, fail_overdue
+from kv.log_client.part import Link, Replies
+from logd.shared import protocol
+from logd.shared.protocol import Stats, StatsRequest, Status, StatusRequest
+
+_TIMEOUT_SECONDS: Final = 2.0
+
+
+@dataclass(slots=True)
+class _PendingStatus:
+    message: bytes
+    future: asyncio.Future[Any]
+    deadline: float
+    is_sent: bool = False
+
+
+class StatusRequests:
+    """The requests for status and stats of one worker."""
+
+    def __init__(self, link: Link, timeout_s: float) -> None:
+        self._link = link
+        self._timeout_s = min(timeout_s, _TIMEOUT_SECONDS)
+        self._last_request_id = 0
+        self._pending: dict[int, _PendingStatus] = {}
+        """By request id."""
+        self._was_connected = False
+        self.replies: Replies = {Status: self._on_reply, Stats: self._on_reply}
+
+    async def unavailable_reason(self) -> str:
+        """Why reads or writes are not possible; empty when they are. Raises Unavailable when logd does not answer."""
+        status: Status = await self._request(StatusRequest)
+        return status.unavailable_reason
+
+    async def stats(self) -> Stats:
+        """How logd is. Raises Unavailable when it does not answer."""
+        stats: Stats = await self._request(StatsRequest)
+        return stats
+
+    def flush(self) -> None:
+        """Send what was not sent yet. A worker that has just started waits for its first connection."""
+        for request_id, request in list(self._pending.items()):
+            if self._link.is_connected and not request.is_sent:
+                request.is_sent = True
+                self._link.send(request.message)
+            elif self._was_connected and not request.is_sent:
+                del self._pending[request_id]
+                fail(request.future, Unavailable(NOT_REACHABLE))
+
+    def resend(self) -> None:
+        """Send all of them again."""
+        self._was_connected = True
+        for request in self._pending.values():
+            request.is_sent = True
+            self._link.send(request.message)
+
+    def expire(self, now: float, reason: str = "") -> None:
+        """Fail those whose deadline has passed."""
+        for request_id, request in list(self._pending.items()):
+            if not fail_overdue([request], now, Unavailable(reason or NO_ANSWER)):
+                break
+            del self._pending[request_id]
+
+    def gauges(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def _request(self, kind: type[StatusRequest | StatsRequest]) -> asyncio.Future[Any]:
+        self._last_request_id += 1
+        loop = self._link.loop
+        message = protocol.encode(kind(self._last_request_id))
+        request = _PendingStatus(message, loop.create_future(), loop.time() + self._timeout_s)
+        self._pending[self._last_request_id] = request
+        self._link.flush_soon()
+        return request.future
+
+    def _on_reply(self, reply: Status | Stats) -> None:
+        request = self._pending.pop(reply.number, None)
+        if request and not request.future.done():
+            request.future.set_result(reply)

@@ -1,0 +1,157 @@
+"""One request, in and out of HTTP: what of it is valid, and which answer an outcome gets.
+
+Knows HTTP and the failures of the log client; knows no routes and no messages. The key is taken from the raw path,
+because in the decoded one different keys can look the same; the body from the ASGI events, because in Falcon's stream a
+body that was cut short looks complete.
+"""
+
+import re
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+import falcon
+import falcon.asgi
+from falcon.constants import HTTP_METHODS
+
+from kv.log_client.large_values import LargeValue
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from logd.shared.protocol import KEY_PATTERN
+
+_VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
+_KEY_PREFIX: Final = "/kv/"
+_RETRY_AFTER_SECONDS: Final = "1"
+LARGE_VALUE: Final = "kv.large_value"
+"""Where the scope of a request has the large value that is released at its end."""
+
+_STATUS_OF_FAILURE: Final[dict[type[RequestFailed], str]] = {
+    Unavailable: falcon.HTTP_503,
+    OutcomeUnknown: falcon.HTTP_504,
+    NoSpace: falcon.HTTP_507,
+    DataLimitReached: falcon.HTTP_507,
+}
+
+
+class Refusal(Exception):
+    """The request is wrong. It gets this status and this line."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class ClientGone(Exception):
+    """The client went away before its body was complete: nothing is stored, and no answer can be sent."""
+
+
+class Request(falcon.asgi.Request):
+    """A request that is routed by its raw path, and lets a resource read the ASGI events itself.
+
+    Holds what Falcon needs to route and what the resources ask for; Falcon's own constructor would also look at every
+    header and the query, for each request.
+    """
+
+    def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
+        raw_path: bytes = scope["raw_path"]
+        self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon treats // like /
+        self.scope = scope
+        self.method = scope["method"]
+        self.is_websocket = False
+        self.uri_template = None
+        self.first_event = first_event
+        self.receive = receive
+
+    def key(self) -> str:
+        """The key in the path. Raises Refusal."""
+        raw: bytes = self.scope["raw_path"][len(_KEY_PREFIX) :]
+        key = unquote_to_bytes(raw) if b"%" in raw else raw
+        if not key:
+            raise Refusal(falcon.HTTP_400, "key cannot be empty")
+        if not _VALID_KEY.fullmatch(key):
+            raise Refusal(falcon.HTTP_400, "key contains invalid characters")
+        return str(key, "ascii")
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body. Raises Refusal as soon as it is known to be too large, ClientGone when it ends early."""
+        length = self._content_length()
+        if length is not None and length > bytes_max:
+            raise Refusal(falcon.HTTP_413, "value too large")
+        event = self.first_event
+        parts: list[bytes] = [event["body"]]
+        size = len(parts[0])
+        while event["more_body"] and size <= bytes_max:
+            event = await self.receive()
+            if event["type"] != "http.request":
+                raise ClientGone
+            parts.append(event["body"])
+            size += len(event["body"])
+        if size > bytes_max:
+            raise Refusal(falcon.HTTP_413, "value too large")
+        if length is not None and size != length:
+            raise ClientGone
+        return b"".join(parts)
+
+    def _content_length(self) -> int | None:
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                return int(value)
+        return None
+
+    def release_at_end(self, value: LargeValue) -> None:
+        """Have a large value released when the application is done with this request, however it ends."""
+        self.scope[LARGE_VALUE] = value
+
+
+def check_value(value: bytes) -> None:
+    """Raise Refusal when a body is no value."""
+    if not value:
+        raise Refusal(falcon.HTTP_400, "value cannot be empty")
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise Refusal(falcon.HTTP_400, "value must be valid UTF-8") from None
+
+
+class Resource:
+    """A path, with an `on_…` for each method that it offers."""
+
+    async def on_options(self, req: Request, resp: falcon.asgi.Response, **_: str) -> None:
+        """Refuse, as Falcon refuses all other methods that are not offered; this one it would answer by itself."""
+        raise falcon.HTTPMethodNotAllowed([])
+
+    def allowed_methods(self) -> str:
+        """What the path offers, as the value of an Allow header."""
+        return ", ".join(
+            sorted(each for each in HTTP_METHODS if each != "OPTIONS" and hasattr(self, f"on_{each.lower()}"))
+        )
+
+
+# Answers that are errors ---------------------------------------------------------------------------------
+
+
+def answer_error(req: Request, resp: falcon.asgi.Response, status: str, text: str) -> None:
+    """Make a response an error: a status, and one line of text."""
+    resp.status = status
+    resp.data = text.encode() + b"\n"
+    if status == falcon.HTTP_413:  # the rest is too much to wait for
+        resp.set_header("Connection", "close")
+
+
+async def on_refusal(req: Request, resp: falcon.asgi.Response, error: Refusal, params: dict[str, Any]) -> None:
+    """The request is wrong."""
+    answer_error(req, resp, error.status, error.text)
+    if error.status == falcon.HTTP_401:
+        resp.set_header("WWW-Authenticate", "Bearer")
+
+
+async def on_failure(req: Request, resp: falcon.asgi.Response, error: RequestFailed, params: dict[str, Any]) -> None:
+    """The request is right, and could not be carried out."""
+    status = _STATUS_OF_FAILURE[type(error)]
+    answer_error(req, resp, status, str(error))
+    if status == falcon.HTTP_503:
+        resp.set_header("Retry-After", _RETRY_AFTER_SECONDS)
+
+
+async def on_client_gone(req: Request, resp: falcon.asgi.Response, error: ClientGone, params: dict[str, Any]) -> None:
+    """No client reads this answer; it only ends the request."""
+    answer_error(req, resp, falcon.HTTP_400, "the body ended early")

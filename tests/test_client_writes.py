@@ -1,0 +1,457 @@
+"""Writes against a scripted logd: batches and their session, what a refusal, a gap and a lost session mean."""
+
+import copy
+
+from kv.log_client.client import Client
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, Unavailable
+from logd.shared import protocol
+from logd.shared.protocol import (
+    BATCH_BYTES_SOFT_MAX,
+    Committed,
+    Dropped,
+    Gap,
+    ReadBatch,
+    Reason,
+    Refused,
+    Values,
+    WriteBatch,
+)
+from tests.support.scripted_logd import (
+    ADDRESS,
+    BOTH_LOOPS,
+    OPTIONS,
+    SHORT_SECONDS,
+    outcome,
+    outcomes,
+    queued_bytes,
+    scenario,
+    sent,
+    start,
+    turn,
+)
+
+# Batches ------------------------------------------------------------------------------------------------
+
+
+@scenario(session=False)
+async def test_nothing_is_written_before_the_session_is_open(client, logd):
+    tasks = await turn(client.put("a", b"1"))
+    opening = await logd.receive(WriteBatch)
+    assert (opening.number, opening.puts, len(opening.session)) == (0, {}, protocol.SESSION_ID_BYTES)
+    tasks += await turn(client.put("b", b"2"))
+    await logd.sends_nothing_more(client)
+    logd.reply(Committed(opening.session, [0]))
+    assert await logd.receive(WriteBatch) == WriteBatch(opening.session, 1, 1, False, {"a": b"1", "b": b"2"}, [])
+    logd.reply(Committed(opening.session, [1]))
+    assert await outcomes(tasks) == [None, None]
+
+
+@scenario()
+async def test_base_is_the_lowest_number_without_an_answer(client, logd):
+    tasks, bases = [], []
+    for number, answered in ((2, []), (3, []), (4, [3]), (5, [2]), (6, [4, 5, 6]), (7, [7])):
+        tasks += await turn(client.put("key", b"value"))
+        batch = await logd.receive(WriteBatch)
+        assert batch.number == number
+        bases.append(batch.base)
+        logd.commit(*answered)
+        await outcomes(tasks[answer - 2] for answer in answered)
+    assert bases == [2, 2, 2, 2, 4, 7]
+
+
+@scenario()
+async def test_writes_of_one_turn_count_in_the_order_in_which_they_came(client, logd):
+    def request(text):
+        key, _, value = text.partition("=")
+        if value:
+            return client.put(key, value.encode())
+        return client.clear() if text == "clear" else client.delete(text[1:])
+
+    expected = {
+        "a=1 a=2": (False, {"a": b"2"}, []),
+        "a=1 -a": (False, {}, ["a"]),
+        "-a a=1": (False, {"a": b"1"}, []),
+        "a=1 -a a=2 -b": (False, {"a": b"2"}, ["b"]),
+        "a=1 -b clear": (True, {}, []),
+        "clear a=1 -b": (True, {"a": b"1"}, ["b"]),
+        "a=1 b=1 clear b=2 -c clear d=3 -a": (True, {"d": b"3"}, ["a"]),
+    }
+    for number, (requests, effect) in enumerate(expected.items(), start=2):
+        tasks = await turn(*map(request, requests.split()))
+        batch = await logd.receive(WriteBatch)
+        assert (batch.clear, batch.puts, batch.deletes) == effect, requests
+        logd.commit(number)
+        assert await outcomes(tasks) == [None] * len(tasks)
+
+
+@scenario(loops=BOTH_LOOPS)
+async def test_20000_writes_of_one_turn_are_split_at_the_soft_maximum(client, logd):
+    value = b"v" * 100
+    tasks = await turn(*(client.put(f"key{number}", value) for number in range(20_000)))
+    stored = {}
+    largest, batches = 0, 0
+    while len(stored) < 20_000:
+        batch = await logd.receive(WriteBatch)
+        largest, batches = max(largest, len(logd.raw)), batches + 1
+        assert not stored.keys() & batch.puts.keys()
+        stored |= batch.puts
+        logd.commit(batch.number)
+    assert await outcomes(tasks) == [None] * 20_000
+    assert largest <= BATCH_BYTES_SOFT_MAX + 1000
+    assert batches <= 20_000 * (len(value) + 1000) // BATCH_BYTES_SOFT_MAX + 1
+    assert queued_bytes(client) == 0
+
+
+@scenario(session=False)
+async def test_batch_0_is_sent_again_too(client, logd):
+    (write,) = await turn(client.put("a", b"1"))
+    await logd.receive(WriteBatch)
+    raw = logd.raw
+    await logd.vanish(client)
+    logd.appear()
+    await logd.open_session()
+    assert logd.raw == raw
+    await logd.batch(1)
+    logd.commit(1)
+    assert await write is None
+
+
+@scenario(session=False)
+async def test_clients_that_a_fork_made_of_one_have_sessions_of_their_own(client, logd):
+    client.close()
+    template = Client(ADDRESS, **OPTIONS)
+    sessions = []
+    for twin in (copy.deepcopy(template), copy.deepcopy(template)):  # as fork copies it before it is open
+        twin.open()
+        (write,) = await turn(twin.put("a", b"1"))
+        sessions.append((await logd.receive(WriteBatch)).session)
+        twin.close()
+        await outcome(write)
+    assert sessions[0] != sessions[1]
+
+
+# Bounds -------------------------------------------------------------------------------------------------
+
+
+@scenario(queue_bytes_max=10_000)
+async def test_writes_beyond_the_queue_bound_are_unavailable_until_others_are_answered(client, logd):
+    for number in (2, 3):
+        fitting = await turn(*(client.put(f"key{n}", b"v" * 1000) for n in range(6)))
+        (refused,) = await turn(client.put("one too many", b"v" * 1000))
+        assert await outcome(refused) is Unavailable
+        assert len((await logd.receive(WriteBatch)).puts) == 6
+        logd.commit(number)
+        assert await outcomes(fitting) == [None] * 6
+    assert queued_bytes(client) == 0
+
+
+@scenario(queue_bytes_max=1000)
+async def test_one_write_as_large_as_the_whole_queue_fits(client, logd):
+    serving = start(logd.serve({}))
+    assert await outcome(client.put("key", b"v" * 1000)) is None  # a configuration with equal limits is accepted
+    serving.cancel()
+
+
+@scenario(session=False, request_timeout_s=SHORT_SECONDS)
+async def test_a_write_whose_deadline_passes_while_the_session_is_not_open_is_unavailable_and_never_sent(client, logd):
+    (write,) = await turn(client.put("a", b"1"))
+    logd.session = (await logd.receive(WriteBatch)).session
+    assert await outcome(write) is Unavailable
+    logd.commit(0)
+    await logd.sends_nothing_more(client)
+    (later,) = await turn(client.put("later", b"1"))
+    batch = await logd.receive(WriteBatch)
+    assert (batch.number, batch.puts) == (1, {"later": b"1"})
+    logd.commit(1)
+    assert await later is None
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_a_write_whose_deadline_passes_after_it_was_sent_is_unknown_and_its_batch_is_sent_again(client, logd):
+    writes, raws = await sent(client, logd, 2, 3)
+    assert await outcomes(writes) == [OutcomeUnknown] * 2
+    await logd.vanish(client)
+    logd.appear()
+    assert [await logd.batch(2), await logd.batch(3)] == raws
+    (later,) = await turn(client.put("later", b"1"))
+    batch = await logd.receive(WriteBatch)
+    assert (batch.number, batch.base) == (4, 2)
+    logd.commit(2, 3, 4)
+    assert await later is None
+    assert queued_bytes(client) == 0
+    (last,) = await turn(client.put("last", b"1"))
+    assert (await logd.receive(WriteBatch)).base == 5
+    logd.commit(5)
+    assert await last is None
+
+
+# Refusals, gaps, lost sessions --------------------------------------------------------------------------
+
+
+@scenario()
+async def test_refused_writes_fail_with_no_space_and_their_numbers_are_not_used_again(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4)
+    logd.refuse(2, 3)
+    logd.commit(4)
+    assert await outcomes(writes) == [NoSpace, NoSpace, None]
+    await logd.vanish(client)
+    logd.appear()
+    (later,) = await turn(client.put("later", b"1"))
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {"later": b"1"}, [])
+    logd.commit(5)
+    assert await later is None
+    assert queued_bytes(client) == 0
+
+
+@scenario(session=False)
+async def test_when_no_session_can_be_opened_waiting_writes_fail_and_a_later_one_tries_again(client, logd):
+    for _ in range(2):
+        writes = await turn(client.put("a", b"1"))
+        opening = await logd.receive(WriteBatch)
+        assert opening.number == 0
+        assert opening.session != logd.session
+        logd.session = opening.session
+        writes += await turn(client.delete("b"))
+        logd.refuse(0)
+        assert await outcomes(writes) == [NoSpace, NoSpace]
+        assert queued_bytes(client) == 0
+    (write,) = await turn(client.put("c", b"1"))
+    await logd.open_session()
+    assert (await logd.receive(WriteBatch)).puts == {"c": b"1"}
+    logd.commit(1)
+    assert await write is None
+
+
+@scenario()
+async def test_after_a_refusal_new_writes_wait_until_those_sent_before_it_are_answered(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4)
+    logd.refuse(2)
+    assert await outcome(writes[0]) is NoSpace
+    writes += await turn(client.put("new", b"1"))
+    await logd.sends_nothing_more(client)
+    logd.refuse(3)
+    await logd.sends_nothing_more(client)
+    logd.refuse(4)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {"new": b"1"}, [])
+    logd.commit(5)
+    assert await outcomes(writes[1:]) == [NoSpace, NoSpace, None]
+
+
+@scenario(session=False)
+async def test_a_session_dropped_before_it_is_known_to_be_open_is_replaced_and_nothing_of_it_is_lost(client, logd):
+    (write,) = await turn(client.put("a", b"1"))
+    logd.session = (await logd.receive(WriteBatch)).session
+    logd.reply(Dropped(logd.session, 0))
+    await logd.open_session()
+    await logd.batch(1)
+    logd.commit(1)
+    assert await write is None
+
+
+@scenario()
+async def test_writes_that_wait_when_their_session_is_dropped_go_into_the_next(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse(2)
+    assert await outcome(writes[0]) is NoSpace
+    writes += await turn(client.put("waits for batch 3", b"1"))
+    logd.reply(Dropped(logd.session, 3))
+    await logd.open_session()
+    assert (await logd.receive(WriteBatch)).puts == {"waits for batch 3": b"1"}
+    logd.commit(1)
+    assert await outcomes(writes[1:]) == [OutcomeUnknown, None]
+
+
+@scenario()
+async def test_a_gap_has_everything_from_the_expected_batch_sent_again_once_per_connection(client, logd):
+    writes, raws = await sent(client, logd, 2, 3, 4)
+    for _ in range(2):
+        logd.reply(Gap(logd.session, 4, 3), Gap(logd.session, 4, 3))
+        assert [await logd.batch(3), await logd.batch(4)] == raws[1:]
+        await logd.sends_nothing_more(client)
+        await logd.vanish(client)
+        logd.appear()
+        assert [await logd.batch(2), await logd.batch(3), await logd.batch(4)] == raws
+    logd.commit(2, 3, 4)
+    assert await outcomes(writes) == [None] * 3
+
+
+@scenario()
+async def test_a_gap_that_cannot_be_filled_means_that_the_batch_was_not_written_and_it_gets_another_number(
+    client, logd
+):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse(2)
+    logd.reply(Gap(logd.session, 3, 2))
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"key3": b"value"}, [])
+    await logd.vanish(client)
+    logd.appear()
+    await logd.batch(4)
+    logd.commit(4)
+    assert await outcomes(writes) == [NoSpace, None]
+    assert queued_bytes(client) == 0
+
+
+@scenario()
+async def test_a_dropped_session_leaves_unknown_what_was_in_flight_and_another_one_is_opened(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    (read,) = await turn(client.get("a"))
+    request = await logd.receive(ReadBatch)
+    logd.reply(Dropped(logd.session, 3), Dropped(logd.session, 2))
+    assert await outcomes(writes) == [OutcomeUnknown] * 2
+    assert queued_bytes(client) == 0
+    later = await turn(client.put("later", b"1"))
+    await logd.open_session()
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 1, 1, False, {"later": b"1"}, [])
+    logd.commit(1)
+    logd.reply(Values(request.number, 0, [b"1"]))
+    assert await outcomes([*later, read]) == [None, b"1"]
+    await logd.sends_nothing_more(client)
+
+
+@scenario()
+async def test_replies_to_an_old_session_mean_nothing(client, logd):
+    old = logd.session
+    lost, _ = await sent(client, logd, 2)
+    logd.reply(Dropped(old, 2))
+    assert await outcomes(lost) == [OutcomeUnknown]
+
+    def reply_to_old_session():
+        for number in (0, 1):
+            refused = Refused(old, [number], Reason.NO_SPACE)
+            logd.reply(
+                Committed(old, [number]), refused, Gap(old, number, 0), Gap(old, number, 7), Dropped(old, number)
+            )
+
+    (write,) = await turn(client.put("a", b"1"))
+    opening = await logd.receive(WriteBatch)
+    reply_to_old_session()
+    await logd.sends_nothing_more(client)
+    logd.session = opening.session
+    logd.commit(0)
+    await logd.batch(1)
+    reply_to_old_session()
+    await logd.sends_nothing_more(client)
+    assert not write.done()
+    logd.commit(1)
+    assert await write is None
+
+
+# A limit on the data ------------------------------------------------------------------------------------
+
+
+@scenario()
+async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_is_sent_again(client, logd):
+    writes = await turn(
+        client.put("large", b"1"), client.put("small", b"2"), client.delete("a"), client.put("grows", b"3")
+    )
+    await logd.batch(2)
+    logd.refuse_for_data_limit(2, "large", "grows")
+    again = await logd.receive(WriteBatch)
+    assert again == WriteBatch(logd.session, 3, 3, False, {"small": b"2"}, ["a"])
+    logd.commit(3)
+    assert await outcomes(writes) == [DataLimitReached, None, None, DataLimitReached]
+    assert queued_bytes(client) == 0
+
+
+@scenario()
+async def test_of_the_writes_to_a_key_only_those_fail_that_are_as_large_as_the_one_that_does_not_fit(client, logd):
+    values = (b"22", None, b"55555", b"1", b"4444")
+    writes = await turn(*(client.delete("k") if value is None else client.put("k", value) for value in values))
+    await logd.batch(2)
+    logd.refuse_for_data_limit(2, "k")
+    assert (await logd.receive(WriteBatch)).puts == {"k": b"1"}
+    logd.refuse_for_data_limit(3, "k")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {}, ["k"])
+    logd.commit(4)
+    assert await outcomes(writes) == [DataLimitReached, None, DataLimitReached, DataLimitReached, DataLimitReached]
+
+
+@scenario()
+async def test_a_clear_is_applied_although_a_put_after_it_is_refused(client, logd):
+    writes = await turn(client.put("before", b"1"), client.clear(), client.put("after", b"2"))
+    await logd.batch(2)
+    logd.refuse_for_data_limit(2, "after")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 3, 3, True, {}, [])
+    logd.commit(3)
+    assert await outcomes(writes) == [None, None, DataLimitReached]
+
+
+@scenario()
+async def test_batches_that_were_refused_unseen_are_sent_again_whole_and_in_order_once_all_is_answered(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4, 5)
+    logd.refuse_for_data_limit(3, "key3")
+    logd.refuse_for_data_limit(4)
+    logd.refuse_for_data_limit(5)
+    assert await outcome(writes[1]) is DataLimitReached
+    await logd.sends_nothing_more(client)
+    logd.commit(2)
+    assert list((await logd.receive(WriteBatch)).puts) == ["key4", "key5"]
+    logd.commit(6)
+    assert await outcomes(writes) == [None, DataLimitReached, None, None]
+
+
+@scenario()
+async def test_writes_that_are_sent_again_have_nothing_new_beside_or_after_them_until_they_are_answered(client, logd):
+    writes = await turn(client.put("large", b"1"), client.delete("a"))
+    await logd.batch(2)
+    new = await turn(client.put("new", b"1"))
+    await logd.batch(3)
+    logd.refuse_for_data_limit(2, "large")
+    assert await outcome(writes[0]) is DataLimitReached
+    newer = await turn(client.put("newer", b"1"))
+    await logd.sends_nothing_more(client)
+    logd.refuse_for_data_limit(3)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"new": b"1"}, ["a"])
+    await logd.sends_nothing_more(client)
+    logd.refuse_for_data_limit(4, "new")
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {}, ["a"])
+    await logd.sends_nothing_more(client)
+    logd.commit(5)
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 6, 6, False, {"newer": b"1"}, [])
+    logd.commit(6)
+    assert await outcomes(writes + new + newer) == [DataLimitReached, None, DataLimitReached, None]
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_what_waits_to_be_sent_again_is_certainly_not_written_when_its_deadline_passes(client, logd):
+    writes, _ = await sent(client, logd, 2, 3, 4)
+    logd.refuse_for_data_limit(3, "key3")
+    logd.refuse_for_data_limit(4)
+    assert await outcomes(writes) == [OutcomeUnknown, DataLimitReached, Unavailable]
+    logd.commit(2)
+    await logd.sends_nothing_more(client)
+    assert queued_bytes(client) == 0
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_a_refused_write_whose_deadline_has_passed_is_not_sent_again(client, logd):
+    writes = await turn(client.put("large", b"1"), client.delete("a"))
+    await logd.batch(2)
+    assert await outcomes(writes) == [OutcomeUnknown] * 2
+    logd.refuse_for_data_limit(2, "large")
+    await logd.sends_nothing_more(client)
+    assert queued_bytes(client) == 0
+
+
+@scenario()
+async def test_what_is_sent_again_survives_a_restart_of_logd(client, logd):
+    writes = await turn(client.put("large", b"1"), client.put("small", b"2"))
+    await logd.batch(2)
+    logd.refuse_for_data_limit(2, "large")
+    raw = await logd.batch(3)
+    await logd.vanish(client)
+    logd.appear()
+    assert await logd.batch(3) == raw
+    logd.commit(3)
+    assert await outcomes(writes) == [DataLimitReached, None]
+
+
+@scenario()
+async def test_what_waits_to_be_sent_again_goes_into_the_next_session_when_its_own_is_lost(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse_for_data_limit(3)
+    logd.reply(Dropped(logd.session, 2))
+    await logd.open_session()
+    assert (await logd.receive(WriteBatch)).puts == {"key3": b"value"}
+    logd.commit(1)
+    assert await outcomes(writes) == [OutcomeUnknown, None]
