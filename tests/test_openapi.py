@@ -103,13 +103,14 @@ def test_it_is_of_this_version_and_names_the_limits_of_this_version():
         ("400", b"nonsense\r\n\r\n"),
         ("404", b"GET /kv/nothing HTTP/1.1\r\n\r\n"),
         ("405", b"POST /clear HTTP/1.1\r\n\r\n"),
-        ("408", b"GET /health HTTP/1.1\r\nHost:"),
+        ("408", b"GET /health HTTP/1.1\r\nA:"),
         ("413", b"PUT /kv/k HTTP/1.1\r\nContent-Length: 1025\r\n\r\n"),
-        ("431", b"GET /kv/" + b"k" * 5000 + b" HTTP/1.1\r\n\r\n"),
+        ("414", b"GET /kv/" + b"k" * 5000 + b" HTTP/1.1\r\n\r\n"),
+        ("431", b"GET /kv/k HTTP/1.1\r\nA: " + b"a" * 5000 + b"\r\n\r\n"),
     ],
 )
 def test_it_lists_the_text_of_an_error(server, status, request_bytes):
-    request_bytes = request_bytes.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nConnection: close\r\n")
+    request_bytes = request_bytes.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n")
     head, _, body = exchange(server.port, request_bytes).partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     assert body.decode() in bodies(status)

@@ -12,7 +12,7 @@ import pytest
 from logd.__main__ import main
 from logd.local.disk import DirectoryLock
 from logd.shared.protocol import Exit
-from tests.support.builders import Held, WatchedDisk, contents, failing, file_name, flipped, lay_out, offsets
+from tests.support.builders import PipedSegment, WatchedDisk, contents, failing, file_name, flipped, lay_out, offsets
 from tests.support.harness import ROOT
 
 ON_A_DIRECTORY = ["inspect", "verify", "dump", "repair", "repair --yes", "export"]
@@ -322,11 +322,11 @@ def test_a_file_in_a_current_directory_that_was_deleted_is_named(place):
 
 
 def test_an_interrupt_ends_a_command_with_one_line(place):
-    held = Held(place / "held", "1-3 4-6", "4-6")
+    held = PipedSegment(place / "held", "1-3 4-6", "4-6")
     tool = subprocess.Popen(
         [sys.executable, "-m", "logd", "verify", held.directory], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    with held.a_reader():
+    with held.reader():
         tool.send_signal(signal.SIGINT)
         _, err = tool.communicate(timeout=30)
     assert tool.returncode == 128 + signal.SIGINT
