@@ -5,6 +5,10 @@ The client is the real one, over a real socket. `scenario` makes a test of a cor
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import pytest
 import uvloop
@@ -18,37 +22,38 @@ from logd.shared.protocol import PROTOCOL_VERSION, Committed, Hello, ReadBatch, 
 GUARD_SECONDS = 20.0
 SHORT_SECONDS = 0.25
 ADDRESS = "ipc://logd"  # relative to a fresh directory, because a path may have about 100 bytes only
-OPTIONS = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20, "large_bytes_max": 64 << 20}
+OPTIONS: Final[dict[str, Any]] = {"request_timeout_s": 15.0, "queue_bytes_max": 64 << 20, "large_bytes_max": 64 << 20}
 BOTH_LOOPS = (asyncio.run, uvloop.run)
 
 
 class Logd:
     """A ROUTER that greets every connection. All other answers are the test's."""
 
-    def __init__(self, log) -> None:
+    def __init__(self, log: list[logging.LogRecord]) -> None:
         self.log = log
         """What the client has logged."""
-        self.context = zmq.Context()
-        self.socket = None
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket: zmq.Socket[bytes]
         self.greets = True
         self.peer = b""
         self.session = b""
         self.raw = b""
 
-    def appear(self):
+    def appear(self) -> None:
+        """Listen."""
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.bind(ADDRESS)
 
-    async def vanish(self, client):
+    async def vanish(self, client: Client) -> None:
         """Like SIGKILL, seen through to where the client has lost the connection."""
         self.socket.close(linger=0)
-        while client._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+        while int(client._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
             await asyncio.sleep(0.001)
 
-    async def receive(self, kind):
+    async def receive(self, kind: Any) -> Any:  # noqa: ANN401 - one of the requests, as the test says
         """The next request, which has to be of this kind. Leaves its bytes in `raw`."""
         while True:
             try:
@@ -64,11 +69,12 @@ class Logd:
                 with contextlib.suppress(zmq.ZMQError):  # it may be gone again
                     self.reply(Hello(1, PROTOCOL_VERSION))
 
-    def reply(self, *replies):
+    def reply(self, *replies: protocol.Reply) -> None:
+        """Send these."""
         for reply in replies:
             self.socket.send_multipart((self.peer, protocol.encode(reply)), zmq.NOBLOCK)
 
-    async def greet(self, hello):
+    async def greet(self, hello: bytes) -> None:
         """Answer the next connection with these bytes."""
         while self.socket.poll(0) == 0:
             await asyncio.sleep(0.001)
@@ -76,13 +82,13 @@ class Logd:
         assert raw == b""
         self.socket.send_multipart((self.peer, hello))
 
-    async def batch(self, number):
+    async def batch(self, number: int) -> bytes:
         """The next request, which has to be this batch of the session; its bytes."""
         batch = await self.receive(WriteBatch)
         assert (batch.session, batch.number) == (self.session, number)
         return self.raw
 
-    async def open_session(self):
+    async def open_session(self) -> None:
         """Take batch 0 of a session that is new."""
         batch = await self.receive(WriteBatch)
         assert batch.session != self.session
@@ -90,16 +96,19 @@ class Logd:
         self.session = batch.session
         self.commit(0)
 
-    def commit(self, *numbers):
+    def commit(self, *numbers: int) -> None:
+        """These batches are durable."""
         self.reply(Committed(self.session, list(numbers)))
 
-    def refuse(self, *numbers):
+    def refuse(self, *numbers: int) -> None:
+        """There was no space for these batches."""
         self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
 
-    def refuse_for_data_limit(self, number, *too_large):
+    def refuse_for_data_limit(self, number: int, *too_large: str) -> None:
+        """Of this batch, these values would exceed the limit."""
         self.reply(Refused(self.session, [number], Reason.DATA_LIMIT, list(too_large)))
 
-    async def sends_nothing_more(self, client):
+    async def sends_nothing_more(self, client: Client) -> None:
         """Whatever the client had to send would come before the answer to this."""
         read = start(client.get("marker"))
         request = await self.receive(ReadBatch)
@@ -107,7 +116,7 @@ class Logd:
         self.reply(Values(request.number, 0, [None]))
         assert await read is None
 
-    async def serve(self, data):
+    async def serve(self, data: dict[str, bytes]) -> None:
         """From now on, answer everything."""
         while True:
             request = await self.receive(protocol.Request)
@@ -118,19 +127,22 @@ class Logd:
                 self.reply(Values(request.number, 0, [data.get(key) for key in request.keys]))
 
 
-def start(request):
+Scenario: TypeAlias = "Callable[[Client, Logd], Coroutine[Any, Any, None]]"
+
+
+def start(request: Awaitable[Any]) -> asyncio.Future[Any]:
     """Make a request go on by itself."""
     return asyncio.ensure_future(request)
 
 
-async def turn(*requests):
+async def turn(*requests: Awaitable[Any]) -> list[asyncio.Future[Any]]:
     """Start requests in one turn of the event loop."""
     tasks = [start(request) for request in requests]
     await asyncio.sleep(0)
     return tasks
 
 
-async def outcome(task):
+async def outcome(task: Awaitable[Any]) -> Any:  # noqa: ANN401
     """The class of its failure, or its result."""
     try:
         return await task
@@ -138,29 +150,38 @@ async def outcome(task):
         return type(failure)
 
 
-async def outcomes(tasks):
+async def outcomes(tasks: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Of each, in order."""
     return [await outcome(task) for task in tasks]
 
 
-def queued_bytes(client):
+def queued_bytes(client: Client) -> float:
+    """What waiting writes count for."""
     return client.gauges()["queued_bytes"]
 
 
-async def sent(client, logd, *numbers):
+async def sent(client: Client, logd: Logd, *numbers: int) -> tuple[list[asyncio.Future[Any]], list[bytes]]:
     """One put for each of these numbers, each a batch of its own: the tasks, and the bytes of the batches."""
-    tasks, raws = [], []
+    tasks: list[asyncio.Future[Any]] = []
+    raws: list[bytes] = []
     for number in numbers:
         tasks += await turn(client.put(f"key{number}", b"value"))
         raws.append(await logd.batch(number))
     return tasks, raws
 
 
-def scenario(*, loops=(asyncio.run,), connected=True, session=True, **options):
+def scenario(
+    *,
+    loops: Iterable[Callable[..., None]] = (asyncio.run,),
+    connected: bool = True,
+    session: bool = True,
+    **options: float,
+) -> Callable[[Scenario], Callable[..., None]]:
     """Run a test in an event loop; nothing may be left to the loop's exception handler."""
 
-    def decorate(test):
-        async def main(log):
-            stray = []
+    def decorate(test: Scenario) -> Callable[..., None]:
+        async def main(log: list[logging.LogRecord]) -> None:
+            stray: list[dict[str, Any]] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
             logd, client = Logd(log), Client(ADDRESS, **(OPTIONS | options))
             try:
@@ -183,11 +204,17 @@ def scenario(*, loops=(asyncio.run,), connected=True, session=True, **options):
             assert not stray
 
         @pytest.mark.parametrize("run", loops, ids=lambda run: run.__module__.partition(".")[0])
-        def wrapper(run, tmp_path, monkeypatch, caplog):
+        def wrapper(
+            run: Callable[..., None],
+            tmp_path: Path,
+            monkeypatch: pytest.MonkeyPatch,
+            caplog: pytest.LogCaptureFixture,
+        ) -> None:
             monkeypatch.chdir(tmp_path)
             run(main(caplog.records))
 
-        wrapper.__name__ = test.__name__
-        return wrapper
+        wrapper.__name__ = getattr(test, "__name__", "scenario")
+        decorated: Callable[..., None] = wrapper
+        return decorated
 
     return decorate
