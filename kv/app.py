@@ -10,7 +10,7 @@ from typing import Any, Final
 import falcon
 import falcon.asgi
 
-from kv import request, scoreboard
+from kv import dispatch, request, scoreboard
 from kv.auth import TokenAuth
 from kv.config import Config, Inherited
 from kv.log_client.client import Client
@@ -24,7 +24,6 @@ from kv.resources.openapi import DescriptionResource
 from kv.resources.storage import Storage
 
 _TEXT: Final = "text/plain; charset=utf-8"
-_falcon_call: Final = falcon.asgi.App.__call__  # looked up once, not for each request
 
 log = logging.getLogger("kv.app")
 
@@ -64,11 +63,11 @@ def create_app(
     return app
 
 
-class Application(falcon.asgi.App[Request, falcon.asgi.Response]):
+class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=_TEXT, request_type=Request, middleware=middleware)
+        super().__init__(media_type=_TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""
@@ -89,7 +88,7 @@ class Application(falcon.asgi.App[Request, falcon.asgi.Response]):
         Falcon closes no stream of a HEAD, nor one whose client is gone before the head of the answer is sent.
         """
         try:
-            await _falcon_call(self, scope, receive, send)
+            await super().__call__(scope, receive, send)
         finally:
             if request.LARGE_VALUE in scope:
                 scope[request.LARGE_VALUE].release()

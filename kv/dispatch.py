@@ -1,0 +1,96 @@
+"""A request's way through Falcon, without the steps that no request of this server needs.
+
+Falcon's own `__call__` also serves WebSockets, server-sent events, media handlers and response middleware, and looks
+for each of them with every request. What is left here is middleware, route, responder and error handlers, all of them
+Falcon's. Knows no routes of this server, and not what an error is answered with.
+
+It stands on methods of Falcon that are not public (`_get_responder`, `_handle_exception`, `_middleware`), so Falcon's
+version is pinned, and tests/test_dispatch.py compares each kind of answer with that of Falcon's own `__call__`.
+"""
+
+from typing import Any, Final
+
+import falcon
+import falcon.asgi
+
+from kv.http.context import Receive, Send
+from kv.request import Request
+
+_LAST: Final = {"type": "http.response.body"}
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+
+class Response(falcon.asgi.Response):
+    """A response that costs little to make: what is not set is found in the class."""
+
+    status = falcon.HTTP_200
+    text = None
+    stream = None
+    _data = None
+    _media = None
+    _extra_headers = None
+    _cookies = None
+    _sse = None
+    _registered_callbacks = None
+    context = None  # type: ignore[assignment]  # nothing of this server stores anything there
+
+    def __init__(self, options: Any = None) -> None:  # noqa: ANN401 - as in the class above
+        self._headers: dict[str, str] = {}
+        self.options = options
+
+
+class App(falcon.asgi.App[Request, Response]):
+    """A Falcon application whose requests take the short way."""
+
+    @property
+    def _process_request(self) -> Any:  # noqa: ANN401 - Falcon's type covers what it may be elsewhere
+        return self._middleware[0]
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:  # type: ignore[override]
+        """Answer one request, or take part in the lifespan protocol."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        first_event = await receive()
+        if first_event["type"] == "http.disconnect":
+            return
+        request, response = Request(scope, receive, first_event), Response(self.resp_options)
+        params: dict[str, Any] = {}
+        try:
+            for process_request in self._process_request:
+                await process_request(request, response)
+            responder, params, _, request.uri_template = self._get_responder(request)
+            await responder(request, response, **params)  # type: ignore[arg-type, misc]  # never a WebSocket
+        except Exception as error:
+            if not await self._handle_exception(request, response, error, params):
+                raise
+        await self._send(request, response, send)
+
+    async def _send(self, request: Request, response: Response, send: Send) -> None:
+        body, status = response._data, int(response.status[:3])
+        if body is None and response.text is not None:
+            body = response.text.encode()
+        if status in _WITHOUT_BODY:
+            body = None
+        elif body is not None:
+            response._headers["content-length"] = str(len(body))
+        elif response.stream is None and not (request.method == "HEAD" and "content-length" in response._headers):
+            response._headers["content-length"] = "0"
+        fields = response._asgi_headers(self.resp_options.default_media_type if status not in _WITHOUT_BODY else None)
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        if request.method == "HEAD":
+            await send(_LAST)
+        elif body is None and response.stream is not None:
+            await _send_stream(response.stream, send)
+        else:
+            await send({"type": "http.response.body", "body": body or b""})
+
+
+async def _send_stream(stream: Any, send: Send) -> None:  # noqa: ANN401 - an asynchronous iterator, perhaps with close()
+    try:
+        async for piece in stream:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send(_LAST)
+    finally:
+        if hasattr(stream, "close"):
+            await stream.close()
