@@ -395,6 +395,12 @@ def test_a_failure_belongs_to_the_kill_during_it_or_before_it():
     assert figures.failed == {"503": 1, BROKEN: 1, "504": 1, REFUSED: 1}
 
 
+def test_a_broken_connection_belongs_to_the_last_kill_before_it_broke():
+    failures = [(BROKEN, 990, 3_001), ("504", 990, 3_001)]
+    figures = measure.measure(a_result(killed=[("logd", 1_000), ("worker", 3_000)], failures=failures))
+    assert [effect.failed for effect in figures.effects] == [{"504": 1}, {BROKEN: 1}]
+
+
 def test_a_long_experiment_has_wider_buckets():
     result = a_result()
     result.ended = 600_000 * MS

@@ -16,6 +16,7 @@ from typing import Final
 from tests.killlab.kills import Kill
 from tests.killlab.lab import Result
 from tests.support.history import Fault, Kind, Outcome
+from tests.support.recorder import BROKEN
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 _BUCKETS_MAX: Final = 1_200
@@ -174,7 +175,8 @@ def _effects(result: Result, answered: Iterable[int]) -> list[Effect]:
     failed: list[Counter[str]] = [Counter() for _ in times]
     silences = [0] * len(times)
     for failure in result.record.failures:
-        if failure.end <= result.ended and (n := _cause(times, failure.start, failure.end)) is not None:
+        since = failure.end if failure.reason == BROKEN else failure.start  # a connection breaks at once
+        if failure.end <= result.ended and (n := _cause(times, since, failure.end)) is not None:
             failed[n][failure.reason] += 1
     for start, end in itertools.pairwise(itertools.chain([result.began], answered, [result.ended])):
         if end - start >= _SILENCE_MIN and (n := _cause(times, start - _LAST_ANSWERS, end)) is not None:
