@@ -16,13 +16,14 @@ No call waits for a sync or for a network.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from logd.shared.protocol import ReadBatch, ReadLarge, Reply, Stats, WriteBatch
+from logd.shared.protocol import Reply, Stats, WriteBatch
 
 Found: TypeAlias = list[bytes | None]
 """The values of keys, in their order; None for a key that is not there."""
 
-Origin: TypeAlias = tuple[bytes, ReadBatch | ReadLarge]
-"""The connection that a read came from, and its message. An engine only hands it back."""
+Origin: TypeAlias = tuple[bytes, int, int]
+"""Whose read it is: the connection, the number of its request, and how many bytes a value may have that is sent there.
+An engine only hands it back."""
 
 
 class Collected(NamedTuple):

@@ -38,7 +38,7 @@ from logd.shared.protocol import Exit
 _LOCK_TIMEOUT_SECONDS: Final = 3.0  # a predecessor whose supervisor was killed needs a moment to end
 _LOCK_RETRY_SECONDS: Final = 0.05
 
-log = logging.getLogger("logd.serve")
+log = logging.getLogger("logd")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import zmq
 
-from logd.engine import Engine, Found
+from logd.engine import Engine, Found, Origin
 from logd.shared import protocol
 from logd.shared.protocol import (
     Committed,
@@ -65,16 +65,16 @@ class Server:
 
     def run(self) -> None:
         """Serve, then answer what was accepted. Raises what `Engine.collect` raises."""
-        poller = zmq.Poller()
+        poller, engine_fd = zmq.Poller(), self._engine.fileno()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._engine.fileno(), zmq.POLLIN)
+        poller.register(engine_fd, zmq.POLLIN)
         poller.register(self._lifeline_fd, zmq.POLLIN)
         stopping = False
         while not (stopping and self._engine.idle()):
             ready = dict(poller.poll())
             if self._socket in ready and not stopping:
                 self._receive()
-            if self._engine.fileno() in ready:
+            if engine_fd in ready:
                 self._collect()
             self._engine.commit()
             if self._lifeline_fd in ready:
@@ -108,9 +108,9 @@ class Server:
         if isinstance(request, WriteBatch):
             self._submit(peer, raw, request)
         elif isinstance(request, ReadBatch):
-            self._read(peer, request, request.keys)
+            self._read(request.keys, (peer, request.number, protocol.LARGE_VALUE_BYTES))
         elif isinstance(request, ReadLarge):
-            self._read(peer, request, [request.key])
+            self._read([request.key], (peer, request.number, request.bytes_max))
         elif isinstance(request, StatusRequest):
             self._send(peer, Status(request.number, self._engine.unavailable_reason()))
         elif isinstance(request, StatsRequest):
@@ -122,10 +122,10 @@ class Server:
         else:
             self._peers[batch.session] = peer
 
-    def _read(self, peer: bytes, request: ReadBatch | ReadLarge, keys: list[str]) -> None:
-        found = self._engine.read(keys, (peer, request))
+    def _read(self, keys: list[str], origin: Origin) -> None:
+        found = self._engine.read(keys, origin)
         if found is not None:
-            self._send_values(peer, request, found)
+            self._send_values(origin, found)
 
     def _collect(self) -> None:
         collected = self._engine.collect()
@@ -134,15 +134,15 @@ class Server:
                 self._send(peer, reply)
             if not isinstance(reply, Committed):  # no write of this session is pending now, and it may never come back
                 self._peers.pop(session, None)
-        for (peer, request), found in collected.reads:
-            self._send_values(peer, request, found)
+        for origin, found in collected.reads:
+            self._send_values(origin, found)
 
-    def _send_values(self, peer: bytes, request: ReadBatch | ReadLarge, found: Found) -> None:
-        value_bytes_max = request.bytes_max if isinstance(request, ReadLarge) else protocol.LARGE_VALUE_BYTES
+    def _send_values(self, origin: Origin, found: Found) -> None:
+        peer, number, value_bytes_max = origin
         if sum(map(len, filter(None, found))) <= value_bytes_max:  # so each of them is, as nearly always
-            self._send(peer, Values(request.number, 0, found))
+            self._send(peer, Values(number, 0, found))
             return
-        for reply in _parts(request.number, found, value_bytes_max):
+        for reply in _parts(number, found, value_bytes_max):
             self._send(peer, reply)
 
     def _send(self, peer: bytes, reply: Reply) -> None:

@@ -7,7 +7,6 @@ Two threads. The main thread accepts batches, applies groups that are durable, a
 syncs one group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -91,7 +90,9 @@ class GroupCommit:
         group, self._in_flight = self._in_flight, []
         if isinstance(end, NoSpace):
             return self._refuse(group)
-        self._note_space()
+        if self._refused_bytes:
+            log.info("there is space again: writes are accepted")
+            self._refused_bytes = 0
         self._begin_group()  # the next sync runs while this group is applied and its replies are sent
         replies = self._apply(group)
         self.counters.count_group([batch for _, batch in group], end.frame_bytes, end.sync_seconds)
@@ -133,11 +134,6 @@ class GroupCommit:
         self._count(replies)
         return replies
 
-    def _note_space(self) -> None:
-        if self._refused_bytes:
-            log.info("there is space again: writes are accepted")
-        self._refused_bytes = 0
-
     def _count(self, replies: list[tuple[bytes, Reply]]) -> None:
         for _, reply in replies:
             self.counters.count_reply(reply)
@@ -158,7 +154,6 @@ class SyncThread:
         self._groups: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
         self._thread.start()
 
@@ -175,12 +170,10 @@ class SyncThread:
 
         After NoSpace the log is as it was before that group. Raises DiskFailed.
         """
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-        try:
-            end = self._ends.get_nowait()
-        except queue.Empty:
+        if self._ends.empty():
             return None
+        end = self._ends.get()
+        os.read(self._wake_read, 1)  # its byte was written right after it
         if isinstance(end, (Synced, NoSpace)):
             return end
         raise DiskFailed(str(end)) from end
