@@ -592,7 +592,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(
 ):
     ended = []
     monkeypatch.setattr(worker.Connection, "limits", SimpleNamespace(body_bytes_in_flight_max=100), raising=False)
-    counts = SimpleNamespace(measure=lambda *_: None, large_reads_waiting=waiting)
+    counts = SimpleNamespace(show=lambda _: None, large_reads_waiting=waiting)
     monkeypatch.setattr(worker.Connection, "counts", counts, raising=False)
     worker._sweep(
         [
