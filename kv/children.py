@@ -180,6 +180,10 @@ class Gunicorn(Child):
         self.has_workers = True
         return alive
 
+    def on_all_ended(self, _: bytes) -> None:
+        """React to the end of that pipe."""
+        self.has_workers = False
+
     def stop(self) -> None:
         if self.process:
             self.process.send_signal(signal.SIGTERM)

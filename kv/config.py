@@ -98,19 +98,16 @@ class Config:
     )
     body_bytes_in_flight_max: int = _option(
         256 * _MIB,
-        "bytes of unanswered requests per worker; when they are exceeded, the largest request that is still arriving"
-        " is answered 503. Large values that are being read have as many bytes again; further reads of such values"
-        " wait",
+        "bytes of unanswered requests per worker; beyond them, the largest request that is still arriving is answered"
+        " 503. The same limit holds, separately, for large values that are being read; beyond it, further reads wait",
         least=1,
     )
     stop_timeout_s: float = _option(12.0, "time for requests in flight to be answered when the server stops", least=0.0)
     segment_bytes: int = _option(32 * _MIB, "size at which a segment of the log is sealed", _STORAGE, least=1024)
     checkpoint_log_bytes: int = _option(
-        64 * _MIB, "a checkpoint is due when the sealed log has this size and --checkpoint-ratio", _STORAGE, least=1024
+        64 * _MIB, "a checkpoint is due when the sealed log has at least this size", _STORAGE, least=1024
     )
-    checkpoint_ratio: float = _option(
-        1.0, "size of the sealed log, relative to the snapshot, at which a checkpoint is due", _STORAGE, least=0.0
-    )
+    checkpoint_ratio: float = _option(1.0, "and at least this size relative to the snapshot", _STORAGE, least=0.0)
     log_level: str = _option(
         "info",
         "least severe level that is logged: debug, info, warning, error",

@@ -236,10 +236,7 @@ class Supervisor:
 
     def _start_gunicorn(self) -> None:
         alive = self._gunicorn.start(self._listener.fileno(), self._logd.address)
-        self._await_pipe(alive, lambda _: self._on_workers_gone())
-
-    def _on_workers_gone(self) -> None:
-        self._gunicorn.has_workers = False
+        self._await_pipe(alive, self._gunicorn.on_all_ended)
 
     # Ends of children ------------------------------------------------------------------------------------
 

@@ -223,6 +223,19 @@ def test_a_certificate_whose_file_is_gone_is_used_until_another_can_be_loaded(tm
         await_true(server.is_healthy, 30, "the other certificate")
 
 
+def test_a_reload_of_the_whole_group_keeps_the_certificate_whose_file_is_gone(tmp_path):
+    """Gunicorn gets the signal too, and not only from the supervisor, which would have refused it."""
+    files = cert, _ = make_certificate(tmp_path)
+    with started(TlsServer(tmp_path / "data", files, "--workers=1")) as server:
+        gunicorn, worker = server.only("gunicorn"), server.only("worker")
+        cert.unlink()
+        server.signal_group(signal.SIGHUP)
+        await_true(lambda: "the workers go on with the last certificate: --tls-cert-file" in server.log, 30)
+        await_true(lambda: not worker.is_running(), 30, "the end of the old worker")
+        await_true(server.is_healthy, 30, "health")
+        assert server.only("gunicorn") == gunicorn
+
+
 @pytest.mark.parametrize("damage", ["missing", "no certificate", "the key of another"])
 def test_a_certificate_that_cannot_be_used_ends_the_start_with_one_line(tmp_path, certificate, damage):
     cert, key = certificate

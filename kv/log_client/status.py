@@ -67,7 +67,7 @@ class StatusRequests:
             del self._pending[request_id]
 
     def gauges(self) -> dict[str, float]:
-        """None."""
+        """Nothing: these requests are few and small."""
         return {}
 
     def _request(self, kind: type[StatusRequest | StatsRequest]) -> asyncio.Future[Any]:
