@@ -27,16 +27,16 @@ An engine only hands it back."""
 
 
 class Collected(NamedTuple):
-    """What became due since the last `collect`."""
+    """Replies and reads that are finished since the last `collect`."""
 
     replies: Sequence[tuple[bytes, Reply]]
     """To writes that were accepted, each with its session: `Committed`, `Refused` or `Dropped`."""
     reads: Sequence[tuple[Origin, Found]] = ()
-    """Of those reads alone to which `read` returned None."""
+    """Only those for which `read` returned None."""
 
 
 class Engine(Protocol):
-    """Accepts writes, answers reads, and says how it is."""
+    """Accepts writes, answers reads, and reports its state."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when `collect` has something to return."""

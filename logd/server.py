@@ -30,8 +30,8 @@ from logd.shared.protocol import (
 
 log = logging.getLogger("logd.server")
 
-# As numbers, and with the calls of the library that are in C: what runs for a message after a pause, when nothing of it
-# is in the processor's caches, costs several times what it does in a loop. So does an exception (Again).
+# Plain numbers, for the calls of the library that are in C. After a pause, code that is not in the processor's caches
+# costs several times what it costs in a loop: each message runs as little as possible, and raises no exception (Again).
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _READABLE = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
@@ -132,7 +132,7 @@ class Server:
         for session, reply in collected.replies:
             if peer := self._peers.get(session):
                 self._send(peer, reply)
-            if not isinstance(reply, Committed):  # no write of this session is pending now, and it may never come back
+            if not isinstance(reply, Committed):  # no write of this session is pending, and its worker may be gone
                 self._peers.pop(session, None)
         for origin, found in collected.reads:
             self._send_values(origin, found)
@@ -152,7 +152,7 @@ class Server:
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
-            # The worker is gone, or on another connection, where it asks again.
+            # The worker is gone, or has another connection, on which it sends the request again.
 
 
 def _parts(number: int, found: Found, value_bytes_max: int) -> Iterator[Values | Large]:

@@ -173,7 +173,7 @@ def test_a_method_that_no_resource_has_is_refused_like_any_other_that_is_not_off
 
 
 class LargeStorage(Storage):
-    """One whose values are all large; knows how many of their bytes nobody has released."""
+    """One whose values are all large; knows how many of their bytes are not released yet."""
 
     def __init__(self, data):
         super().__init__(data)

@@ -1,4 +1,4 @@
-"""Which client loses when a worker holds too many bytes for all of them."""
+"""Which client is refused when a worker holds too many bytes for all of them."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_one_that_is_alone_may_hold_any_amount():
     assert not alone.is_evicted
 
 
-def test_nobody_is_evicted_who_has_nothing_to_evict():
+def test_a_holder_that_has_nothing_to_evict_is_not_evicted():
     budget = BufferBudget(100)
     running, other = Holder(budget, evictable=0), Holder(budget, evictable=0)
     running.hold(90)

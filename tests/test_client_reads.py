@@ -292,7 +292,7 @@ async def test_reads_that_wait_for_logd_alone_do_not_wait_for_room(client, logd)
 
 
 @scenario()
-async def test_a_large_value_is_released_once_however_often_that_is_said(client, logd):
+async def test_a_large_value_is_released_once_however_often_release_is_called(client, logd):
     tasks = await found_large(client, logd, *"ab")
     for key in "ab":
         await answer_large(logd, key, b"v" * LARGE)

@@ -192,12 +192,12 @@ def test_after_the_last_answer_the_write_side_is_closed_and_what_still_comes_is_
         ((answered, _, _),), is_closed = client.answers()
         assert (answered, is_closed, client.transport.closed) == (status, True, False)
         assert client.context.budget.held_bytes == 0
-        assert not client.connection.eof_received()  # so the transport closes itself
+        assert not client.connection.eof_received()  # so the transport is closed
 
     run(check())
 
 
-def test_what_is_discarded_is_never_taken_for_a_request():
+def test_what_is_discarded_is_never_served_as_a_request():
     async def check():
         client = Client()
         await client.send(b"GET /kv/canary HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", PUT, PUT)
@@ -234,7 +234,7 @@ def test_a_client_that_lingers_has_a_deadline_for_all_and_one_for_progress():
     run(check())
 
 
-def test_a_request_that_is_answered_early_gives_way_to_the_next_when_its_body_ends():
+def test_after_an_early_answer_the_next_request_is_served_when_the_body_has_ended():
     async def check():
         client = Client()
         head = b"POST /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 3000\r\n\r\n"
@@ -258,7 +258,7 @@ def test_reading_pauses_while_requests_wait_and_goes_on_after_their_answers():
     run(check())
 
 
-def test_a_lost_connection_holds_nothing_and_tells_the_application():
+def test_a_lost_connection_holds_no_bytes_and_the_application_gets_a_disconnect():
     async def check():
         client = Client()
         await client.send(b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n" + b"x" * 400)

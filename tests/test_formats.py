@@ -347,7 +347,7 @@ def test_a_value_that_holds_a_log_of_its_own_is_only_a_value():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=6), st.integers(1, 2**63), st.binary(max_size=100))
-def test_any_payloads_are_read_back_and_what_follows_them_is_never_taken_for_one(payloads, first, tail):
+def test_any_payloads_are_read_back_and_what_follows_them_is_never_read_as_one(payloads, first, tail):
     marker = frame.new_marker()
     found, reader = _read(segment(payloads, first, marker) + tail)
     assert found == list(enumerate(payloads, first))
@@ -476,7 +476,7 @@ def test_every_kind_of_file_in_a_directory_has_a_row_in_the_description(name):
     assert f"\n| `{name}` |" in (ROOT / "logd" / "FORMAT.md").read_text()
 
 
-def test_the_example_in_the_description_is_a_segment_that_says_what_is_said_of_it():
+def test_the_example_in_the_description_is_a_segment_with_the_content_that_is_described():
     text = (ROOT / "logd" / "FORMAT.md").read_text()
     lines = text.partition("```hex\n")[2].partition("```")[0].splitlines()
     data = bytes.fromhex("".join(line[4:] for line in lines))

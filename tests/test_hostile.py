@@ -1,6 +1,6 @@
-"""Clients and neighbours that mean no good, against the real server: each gets its answer or the end of its connection.
+"""Hostile clients and other users of the machine, against the real server: each gets its answer or a closed connection.
 
-While they are at it others read and write, and nobody of those notices. What the parser makes of strange bytes, and
+Honest clients read and write meanwhile, and must notice nothing. What the parser makes of strange bytes, and
 every deadline, is in test_worker.py.
 """
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 VALUE_BYTES_MAX = 4 * MIB
 HELD_BYTES_MAX = 32 * MIB
 GROWTH_BYTES_MAX = 64 * MIB
-"""What a worker may take beyond what it holds for clients: buffers, and what the allocator does not give back."""
+"""What a worker may use beside what it counts for clients: buffers, and what the allocator does not give back."""
 ALLOW_KEY = "DELETE, GET, HEAD, PUT"
 
 
@@ -133,7 +133,7 @@ def has_ended(client):
         return True
 
 
-# Odd requests --------------------------------------------------------------------------------------------
+# Unusual requests ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "TRACE", "OPTIONS", "PATCH", "POST"])
@@ -163,10 +163,10 @@ def test_a_refusal_comes_after_the_answers_to_the_requests_before_it(server):
     assert answers(received) == [(200, b"ok"), (400, b"bad request\n")]
 
 
-# Connections that end oddly ------------------------------------------------------------------------------
+# Connections that end early ------------------------------------------------------------------------------
 
 
-def test_a_client_that_has_nothing_more_to_say_is_answered(server):
+def test_a_client_that_closes_its_side_for_writing_is_answered(server):
     assert answers(exchange(server.port, put("half", 5) + b"value", half_close=True)) == [(200, b"")]
     assert (
         answers(exchange(server.port, b"GET /kv/half HTTP/1.1\r\nHost: h\r\n\r\n" * 3, half_close=True))
@@ -189,7 +189,7 @@ def test_half_a_request_is_never_served(server, sent):
     assert server.get("cut") is None
 
 
-def test_half_a_request_after_a_whole_one_does_not_take_its_answer(server):
+def test_half_a_request_after_a_whole_one_does_not_prevent_its_answer(server):
     received = exchange(
         server.port, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n" + put("cut", 5) + b"val", half_close=True
     )
@@ -208,7 +208,7 @@ def test_a_reset_in_the_middle_of_a_body_stores_nothing(server, connect):
 # Memory --------------------------------------------------------------------------------------------------
 
 
-def test_clients_that_pipeline_deeply_and_do_not_read_take_bounded_memory_and_are_cut_off(server, connect):
+def test_clients_that_pipeline_deeply_and_do_not_read_use_bounded_memory_and_are_cut_off(server, connect):
     before = rss_bytes(server)
     clients = [connect() for _ in range(40)]
     for client in clients:
@@ -239,7 +239,7 @@ def test_a_client_that_pipelines_without_end_and_does_not_read_is_not_read_from_
     assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
-def test_of_what_a_client_pipelines_little_is_taken_before_the_first_of_it_is_answered(server, connect):
+def test_little_of_what_a_client_pipelines_is_read_before_its_first_request_is_answered(server, connect):
     client = connect()
     client.setblocking(False)
     client.send(b"GET /kv/large HTTP/1.1\r\nHost: h\r\n\r\n" * 10_000)
@@ -261,7 +261,7 @@ def metric(server, name):
     return float(line.split()[1])
 
 
-def test_headers_that_do_not_end_take_bounded_memory(server, connect):
+def test_headers_that_do_not_end_use_bounded_memory(server, connect):
     before = rss_bytes(server)
     clients = [connect(b"GET /live HTTP/1.1\r\nHost: h\r\n" + b"A: a\r\n" * 10_000) for _ in range(100)]
     await_true(lambda: is_readable(clients[-1]), what="the end of the last")
@@ -287,7 +287,7 @@ def assert_bounded(growth):
     assert growth.bytes["logd"] < GROWTH_BYTES_MAX / 2
 
 
-def test_those_who_do_not_read_large_values_take_bounded_memory_and_no_place_of_small_ones(server, connect):
+def test_clients_that_do_not_read_large_values_use_bounded_memory_and_do_not_delay_small_ones(server, connect):
     server.put("huge", LARGE_VALUE)
     with Growth(server) as growth:
         clients = [connect(b"GET /kv/huge HTTP/1.1\r\nHost: h\r\n\r\n") for _ in range(40)]
@@ -303,7 +303,7 @@ def test_those_who_do_not_read_large_values_take_bounded_memory_and_no_place_of_
     assert server.get("huge") == LARGE_VALUE
 
 
-def test_many_who_read_a_large_value_at_once_get_every_byte_within_bounded_memory(server):
+def test_many_clients_that_read_a_large_value_at_once_get_every_byte_within_bounded_memory(server):
     server.put("huge", LARGE_VALUE)
     with Growth(server) as growth:
         answers = send_all(server.port, [("GET", "/kv/huge", None)] * 160, connections=40)
@@ -340,7 +340,7 @@ class Drip(threading.Thread):
         self._socket.close()
 
 
-def test_readers_that_drip_give_way_when_others_need_their_room(server):
+def test_readers_that_read_a_few_bytes_at_a_time_are_cut_off_when_others_need_their_room(server):
     server.put("huge", LARGE_VALUE)
     with contextlib.ExitStack() as stack:
         drips = [stack.enter_context(Drip(server)) for _ in range(HELD_BYTES_MAX // VALUE_BYTES_MAX)]
@@ -389,7 +389,7 @@ def test_a_chunked_body_far_beyond_the_limit_is_not_stored_in_memory(server, con
     assert server.get("endless") is None
 
 
-def test_bodies_that_do_not_end_take_bounded_memory_and_no_place_of_small_ones(server, connect):
+def test_bodies_that_do_not_end_use_bounded_memory_and_do_not_delay_small_ones(server, connect):
     before = rss_bytes(server)
     size = 3 * MIB
     clients = []
@@ -416,7 +416,7 @@ def assert_answers_in_two_pieces(client):
     assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_body_that_is_too_much_is_told_so_and_what_it_took_is_free_again(server, connect):
+def test_a_body_beyond_the_limit_in_flight_gets_503_and_its_memory_is_free_again(server, connect):
     size = 4 * MIB - 1000
     uploads = [connect() for _ in range(HELD_BYTES_MAX // size)]
     for number, upload in enumerate(uploads):
@@ -464,7 +464,7 @@ class PoorServer(Server):
         return ["sh", "-c", f"ulimit -n 128; exec {shlex.join(super().command())}"]
 
 
-def test_a_worker_out_of_descriptors_serves_whom_it_has_and_recovers(tmp_path):
+def test_a_worker_without_a_free_descriptor_serves_its_connections_and_recovers(tmp_path):
     with PoorServer(tmp_path / "data", "--workers=1") as server, contextlib.ExitStack() as stack:
         assert "WARNING 128 file descriptors are few" in server.log
         before = {process.pid for process in server.members()}
@@ -501,7 +501,7 @@ def is_served(server):
     return False
 
 
-def test_idle_connections_by_the_thousand_keep_nobody_from_being_served(server):
+def test_a_thousand_idle_connections_prevent_no_request_from_being_served(server):
     need_descriptors(IDLE + 500)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 30)) for _ in range(IDLE)]
@@ -535,7 +535,7 @@ tried("visit", lambda: os.listdir(os.path.dirname(os.path.dirname(directory))))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_gets_at_neither_the_data_nor_the_log_writer():
+def test_another_user_can_reach_neither_the_data_nor_the_log_writer():
     # Not below the directory of the test, which no other user may enter anyway.
     with tempfile.TemporaryDirectory(prefix="kvt-") as top:
         Path(top).chmod(0o755)
@@ -545,7 +545,7 @@ def test_another_user_gets_at_neither_the_data_nor_the_log_writer():
             (socket_path,) = server.socket_directory().iterdir()
             server.temporary.chmod(0o755)
             files = [str(path) for path in server.directory.iterdir()]
-            told = subprocess.run(
+            results = subprocess.run(
                 [sys.executable, "-c", AS_NOBODY, ":".join(files), str(server.directory), str(socket_path)],
                 cwd=ROOT,
                 capture_output=True,
@@ -553,6 +553,6 @@ def test_another_user_gets_at_neither_the_data_nor_the_log_writer():
                 timeout=30,
                 check=True,
             ).stdout.splitlines()
-    assert told.pop() == "visit allowed"  # so it is the server that keeps it out
-    assert len(told) == 2 * len(files) + 3
-    assert [line for line in told if not line.endswith(" denied")] == []
+    assert results.pop() == "visit allowed"  # so it is the server that keeps it out
+    assert len(results) == 2 * len(files) + 3
+    assert [line for line in results if not line.endswith(" denied")] == []

@@ -411,7 +411,7 @@ def test_a_group_of_many_sessions_and_batches_is_applied_in_order(tmp_path):
         for at, session in enumerate(sessions)
     ]
     repeat = protocol.WriteBatch(sessions[0], 1, 0, False, {"k": b"again"}, [])
-    unknown = protocol.WriteBatch(A, 1, 0, False, {"k": b"nobody"}, [])
+    unknown = protocol.WriteBatch(A, 1, 0, False, {"k": b"unknown"}, [])
     data = segment([payload_of(*opens), payload_of(*writes, repeat, unknown)])
     store = recovery.load(SimDisk({wal.segment_name(1): data})).store
     assert store.data == {"k": b"2 2"}

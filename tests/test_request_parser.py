@@ -139,7 +139,7 @@ def test_what_only_resembles_a_request_seen_before_is_parsed(other):
     assert parse_one_by_one(seen, seen, other)[2] == parse(other)
 
 
-def test_one_client_cannot_spoil_the_memory_of_another_and_large_fields_are_not_kept():
+def test_what_is_remembered_of_one_client_is_not_used_for_another_and_large_fields_are_not_remembered():
     parser = RequestParser(Events(), 64 * 1024)
     parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * 1100))
     assert parser._remembered == b""
@@ -200,7 +200,7 @@ def test_a_head_that_does_not_end_is_refused_at_its_limit(beginning):
     assert parse(*pieces)[-1].status in (414, 431, 400)
 
 
-def test_what_an_unfinished_head_takes_is_known_and_released():
+def test_the_memory_of_an_unfinished_head_is_counted_and_released():
     parser = RequestParser(Events(), LIMIT)
     parser.feed(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10)
     assert parser.is_in_head

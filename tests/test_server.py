@@ -150,7 +150,7 @@ def test_all_else_goes_on_while_a_read_is_under_way(engine, peers):
     assert peers[0].receive() == Values(1, 0, [None])
 
 
-def test_a_late_read_keeps_what_was_said_about_large_values(engine, peers):
+def test_the_bound_on_large_values_holds_for_a_read_that_is_answered_later(engine, peers):
     engine.data = {"large": LARGE, "small": b"s"}
     peers[0].send(ReadBatch(1, ["small", "large"]))
     peers[1].send(ReadLarge(2, "large", len(LARGE)))

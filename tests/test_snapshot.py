@@ -134,7 +134,7 @@ def test_an_error_of_the_disk_comes_through_and_the_one_before_stays(tmp_path, o
 
 
 @pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
-def test_a_snapshot_that_finds_no_space_gives_back_what_it_took(tmp_path, full):
+def test_a_snapshot_that_finds_no_space_frees_what_it_has_used(tmp_path, full):
     """Otherwise the log has no space either, until the next start."""
     disk = WatchedDisk(tmp_path)
     disk.full, disk.room = full, 100

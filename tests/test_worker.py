@@ -1,4 +1,4 @@
-"""The worker class under the real gunicorn: its end, deadlines, limits, hostile bytes, odd bytes."""
+"""The worker class under the real gunicorn: how it ends, deadlines, limits, bytes that are hostile or unusual."""
 
 import contextlib
 import os
@@ -109,7 +109,8 @@ app = App()
 """
 )
 
-# The listening socket tells when a worker begins to stop, and what its close does to somebody who has got its number.
+# The listening socket writes a line when a worker begins to stop: whether its close has also closed a descriptor that
+# was opened meanwhile, and may have the number of the socket.
 CONF = """
 import os, socket
 import kv.lifeline, kv.http.worker
@@ -119,13 +120,13 @@ control_socket_disable = True
 
 class Listener(socket.socket):
     def close(self):
-        somebody = os.open(os.devnull, os.O_RDONLY)
-        while somebody < self.fileno():
-            somebody = os.open(os.devnull, os.O_RDONLY)
+        other = os.open(os.devnull, os.O_RDONLY)
+        while other < self.fileno():
+            other = os.open(os.devnull, os.O_RDONLY)
         super().close()
-        told = "intact" if os.path.exists(f"/dev/fd/{{somebody}}") else "closed"
+        state = "intact" if os.path.exists(f"/dev/fd/{{other}}") else "closed"
         with open("{stops}", "a") as stops:
-            print(told, file=stops)
+            print(state, file=stops)
 
 def post_worker_init(worker):
     for listener in worker.sockets:
@@ -149,7 +150,7 @@ class Gunicorn:
         listen_fd = self._listener.fileno()
         scoreboard_fd = scoreboard.make(workers=1)
         inherited = Inherited(
-            listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://nobody", scoreboard_fd=scoreboard_fd
+            listen_fd=listen_fd, lifeline_fd=read, logd_address="ipc://unused", scoreboard_fd=scoreboard_fd
         )
         (directory / "conf.py").write_text(
             CONF.format(listen_fd=listen_fd, worker_class=WORKER_CLASS, stops=self._stops, more=conf)
@@ -210,7 +211,7 @@ class Gunicorn:
         return self._stops.read_text().splitlines()
 
     def begin_stop(self, *signals):
-        """Tell the worker to stop, and wait until it has heard; tell it again what follows the first signal."""
+        """Have the worker stop, and wait until it has begun to; then send the further signals."""
         worker, before = self.worker(), self.stops()
         for number in signals or (signal.SIGTERM,):
             worker.send_signal(number)
@@ -238,11 +239,11 @@ class Client:
         self._socket.close()
 
     def send(self, data):
-        with contextlib.suppress(ConnectionError):  # what the server had to say is still to be read
+        with contextlib.suppress(ConnectionError):  # the server's answer is still to be read
             self._socket.sendall(data)
 
     def _receive(self):
-        """Take what comes next; False at the end of the connection."""
+        """Receive what comes next; False at the end of the connection."""
         piece = b""
         with contextlib.suppress(ConnectionError):
             piece = self._socket.recv(1 << 16)
@@ -250,7 +251,7 @@ class Client:
         return piece != b""
 
     def take(self, size):
-        """Take so many bytes, or fewer, and forget them; how many."""
+        """Receive at most so many bytes and discard them; how many there were."""
         return len(self._socket.recv(size))
 
     def ended(self):
@@ -320,7 +321,7 @@ def ours(servers):
 
 
 def refusal(client):
-    """The status and the one line of text that end a connection; None when it ends without a word."""
+    """The status and the one line of text that end a connection; None when it ends without an answer."""
     if not client.rest():
         return None
     status, body, headers = client.answer()
@@ -339,7 +340,7 @@ def is_gone(process):
         return True
 
 
-# The holes -----------------------------------------------------------------------------------------------
+# The end, and deadlines ----------------------------------------------------------------------------------
 
 NO_PDEATHSIG = "kv.lifeline.die_with_parent = lambda: None"  # as on a system that has no such thing
 
@@ -358,7 +359,7 @@ def test_a_worker_ends_with_those_it_belongs_to(tmp_path, killed, conf):
         server.master.wait(10)
 
 
-def test_a_request_that_never_ends_holds_a_stop_up_for_the_time_allowed_only(quick, connect):
+def test_a_request_that_never_ends_delays_a_stop_no_longer_than_allowed(quick, connect):
     connect(quick, b"GET /never/1 HTTP/1.1\r\nHost: h\r\n\r\n")
     await_true(lambda: quick.happened("/never/1 begins"))
     worker = quick.begin_stop()
@@ -396,20 +397,20 @@ def test_a_header_has_a_deadline_however_busy_its_sender_is(quick, connect):
     assert refusal(client) == (408, TIMEOUT)
 
 
-BEHIND = b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n\r\n"
+NEXT_REQUEST = b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     "rest", [b"", b"GET /echo/2 HTTP/1.1\r\nHost: h\r\n", b"GET /echo/2 HTTP/1.1\r\nHost: h\r\nA: a\r\nB: "]
 )
-def test_headers_behind_a_whole_request_have_the_deadline_of_headers(quick, connect, rest):
-    client = connect(quick, BEHIND + (rest or b"G"))
+def test_headers_after_a_whole_request_have_the_deadline_of_headers(quick, connect, rest):
+    client = connect(quick, NEXT_REQUEST + (rest or b"G"))
     assert client.answer().status == 200
     assert refusal(client) == (408, TIMEOUT)
 
 
 def test_headers_after_a_pause_have_the_deadline_of_headers(quick, connect):
-    client = connect(quick, BEHIND)
+    client = connect(quick, NEXT_REQUEST)
     assert client.answer().status == 200
     client.send(b"G")
     assert refusal(client) == (408, TIMEOUT)
@@ -435,15 +436,15 @@ def test_headers_that_are_not_read_because_others_are_answered_first_are_not_lat
 UNNEEDED = b"GET /live HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
 
 
-def test_a_body_that_nobody_needs_may_end_and_the_next_request_is_served(quick, connect):
+def test_a_body_that_is_not_needed_may_end_and_the_next_request_is_served(quick, connect):
     client = connect(quick, UNNEEDED)
     assert client.answer()[:2] == (200, b"ok")
-    client.send(b"5\r\nabcde\r\n0\r\n\r\n" + BEHIND)
+    client.send(b"5\r\nabcde\r\n0\r\n\r\n" + NEXT_REQUEST)
     assert client.answer()[:2] == (200, b"GET /echo/1 ")
 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 1])
-def test_a_body_that_nobody_needs_is_discarded_up_to_a_limit(ours, connect, chunk):
+def test_a_body_that_is_not_needed_is_discarded_up_to_a_limit(ours, connect, chunk):
     client = connect(ours, UNNEEDED)
     assert client.answer()[:2] == (200, b"ok")
     piece = (b"%x\r\n" % chunk + b"a" * chunk + b"\r\n") * (1 + (1 << 20) // (chunk + 64))
@@ -455,7 +456,7 @@ def test_a_body_that_nobody_needs_is_discarded_up_to_a_limit(ours, connect, chun
 
 
 @pytest.mark.parametrize("piece", [b"1\r\na\r\n", b"0"])
-def test_a_body_that_nobody_needs_has_a_deadline_however_busy_its_sender_is(quick, connect, piece):
+def test_a_body_that_is_not_needed_has_a_deadline_however_busy_its_sender_is(quick, connect, piece):
     client = connect(quick, UNNEEDED)
     assert client.answer()[:2] == (200, b"ok")
 
@@ -467,18 +468,18 @@ def test_a_body_that_nobody_needs_has_a_deadline_however_busy_its_sender_is(quic
     assert client.rest() == b""
 
 
-def test_a_body_that_nobody_needs_and_that_is_broken_ends_the_connection_without_another_answer(ours, connect):
+def test_a_body_that_is_not_needed_and_that_is_broken_ends_the_connection_without_another_answer(ours, connect):
     client = connect(ours, UNNEEDED)
     assert client.answer()[:2] == (200, b"ok")
     client.send(b"zz\r\n")
     assert client.rest() == b""
 
 
-def test_the_application_is_told_of_a_refusal_at_once(ours, connect):
-    client = connect(ours, b"PUT /large/told HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-    await_true(lambda: ours.happened("/large/told begins"))
-    client.send(b"zz\r\n")  # and does not read, so that the connection stays
-    await_true(lambda: ours.happened("/large/told disconnected"))
+def test_the_application_gets_a_disconnect_at_once_when_its_request_is_refused(ours, connect):
+    client = connect(ours, b"PUT /large/refused HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await_true(lambda: ours.happened("/large/refused begins"))
+    client.send(b"zz\r\n")  # the client does not read, so the connection stays
+    await_true(lambda: ours.happened("/large/refused disconnected"))
 
 
 SLOW = b"GET /echo/1?slow HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -488,11 +489,11 @@ SLOW = b"GET /echo/1?slow HTTP/1.1\r\nHost: h\r\n\r\n"
     ("sent", "held_bytes_min"),
     [
         (b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n" + b"A: a\r\n" * 100, 600),
-        (BEHIND + b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n" + b"A: a\r\n" * 1000, 1000),
-        (b"PUT /kv/held HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n" + b"a" * 800_000, 800_000),
+        (NEXT_REQUEST + b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n" + b"A: a\r\n" * 1000, 1000),
+        (b"PUT /kv/counted HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n" + b"a" * 800_000, 800_000),
         (SLOW + SLOW, 1000),
         (SLOW * 9000, 200_000),
-        (SLOW + b"PUT /kv/held HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n" + b"a" * 100_000, 80_000),
+        (SLOW + b"PUT /kv/counted HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n" + b"a" * 100_000, 80_000),
     ],
 )
 @pytest.mark.parametrize("then", [b"", b"\0\r\n\r\n"])
@@ -508,7 +509,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(quick, connect):
     await_true(lambda: quick.happened("/large/1 disconnected"))
 
 
-def test_a_client_that_takes_its_answer_slowly_is_not_cut_off_until_it_takes_none(quick, connect):
+def test_a_client_that_reads_its_answer_slowly_is_not_cut_off_until_it_stops_reading(quick, connect):
     """Its kernel and ours hold so much that the worker itself sees no progress for long."""
     client = connect(quick, b"GET /large/slow HTTP/1.1\r\nHost: h\r\n\r\n")
     deadline = time.monotonic() + 3 * float(QUICK["KV_BODY_TIMEOUT_S"])
@@ -529,7 +530,7 @@ def test_a_client_that_takes_its_answer_slowly_is_not_cut_off_until_it_takes_non
         (True, 101, [], []),
     ],
 )
-def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(waiting, unsent_bytes, slowness, cut_off):
+def test_the_slowest_reader_is_cut_off_and_only_when_others_need_its_memory(waiting, unsent_bytes, slowness, cut_off):
     ended = []
     context = SimpleNamespace(
         connections=[
@@ -550,7 +551,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(waiti
     assert ended == cut_off
 
 
-def test_the_listening_socket_is_closed_once_so_that_nobody_loses_a_descriptor(ours):
+def test_the_listening_socket_is_closed_once_so_that_no_other_descriptor_is_closed(ours):
     ours.begin_stop()
     assert ours.stops()[-1] == "intact"
 
@@ -559,7 +560,7 @@ def test_the_listening_socket_is_closed_once_so_that_nobody_loses_a_descriptor(o
 def test_a_request_that_is_on_its_way_when_the_worker_stops_is_answered(ours, connect, arrived):
     request = b"PUT /echo/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"
     client = connect(ours, request[:arrived])
-    ours.begin_stop()  # asks who the worker is, so the connection before is accepted
+    ours.begin_stop()  # asks for the worker's pid, so the earlier connection is accepted by now
     client.send(request[arrived:])
     answer = client.answer()
     assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"PUT /echo/1 abc", "close")
@@ -588,13 +589,13 @@ def test_a_request_in_flight_is_answered_when_the_worker_stops(ours, connect, nu
     await_true(lambda: is_gone(worker))
 
 
-def test_a_request_in_flight_is_answered_however_often_the_worker_is_told_to_stop(ours, connect):
+def test_a_request_in_flight_is_answered_however_many_signals_to_stop_the_worker_gets(ours, connect):
     client = begin_put(connect, ours)
     ours.begin_stop(signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert_finishes(client)
 
 
-# Deadlines that nobody should meet -----------------------------------------------------------------------
+# Deadlines that do not apply -----------------------------------------------------------------------------
 
 
 def test_a_body_that_makes_progress_may_take_longer_than_the_deadline(quick, connect):
@@ -610,13 +611,13 @@ def test_an_answer_may_take_longer_than_every_deadline(quick, connect):
     assert client.answer()[:2] == (200, b"PUT /echo/1 abc")
 
 
-def test_an_idle_connection_is_closed_after_a_while_without_a_word(quick, connect):
+def test_an_idle_connection_is_closed_after_its_time_without_an_answer(quick, connect):
     client = connect(quick, b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n\r\n")
     assert client.answer().status == 200
     assert client.rest() == b""
 
 
-def test_an_idle_connection_does_not_hold_up_a_stop(tmp_path, connect):
+def test_an_idle_connection_does_not_delay_a_stop(tmp_path, connect):
     with Gunicorn(tmp_path) as server:
         used, unused = connect(server, b"GET /echo/1 HTTP/1.1\r\nHost: h\r\n\r\n"), connect(server)
         assert used.answer().status == 200
@@ -726,7 +727,7 @@ def test_a_put_whose_chunks_are_broken_is_refused_and_not_stored(ours, connect, 
     [("Content-Length: 9", b"abc"), (CHUNKED, b"3\r\nabc\r\n"), (CHUNKED, b"3\r\na")],
 )
 @pytest.mark.parametrize("path", ["/echo/left", "/kv/left"])
-def test_the_application_is_told_when_a_client_goes_away_in_the_middle_of_a_body(ours, length, body, path):
+def test_the_application_gets_a_disconnect_when_a_client_goes_away_in_the_middle_of_a_body(ours, length, body, path):
     seen = ours.count(f"{path} disconnected")
     head = f"PUT {path} HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n{length}\r\n\r\n"
     with Client(ours.port, head.encode()) as client:
@@ -736,7 +737,7 @@ def test_the_application_is_told_when_a_client_goes_away_in_the_middle_of_a_body
     assert ours.call("/kv/left").status == 404
 
 
-# What looks odd, and is served ---------------------------------------------------------------------------
+# Unusual, and served -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -852,7 +853,7 @@ def test_large_pipelined_requests_arrive_as_they_were_sent(ours, connect, query)
 
 
 @pytest.mark.parametrize("query", [b"", b"?slow"])
-def test_a_refused_request_does_not_take_the_answer_of_the_one_before_it(ours, connect, query):
+def test_a_refused_request_does_not_replace_the_answer_to_the_one_before_it(ours, connect, query):
     client = connect(
         ours, b"PUT /echo/1" + query + b" HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGARBAGE\r\n\r\n"
     )
@@ -872,7 +873,7 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
     ],
 )
 @pytest.mark.parametrize("separately", [False, True])
-def test_an_offer_to_speak_http_2_is_not_taken_and_the_request_served(ours, connect, head, body, separately):
+def test_an_offer_to_speak_http_2_is_not_accepted_and_the_request_is_served(ours, connect, head, body, separately):
     client = connect(ours, head + b"Expect: 100-continue\r\n" + H2C + b"\r\n" + (b"" if separately else body))
     if separately and body:
         assert client.answer().status == 100

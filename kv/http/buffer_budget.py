@@ -1,8 +1,8 @@
-"""The bytes that a worker holds for all of its clients together, and which client loses when they are too many.
+"""The bytes that a worker holds for all of its clients together, and which client is refused when they are too many.
 
 Counts what has been received and not been answered: unparsed bytes, unfinished heads, bodies, pipelined requests. A
 request that arrives whole and alone is not counted: it is answered before anything else is read from its client.
-Knows no HTTP; how a holder gets rid of what it holds is its own business.
+Knows no HTTP; how a holder releases its bytes is decided by the holder.
 """
 
 from typing import Protocol
@@ -27,9 +27,9 @@ class BufferBudget:
         self._held: dict[Holder, int] = {}
 
     def hold(self, holder: Holder, size: int) -> None:
-        """Let a holder have `size` bytes from now on; 0 releases it.
+        """Count `size` bytes for a holder from now on, in place of what was counted; 0 removes it.
 
-        Beyond the limit the holder with the most to evict is evicted: small requests are never in danger.
+        Beyond the limit the holder that has the most to evict is evicted; small requests are never evicted before it.
         """
         self.held_bytes += size - self._held.pop(holder, 0)
         if size:

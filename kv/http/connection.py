@@ -1,7 +1,7 @@
 """One client's connection: a queue of exchanges, answered in order, and when it closes, and how.
 
-Owns the transport: what is read and when, what is written, deadlines, and the end. Knows what a request is; knows no
-routes, no data, and not the process that it is in (kv/http/worker.py).
+Owns the transport: what is read and when, what is written, deadlines, and the close. Knows what a request is; knows no
+routes, no data, and not the process that it runs in (kv/http/worker.py).
 
 A connection goes through four phases, always in this order:
 
@@ -25,7 +25,7 @@ from kv.http.request_parser import MAX_AT_ONCE_BYTES, Refusal, RequestHead, Requ
 from kv.scoreboard import OTHER
 
 _STOP_GRACE_SECONDS: Final = 0.25
-"""When stopping, a connection without a request is kept open for so long: one may be on its way."""
+"""When stopping, a connection without a request is kept open for so long: a request may be on its way."""
 _STOP_GOODBYE_SECONDS: Final = 1.0
 """When stopping, a client that has its last answer may take so long, without progress, to close."""
 
@@ -55,11 +55,11 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         """Requests without an answer: the first is with the application, the last may still be arriving."""
         self._arriving: Exchange | None = None
-        """Whose body comes next. It may have its answer already: then the rest is discarded."""
+        """The request whose body is arriving. It may have its answer already: then the rest is discarded."""
         self._refusal: Refusal | None = None
         """The last answer, after those of the queue."""
         self._rest = b""
-        """Arrived, and not parsed before at most one request waits for its answer. Nothing is read until then."""
+        """Bytes that are parsed once at most one request waits for its answer. Nothing is read until then."""
         self._discard: Discard | None = None
         self._active_at = self._head_since = monotonic()
         self._written_bytes = 0
@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
     # What the transport calls ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with nothing received."""
+        """Begin: nothing was received yet."""
         self._transport = transport
         self.loop = asyncio.get_running_loop()
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._context.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application, where a request waits for an answer."""
+        """Let the application know, when a request waits for an answer."""
         self._context.on_closed(self)
         self._phase = Phase.CLOSED
         self._drop_queue()
@@ -94,17 +94,17 @@ class Connection(asyncio.Protocol):
         if self._phase is Phase.SERVING:
             self._active_at = now
             if self._rest:
-                self._rest += data  # paused, and TLS had decrypted more
+                self._rest += data  # reading is paused, but TLS had decrypted more
             else:
                 self._parse(data)
                 self._start_next()
         elif self._discard:
             self._take_discarded(len(data), now)
-        elif self._phase is Phase.ENDING:  # no request may follow; what has come is not worth keeping
+        elif self._phase is Phase.ENDING:  # no request may follow, so what has arrived is not kept
             self._pause_reading()
 
     def eof_received(self) -> bool:
-        """Answer a client that has nothing more to say, if that was all said; half a request is never served."""
+        """The client has closed its side for writing: answer what it sent, but never serve half a request."""
         self._is_half_closed = True
         is_whole = self._queue and not self._queue[-1].more_body and self._phase is not Phase.LINGERING
         if not is_whole or self.scheme == "https":  # TLS has no half-closed connections
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
         self._writable = self._writable or self.loop.create_future()
 
     def resume_writing(self) -> None:
-        """There is room for more of an answer, or nobody will read it."""
+        """More of an answer can be written, or the connection is lost."""
         if self._writable:
             self._writable.set_result(None)
             self._writable = None
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
     # From bytes to exchanges -----------------------------------------------------------------------------
 
     def _parse(self, data: bytes) -> None:
-        """Parse until a request waits behind another, and keep the rest."""
+        """Parse until one request waits for the answer to another, and keep the rest."""
         refusal = None
         if len(data) <= MAX_AT_ONCE_BYTES:
             refusal = self._feed(data)
@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
         if refusal and self._phase is Phase.SERVING:
             self.refuse(refusal)
         elif self._parser.is_in_message or len(self._queue) > 1 or self._rest or self._phase is not Phase.SERVING:
-            self._after_unusual()
+            self._apply_limits()
 
     def _feed(self, piece: bytes | memoryview) -> Refusal | None:
         was_in_head = self._parser.is_in_head
@@ -148,13 +148,13 @@ class Connection(asyncio.Protocol):
             self._head_since = self._active_at
         return refusal
 
-    def _after_unusual(self) -> None:
-        """What need not be looked at after a request that arrived whole and alone, as most do."""
+    def _apply_limits(self) -> None:
+        """Pause reading and update the budget; not needed after a request that arrived whole and alone, as most do."""
         if self._phase is not Phase.SERVING:
             self._rest = b""
         elif self._has_enough():
             self._pause_reading()
-        self._hold()
+        self._update_budget()
 
     def on_head(self, head: RequestHead) -> None:
         """Queue a request; it is started once everything that has arrived is parsed."""
@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         """The first request of the queue has its answer: go on with the next, or end."""
         self._queue.popleft()
         if self._is_holding:
-            self._hold()
+            self._update_budget()
         self._active_at = monotonic()
         self._context.counters.answered(exchange.head.method, exchange.status, self._active_at - exchange.arrived_at)
         if not exchange.keep_alive:
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
                 self._answer_refusal()
             elif self._phase is Phase.ENDING:
                 self._finish()
-        self._hold()
+        self._update_budget()
         if not self._has_enough() and self._phase is Phase.SERVING:
             self._head_since = monotonic()  # a client that was not read from cannot be late
             self._resume_reading()
@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
             refused.disconnect()
             refusal = refusal._replace(method=refused.head.method)
         self._refusal = refusal
-        self._hold()
+        self._update_budget()
         if not self._queue:
             self._answer_refusal()
 
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """Everything is answered that will be: close the write side, and discard what still arrives.
 
-        TLS cannot be closed on one side. There the client is told the end only when nothing of it is on its way.
+        TLS cannot be closed on one side. There the connection is closed at once only when nothing more is on its way.
         """
         is_more_expected = self._parser.is_in_message or self._parser.raw_bytes > 0 or self._is_read_paused
         self._phase = Phase.LINGERING
@@ -326,18 +326,18 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
 
     def _drop_queue(self) -> None:
-        """Nobody will read another answer: tell the application, where it is at work on one."""
+        """No further answer will be read: let the application know, when it works on one."""
         self._rest = b""
         self._arriving = None
         for exchange in self._queue:
             exchange.disconnect()
         self._queue.clear()
-        self._hold()
+        self._update_budget()
 
     # Flow control and limits -----------------------------------------------------------------------------
 
     def _has_enough(self) -> bool:
-        """True when there is more than can be worked at: the client has to wait."""
+        """True when more has arrived than can be processed now: the client has to wait."""
         if self._rest or len(self._queue) > 1 or self._phase is Phase.ENDING:
             return True
         return bool(self._queue) and self._queue[0].unread_bytes > BODY_BUFFER_BYTES
@@ -357,8 +357,8 @@ class Connection(asyncio.Protocol):
         """How many requests have no answer yet."""
         return len(self._queue)
 
-    def _hold(self) -> None:
-        """Say what of this client is held."""
+    def _update_budget(self) -> None:
+        """Update how much the budget counts for this client."""
         size = self.evictable_bytes()
         if self._queue and not self._queue[0].more_body:
             size += self._queue[0].held_bytes if len(self._queue) > 1 else 0
@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol):
         self._context.budget.hold(self, size)
 
     def evictable_bytes(self) -> int:
-        """What is held of requests that are not complete, or wait behind another."""
+        """Bytes of requests that are not complete, or wait for the answer to another."""
         size = len(self._rest) + self._parser.unfinished_head_bytes if self._phase is Phase.SERVING else 0
         for number, exchange in enumerate(self._queue):
             if number:
@@ -376,7 +376,7 @@ class Connection(asyncio.Protocol):
         return size
 
     def evict(self) -> None:
-        """Refuse what is not complete, and drop what waits."""
+        """Refuse the request that is not complete, and drop those that wait."""
         while len(self._queue) > 1:
             self._queue[-1].disconnect()
             if self._queue.pop() is self._arriving:
@@ -386,17 +386,17 @@ class Connection(asyncio.Protocol):
     # Deadlines -------------------------------------------------------------------------------------------
 
     def look(self, now: float) -> None:
-        """Take note of the client's progress. To be called regularly, before `is_overdue`."""
+        """Note the client's progress. To be called regularly, before `is_overdue`."""
         self.reader.look(now, self._transport, self._written_bytes)
         if self.reader.is_reading():
             self._active_at = now  # it has not been idle since
 
     def is_overdue(self, now: float) -> bool:
-        """True when the client has had its time: to send, to read, to close, or to ask for anything at all."""
+        """True when a deadline has passed: to send, to read, to close, or to begin another request."""
         options, is_stopping = self._context.options, self._context.is_stopping
         if self.reader.is_reading():
-            has_all = is_stopping and not self.reader.unsent_bytes
-            return self.reader.stalled_s(now) > (_STOP_GOODBYE_SECONDS if has_all else options.body_timeout_s)
+            is_all_sent = is_stopping and not self.reader.unsent_bytes
+            return self.reader.stalled_s(now) > (_STOP_GOODBYE_SECONDS if is_all_sent else options.body_timeout_s)
         if self._discard:
             idle_s = _STOP_GOODBYE_SECONDS if is_stopping else options.linger_idle_s
             return self._discard.is_overdue(now, options.linger_timeout_s, idle_s)
@@ -408,7 +408,7 @@ class Connection(asyncio.Protocol):
         return now - self._active_at > options.keep_alive_s
 
     def time_out(self) -> None:
-        """End it. A client that has begun a request and not finished it is told why."""
+        """End the connection. A client that has begun a request and not finished it gets 408."""
         if self._phase is Phase.SERVING and not self.reader.is_reading() and not self._discard:
             if self._queue or self._parser.is_in_head:
                 self.refuse(Refusal(408, "request timeout"))
@@ -433,4 +433,4 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.CLOSED
         self._transport.close()
         if self.scheme == "https":
-            self._transport.abort()  # it was told; many clients do not look while they are idle
+            self._transport.abort()  # the end was sent; many clients do not read it while they are idle

@@ -15,7 +15,7 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Application(Protocol):
-    """The ASGI application, and what the worker asks it about itself."""
+    """The ASGI application, and what the worker's sweep needs to know of it."""
 
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer one request."""
@@ -24,7 +24,7 @@ class Application(Protocol):
         """Values for the scoreboard, by the names of its gauges."""
 
     def reads_wait_for_room(self) -> bool:
-        """True while reads of large values wait for memory that slow readers take."""
+        """True while reads of large values wait for memory that slow readers hold."""
 
 
 class OpenConnection(Protocol):
@@ -37,13 +37,13 @@ class OpenConnection(Protocol):
         """How many requests have no answer yet."""
 
     def look(self, now: float) -> None:
-        """Take note of the client's progress."""
+        """Note the client's progress."""
 
     def is_overdue(self, now: float) -> bool:
-        """True when the client has had its time."""
+        """True when a deadline of the client has passed."""
 
     def time_out(self) -> None:
-        """End the connection, and say why where that can be said."""
+        """End the connection, with a 408 where one can be sent."""
 
     def shutdown(self) -> None:
         """Answer what is in flight, then close."""

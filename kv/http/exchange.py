@@ -22,13 +22,13 @@ from kv.http.context import Application
 from kv.http.request_parser import FIELD_OVERHEAD_BYTES, Refusal, RequestHead
 
 BODY_BUFFER_BYTES: Final = 64 * 1024
-"""Of a body that the application has not read, this much is buffered; then the client has to wait."""
+"""How much of a body is buffered while the application does not read it; then the client has to wait."""
 TLS_PIECE_BYTES: Final = 64 * 1024
-"""What is sent at once over TLS: uvloop's TLS takes any amount at once, and hides it from its buffer size."""
+"""The most to write at once over TLS: uvloop's TLS accepts any amount, and does not count it in its buffer size."""
 PIECE_BYTES_MIN: Final = 128
 """What a piece of a body counts for, however small it is: many tiny pieces cost more than their bytes."""
 _REQUEST_OVERHEAD_BYTES: Final = 1024
-"""What a request takes that waits behind another one, beyond its fields and its body."""
+"""Memory of a request that waits for the answer to another, beside its fields and its body."""
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _STATUS_LINES: Final = {
@@ -46,7 +46,7 @@ class Channel(Protocol):
 
     @property
     def application(self) -> Application:
-        """Who answers."""
+        """The ASGI application that answers."""
 
     @property
     def is_write_paused(self) -> bool:
@@ -110,7 +110,7 @@ class Exchange:
         self._connection = connection
         self._parts: list[bytes] = []
         self._is_announced = False  # the application has been given a first event
-        self._is_end_known = False  # the application has been told that the body is complete
+        self._is_end_known = False  # the application has been given the last event of the body
         self._waiter: asyncio.Future[None] | None = None
 
     def start(self) -> None:
@@ -128,7 +128,7 @@ class Exchange:
         if awaited is None:  # asyncio.sleep(0)
             self._connection.loop.call_soon(self.step)
         else:
-            awaited._asyncio_future_blocking = False  # as a task does, to say that it has taken the future
+            awaited._asyncio_future_blocking = False  # as a task does, to show that it awaits the future
             awaited.add_done_callback(self.step)
 
     async def _run(self) -> None:
@@ -158,7 +158,7 @@ class Exchange:
         }
 
     def waiting_bytes(self) -> int:
-        """What it takes while it waits behind another request."""
+        """Memory that it needs while it waits for the answer to another request."""
         return _REQUEST_OVERHEAD_BYTES + FIELD_OVERHEAD_BYTES * len(self.head.fields) + self.held_bytes
 
     # The body --------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Exchange:
         self._wake()
 
     def disconnect(self) -> None:
-        """No answer can be sent any more, and what there is of the body is not needed."""
+        """No answer can be sent any more, and the body is not needed."""
         self.is_disconnected = True
         self._parts = []
         self.held_bytes = self.unread_bytes = 0
@@ -188,10 +188,10 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> dict[str, Any]:
-        """The next ASGI event: a piece of the body, or the news that the client has gone or has its answer.
+        """The next ASGI event: a piece of the body, or a disconnect when the client is gone or has its answer.
 
         The first event comes at once, whatever has arrived: the application decides by the head whether it wants the
-        body. Only when it asks for more is a client that expects it told to continue (RFC 9110, 10.1.1).
+        body. Only when it asks for more is `100 Continue` sent to a client that expects it (RFC 9110, 10.1.1).
         """
         while not self._has_event():
             self._connection.on_wait_for_body(self)
@@ -217,9 +217,9 @@ class Exchange:
     # The answer ------------------------------------------------------------------------------------------
 
     async def send(self, event: dict[str, Any]) -> None:
-        """Take the head of the answer, then its body; what is there together is written together.
+        """Write the answer: first comes the event with its head, then those with its body. The head waits for the body.
 
-        Raises ConnectionResetError when nobody is there to read it.
+        Raises ConnectionResetError when the client is gone.
         """
         connection = self._connection
         if connection.is_write_paused and not self.is_disconnected:
@@ -243,7 +243,7 @@ class Exchange:
             connection.on_answered(self)
 
     async def _send_in_pieces(self, body: bytes) -> None:
-        """Give TLS no more than can be sent, and be done when nearly all is; the sweep sees to the rest."""
+        """Write to TLS only what can be sent, and return when nearly all is. The sweep has a deadline for the rest."""
         connection = self._connection
         connection.write(self._encoded_head)
         view = memoryview(body)

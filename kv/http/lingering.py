@@ -1,6 +1,6 @@
-"""Clients that do not keep step with the server: those that still send after their answer, and those that read slowly.
+"""Clients that are slower than the server: those that still send after their answer, and those that read slowly.
 
-Owns the bounds on bytes and time, and how progress is measured; closing a connection is for kv/http/connection.py.
+Owns how progress is measured, and when bounds are exceeded; kv/http/connection.py closes the connection.
 
 Lingering close (the idea, and its name, are nginx's): a socket that is closed with unread data sends a reset, and the
 reset discards the answer in the client's receive buffer. A client that writes all before it reads would never see why
@@ -22,7 +22,7 @@ _INT: Final = struct.Struct("i")
 
 
 class Discard:
-    """Bytes that arrive although nobody needs them: counted, never kept."""
+    """The rest of a request that has its answer: its bytes are counted, never kept."""
 
     __slots__ = ("_last_at", "_since", "bytes")
 
@@ -36,46 +36,46 @@ class Discard:
         self._last_at = now
 
     def is_overdue(self, now: float, timeout_s: float, idle_s: float) -> bool:
-        """True when the client has had its time, or has been silent for too long."""
+        """True when the client has sent for longer than `timeout_s` in all, or nothing for `idle_s`."""
         return now - self._since > timeout_s or now - self._last_at > idle_s
 
 
 class ReaderProgress:
     """How far a client has come with reading its answers.
 
-    Progress is what the client has acknowledged: the kernel's buffers take megabytes that nobody has read. Where the
-    system does not tell, it is what the kernel has taken.
+    Progress is what the client has acknowledged: the kernel's buffers hold megabytes that it has not read. Where the
+    system does not provide that, progress is what the kernel has accepted.
     """
 
-    __slots__ = ("_progress_at", "_taken_bytes", "_window_since", "_window_taken_bytes", "slowness", "unsent_bytes")
+    __slots__ = ("_progress_at", "_read_bytes", "_window_read_bytes", "_window_since", "slowness", "unsent_bytes")
 
     def __init__(self) -> None:
         self.unsent_bytes = 0
-        """Of the answers, what the kernel had not taken at the last look."""
+        """Bytes of answers that the kernel had not accepted at the last look."""
         self.slowness = 0.0
-        """How many times slower than `SLOW_BYTES_PER_S` the client read in the last window; 0 when it owes nothing."""
+        """How many times slower than `SLOW_BYTES_PER_S` it was in the last window; 0 when nothing is left to read."""
         self._progress_at: float | None = None
-        self._taken_bytes = 0
+        self._read_bytes = 0
         self._window_since = 0.0
-        self._window_taken_bytes = 0
+        self._window_read_bytes = 0
 
     def look(self, now: float, transport: WriteTransport, written_bytes: int) -> None:
-        """Take note of what the client has read, of all that was written to it."""
+        """Note how much the client has read of all that was written to it."""
         self.unsent_bytes = transport.get_write_buffer_size()
         if not self.unsent_bytes and not transport.is_closing():  # TLS hides what waits when the connection closes
             self._progress_at, self.slowness = None, 0.0
             return
         self._note(now, written_bytes - self.unsent_bytes - _unacknowledged_bytes(transport))
 
-    def _note(self, now: float, taken_bytes: int) -> None:
+    def _note(self, now: float, read_bytes: int) -> None:
         if self._progress_at is None:
-            self._window_since, self._window_taken_bytes = now, taken_bytes
-        if self._progress_at is None or taken_bytes != self._taken_bytes:
-            self._progress_at, self._taken_bytes = now, taken_bytes
+            self._window_since, self._window_read_bytes = now, read_bytes
+        if self._progress_at is None or read_bytes != self._read_bytes:
+            self._progress_at, self._read_bytes = now, read_bytes
         seconds = now - self._window_since
         if seconds >= _WINDOW_SECONDS:
-            self.slowness = SLOW_BYTES_PER_S * seconds / max(1, taken_bytes - self._window_taken_bytes)
-            self._window_since, self._window_taken_bytes = now, taken_bytes
+            self.slowness = SLOW_BYTES_PER_S * seconds / max(1, read_bytes - self._window_read_bytes)
+            self._window_since, self._window_read_bytes = now, read_bytes
 
     def is_reading(self) -> bool:
         """True when the client had something left to read at the last look."""
@@ -87,7 +87,7 @@ class ReaderProgress:
 
 
 def _unacknowledged_bytes(transport: WriteTransport) -> int:
-    """What the kernel holds because the client has not acknowledged it; 0 where the system does not tell."""
+    """Bytes that the client has not acknowledged; 0 where the system does not provide that."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the socket is closed
         fd: int = transport.get_extra_info("socket").fileno()
         (size,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))

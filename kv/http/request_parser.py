@@ -12,12 +12,12 @@ What llhttp leaves open, or does in a way of its own, and what is done here:
 * a head of any size is accepted: 414 or 431 beyond `head_bytes_max`;
 * HTTP/1.2 and later are refused: served as 1.1 (RFC 9110, 2.5);
 * whether a connection persists: llhttp lets Proxy-Connection decide, and `keep-alive` win over `close` in HTTP/1.0;
-* an offer to upgrade ends its parsing: the offer is not taken, and the head is parsed again without it.
+* an offer to upgrade ends its parsing: the offer is not accepted, and the head is parsed again without it.
 
 Clients send the same fields with every request. So each parser remembers the fields that its client sent last, as bytes
 and as what was found in them: a request that comes whole and alone, with a plain request line and the same fields, is
-not parsed again. There is one truth: what is remembered was parsed. It is remembered for one connection alone, so that
-no client can spoil it for another.
+not parsed again. What is remembered was parsed before, by the same rules. It is remembered for one connection alone, so
+that no client can change what the request of another means.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import httptools
 MAX_AT_ONCE_BYTES: Final = 16 * 1024
 """The most to feed at once: as many requests as are in it cost time and memory before the first is answered."""
 FIELD_OVERHEAD_BYTES: Final = 160
-"""What a header field takes in memory beyond a long name or value."""
+"""Memory of a header field beside a long name or value."""
 _REMEMBERED_BYTES_MAX: Final = 1024
 """Larger fields are not remembered: they would cost each connection so much memory."""
 _PLAIN_LINE: Final = re.compile(rb"(GET|PUT|HEAD|DELETE) (/[A-Za-z0-9:_.-]{1,64}/[A-Za-z0-9:_.-]{1,512}) HTTP/1\.1\r\n")
@@ -73,7 +73,7 @@ class RequestHead:
 
 
 class Receiver(Protocol):
-    """To whom a parser hands what it finds, in order: a head, pieces of its body, the end of the request."""
+    """Receives what a parser finds, in order: a head, pieces of its body, the end of the request."""
 
     def on_head(self, head: RequestHead) -> None:
         """A request begins."""
@@ -111,7 +111,7 @@ class RequestParser:
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._field_bytes = 0
-        self._of_note: dict[bytes, list[bytes]] = {}
+        self._decisive: dict[bytes, list[bytes]] = {}
         """The values of those fields that decide how the request is read, by name."""
         self._complete: RequestHead | None = None
         """The head of the request that has just arrived completely."""
@@ -122,7 +122,7 @@ class RequestParser:
 
     def close(self) -> None:
         """Release what an unfinished head takes, and the C parser, which refers back to this object."""
-        self._fields, self._of_note = [], {}
+        self._fields, self._decisive = [], {}
         with contextlib.suppress(AttributeError):
             del self._parser
 
@@ -218,8 +218,8 @@ class RequestParser:
         self._url = b""
         self._fields = []
         self._field_bytes = 0
-        if self._of_note:
-            self._of_note = {}
+        if self._decisive:
+            self._decisive = {}
 
     def on_url(self, piece: bytes) -> None:
         """The target, or a piece of it. It has no fragment, and nothing that is not ASCII (RFC 9112, 3.2)."""
@@ -237,8 +237,8 @@ class RequestParser:
         if self._is_in_head:
             field = (name.lower(), value.strip(b" \t"))
             self._fields.append(field)
-            if field[0] in _OF_NOTE:
-                self._of_note.setdefault(field[0], []).append(field[1])
+            if field[0] in _DECISIVE:
+                self._decisive.setdefault(field[0], []).append(field[1])
 
     def on_headers_complete(self) -> None:
         """The head is complete: judge it, and hand it over."""
@@ -260,7 +260,7 @@ class RequestParser:
 
     def _judge(self, head: RequestHead) -> None:
         """Read the fields that decide how the request is understood. Raises _Refused."""
-        of_note = self._of_note
+        of_note = self._decisive
         hosts = of_note.get(b"host", ())
         if len(hosts) > 1 or (not hosts and head.version != "1.0") or not all(map(_is_host, hosts)):
             raise _Refused(*_BAD_REQUEST)
@@ -296,7 +296,7 @@ class RequestParser:
         return 431, "request header fields too large"
 
 
-_OF_NOTE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
+_DECISIVE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 
 @functools.lru_cache(maxsize=256)

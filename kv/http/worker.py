@@ -1,7 +1,7 @@
 """The Gunicorn worker class: hosts the ASGI application on uvloop and kv/http/connection.py.
 
 Owns the worker process: how it starts, serves and stops, that it never outlives its parents, and the sweep that ends
-connections that have had their time. Knows no HTTP, no routes and no data.
+connections whose deadline has passed. Knows no HTTP, no routes and no data.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from kv.http.context import Application, WorkerContext
 _SWEEP_SECONDS: Final = 0.5
 _FOR_EVER_SECONDS: Final = 1e6
 _GC_ALLOCATIONS: Final = 50_000
-"""Requests in flight are thousands of young objects and no garbage: the default of 700 looks at them all the time."""
+"""Requests in flight are thousands of young objects and no garbage; the default of 700 examines them all the time."""
 
 log = logging.getLogger("kv.http.worker")
 
@@ -42,7 +42,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         self._tls_context = tls.of_workers()
 
     def init_process(self) -> None:
-        """Belong to the master before anything else: it may be gone already."""
+        """Tie the life of this process to that of the master, before anything else: the master may be gone already."""
         lifeline.die_with_parent()
         if os.getppid() != self.ppid:
             os._exit(1)
@@ -57,7 +57,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until a signal to stop."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
 
@@ -74,7 +74,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
-        # The slot is not taken before: a worker that is told to stop while it starts is no restart.
+        # The slot is taken only here: a worker that has to stop while it starts does not count as a restart.
         context = WorkerContext(
             options=self._options,
             application=self.wsgi,
@@ -91,12 +91,12 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         context.counters.release()
 
     async def _listen(self, context: WorkerContext) -> list[asyncio.Server]:
-        """Accept connections. With TLS a client has no longer than any other to begin, and to end."""
+        """Accept connections. A TLS handshake has the deadline of headers."""
         tls_options: dict[str, Any] = {}
         if self._tls_context:
             tls_options["ssl"] = self._tls_context
             tls_options["ssl_handshake_timeout"] = self._options.header_timeout_s
-            # That time-out knows no progress; `Connection.is_overdue` does.
+            # That time-out ignores progress; `Connection.is_overdue` is what ends a slow client.
             tls_options["ssl_shutdown_timeout"] = _FOR_EVER_SECONDS
         loop = asyncio.get_running_loop()
         return [
@@ -131,14 +131,14 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
             sweep(context, time.monotonic())
 
     def _orphaned(self) -> None:
-        """The supervisor is gone. The master has nobody else to tell it, where the kernel does not."""
+        """The supervisor is gone: end the master, which the kernel does not do on every system, and this process."""
         if os.getppid() == self.ppid:
             os.kill(self.ppid, signal.SIGKILL)
         os._exit(1)
 
 
 def sweep(context: WorkerContext, now: float) -> None:
-    """End connections that have had their time, and the slowest reader when others need its memory."""
+    """End connections whose deadline has passed, and the slowest reader when others need its memory."""
     connections = list(context.connections)
     for connection in connections:
         connection.look(now)

@@ -1,8 +1,8 @@
 """The worker's connection to logd: the socket, how it is made again, and when its parts send.
 
 Owns the socket and the event loop's side of it. What is sent and what a reply means is decided by the parts
-(kv/log_client/part.py): the client tells all of them when they may send, when to send again and what time it is, and
-hands each message to the part that declares it. Used by one event loop.
+(kv/log_client/part.py): the client calls all of them when they may send, when they have to send again and when
+deadlines may have passed, and hands each message to the part that declares it. Used by one event loop.
 
 While there is no connection, requests wait in their parts. logd greets every new connection with a `Hello`; what was
 sent and not answered is then sent again before anything new. When the `Hello` is of another version of the protocol,

@@ -1,4 +1,4 @@
-"""Frames: how bytes are stored so that reading them back tells whole from torn from damaged.
+"""Frames: bytes are stored so that a reader can distinguish what is whole, torn, or damaged.
 
 A file is one header and then frames. Both kinds of file, log segments and snapshots, are made of them; this module does
 not know which it is looking at, nor what a frame holds. `logd/FORMAT.md` has the same in words, with an example.
@@ -8,8 +8,8 @@ not know which it is looking at, nor what a frame holds. `logd/FORMAT.md` has th
              payload, `length` bytes
 
 All integers are little-endian. The header's crc covers the bytes before it; a frame's covers marker, length,
-sequence and payload, so a frame of another file, or left over from an earlier use of the space, is never taken
-for one of this file. Sequences rise by one from frame to frame.
+sequence and payload, so a frame of another file, or from an earlier use of the space, is never mistaken for
+one of this file. Sequences rise by one from frame to frame.
 
 The marker is random for each file. It lets a reader find the next frame after a bad one in one pass: a client who
 puts bytes of a log into a value cannot know the marker, so values neither look like frames nor slow the search down
@@ -38,7 +38,7 @@ _MARKER_AT: Final = 12  # in the header
 PAYLOAD_BYTES_MAX: Final = 1 << 30
 """The largest payload.
 
-The length field could say four times as much; a damaged one must not make us ask for that memory.
+The length field could hold four times as much; a damaged one must not make a reader allocate that memory.
 """
 
 
