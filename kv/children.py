@@ -6,11 +6,9 @@ which order they run (kv/supervisor.py).
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from kv import lifeline
 from kv.config import Config, Inherited
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
@@ -119,8 +118,9 @@ class Logd(Child):
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
         super().__init__(Role.LOGD, config, scoreboard)
-        self._directory = Path(tempfile.mkdtemp(prefix="kv-"))  # 0700; the path of --working-dir may be too long
-        self.address = f"ipc://{self._directory}/logd.sock"
+        self._socket = LocalSocket()
+        self.address = self._socket.address
+        """Where workers connect."""
 
     def start(self, *, must_exist: bool) -> int:
         """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
@@ -130,7 +130,7 @@ class Logd(Child):
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         options = {
-            "--socket": self.address,
+            "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
             "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
@@ -144,16 +144,16 @@ class Logd(Child):
         command = ["-m", "logd", "serve", str(self._config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
         command += ["--must-exist"] if must_exist else []
-        self._spawn(command, {}, (lifeline_end, ready_end))
+        self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
 
     def stop(self) -> None:
         self._cut_lifeline()
         self.kill_at = time.monotonic() + _LOGD_STOP_SECONDS
 
-    def remove_socket(self) -> None:
-        """Remove the directory of the socket, once logd has ended for good."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def close_socket(self) -> None:
+        """Close the socket, once logd has ended for good."""
+        self._socket.close()
 
 
 class Gunicorn(Child):

@@ -75,7 +75,7 @@ class Supervisor:
         finally:
             self._gunicorn.kill()
             self._logd.kill()
-            self._logd.remove_socket()
+            self._logd.close_socket()
         if self._goal is _Goal.UPGRADE:
             self._upgrade()
         log.info("stopped")

@@ -105,6 +105,7 @@ class Client:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 0)  # no limit: the next logd answers when it has recovered
         socket.setsockopt(zmq.MAXMSGSIZE, protocol.MESSAGE_BYTES_CEILING)
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(self._address)
