@@ -36,8 +36,10 @@ log = logging.getLogger("kv.supervisor")
 class Child:
     """A role in the process tree, and the process that has it now, if any."""
 
-    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard) -> None:
+    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard, stop_s: float) -> None:
         self.name = role.name.lower()
+        self.stop_s = stop_s
+        """How long the process may take to stop."""
         self.process: subprocess.Popen[bytes] | None = None
         self.restart_at: float | None = None
         self.kill_at: float | None = None
@@ -117,7 +119,7 @@ class Logd(Child):
     """The process that owns the data. It stops when its lifeline is cut."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.LOGD, config, scoreboard)
+        super().__init__(Role.LOGD, config, scoreboard, _LOGD_STOP_SECONDS)
         self._socket = LocalSocket()
         self.address = self._socket.address
         """Where workers connect."""
@@ -149,7 +151,7 @@ class Logd(Child):
 
     def stop(self) -> None:
         self._cut_lifeline()
-        self.kill_at = time.monotonic() + _LOGD_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
     def close_socket(self) -> None:
         """Close the socket, once logd has ended for good."""
@@ -160,7 +162,7 @@ class Gunicorn(Child):
     """The master of the workers. It stops on SIGTERM, when the requests in flight are answered."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.GUNICORN, config, scoreboard)
+        super().__init__(Role.GUNICORN, config, scoreboard, config.stop_timeout_s + _GUNICORN_STOP_SECONDS)
         self.has_workers = False
         """Whether a process of the last gunicorn is left; the next one must not serve beside it."""
 
@@ -183,7 +185,7 @@ class Gunicorn(Child):
     def stop(self) -> None:
         if self.process:
             self.process.send_signal(signal.SIGTERM)
-        self.kill_at = time.monotonic() + self._config.stop_timeout_s + _GUNICORN_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
     def reload(self) -> None:
         """Replace the workers, one after another; the new ones use the token and the certificate as they are now."""

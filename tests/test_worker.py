@@ -546,7 +546,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(waiti
         application=SimpleNamespace(gauges=dict, reads_wait_for_room=lambda: waiting),
         budget=BufferBudget(100),
     )
-    worker.sweep(context, 0.0)
+    worker.sweep(context, 0.0, 0.0)
     assert ended == cut_off
 
 
