@@ -116,6 +116,7 @@ import kv.lifeline, kv.http.worker
 bind = "fd://{listen_fd}"
 worker_class = "{worker_class}"
 control_socket_disable = True
+timeout = 0
 
 class Listener(socket.socket):
     def close(self):
