@@ -17,6 +17,7 @@ from typing import Final
 
 from kv import lifeline
 from kv.config import Config, Inherited
+from kv.environment import of_children
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
 from logd.shared.local_socket import LocalSocket
@@ -28,7 +29,6 @@ _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
 _FAULTS_MAX: Final = 5
 _FAULTS_WINDOW_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault within the window
-_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
 
 log = logging.getLogger("kv.supervisor")
 
@@ -104,7 +104,7 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
-            env={**_environment(), **environment},
+            env={**of_children(os.environ), **environment},
             pass_fds=(*ends, *shared),
             preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
         )
@@ -202,9 +202,3 @@ def prepare() -> None:
     lifeline.die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _environment() -> dict[str, str]:
-    """The environment without variables that change how gunicorn runs."""
-    kept = {name: value for name, value in os.environ.items() if name not in _HOSTILE_VARIABLES}
-    return {**kept, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}

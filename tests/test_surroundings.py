@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import SlowPut, idle_connection, read_to_end
-from tests.support.harness import Server, await_true
+from tests.support.harness import ROOT, Server, await_true
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root on Linux can mount")
 
@@ -153,3 +153,144 @@ def test_a_frozen_worker_is_replaced(tmp_path):
         await_true(lambda: len(set(server.role("worker")) - {frozen}) == 2, 60, "another worker in its place")
         assert other in server.role("worker")
         assert f"worker {frozen.pid} is frozen; killing it" in server.log
+
+
+# The standard streams and the environment ----------------------------------------------------------------
+
+
+class Closed(Server):
+    """A server that is started with these descriptors closed."""
+
+    descriptors = (0, 1, 2)
+
+    def command(self):
+        closed = " ".join(f"{fd}>&-" for fd in self.descriptors)
+        return ["sh", "-c", f'exec "$@" {closed}', "sh", *super().command()]
+
+
+class ClosedWithoutShell(Closed):
+    def command(self):
+        _, *arguments = super().command()
+        place = arguments.index(str(ROOT / "run.sh"))
+        return ["sh", *arguments[:place], str(ROOT / ".venv/bin/python"), "-m", "kv", *arguments[place + 1 :]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it takes /proc to see what a descriptor is")
+@pytest.mark.parametrize("descriptors", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("kind", [Closed, ClosedWithoutShell])
+def test_descriptors_that_are_closed_at_the_start_are_given_to_no_file(tmp_path, kind, descriptors):
+    server = kind(tmp_path / "data", "--workers=1", environment={"PYTHONPATH": str(ROOT)})
+    server.descriptors = descriptors
+    with server:
+        server.put("key", b"value")
+        roles = ["supervisor", "logd", "gunicorn", "worker"]
+        opened = {os.readlink(f"/proc/{server.only(role).pid}/fd/{fd}") for role in roles for fd in descriptors}
+        assert opened == {"/dev/null"}
+
+
+VARIABLES = {
+    "GUNICORN_PID": "1",
+    "GUNICORN_FD": "3",
+    "GUNICORN_CMD_ARGS": "--workers=5",
+    "LISTEN_FDS": "1",
+    "KV_UPGRADE_LISTEN_FD": "7",
+    "KV_INHERITED_LISTEN_FD": "7",
+    "PYTHONHOME": "/nowhere",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONWARNINGS": "error",
+    "PYTHONDEVMODE": "1",
+    "PYTHONINSPECT": "1",
+    "PYTHONUTF8": "0",
+    "PIP_TARGET": "/nowhere",
+    "LC_ALL": "C",
+    "LANG": "tlh",
+}
+
+
+def test_variables_of_other_programs_change_nothing(tmp_path):
+    directory = tmp_path / "dätä"
+    with Server(directory, "--workers=1", environment=VARIABLES) as server:
+        server.put("key", b"value")
+        for role in ("logd", "worker"):
+            server.only(role).kill()
+            assert server.get("key") == b"value"
+        assert len(server.role("worker")) == 1
+        assert f"data in {directory}" in server.log
+        server.process.send_signal(signal.SIGUSR2)
+        await_true(lambda: server.log.count("listening on") == 2, 30, "the end of the upgrade")
+        assert server.get("key") == b"value"
+        assert server.stop() == 0
+        assert {line.split()[3] for line in server.log.splitlines()} <= {"INFO", "ERROR", "WARNING"}
+
+
+def test_an_umask_that_allows_nothing_or_everything_changes_nothing(tmp_path):
+    class Masked(Server):
+        def command(self):
+            return ["sh", "-c", f'umask {self.umask}; exec "$@"', "sh", *super().command()]
+
+    for umask in ("000", "777"):
+        server = Masked(tmp_path / umask / "data", "--workers=1")
+        server.umask = umask
+        with server:
+            server.put("key", b"value")
+            server.only("logd").kill()
+            assert server.get("key") == b"value"
+            assert {path.stat().st_mode & 0o777 for path in server.directory.iterdir()} == {0o600}
+
+
+# A log that nobody reads ---------------------------------------------------------------------------------
+
+
+class IntoPipe(Server):
+    """A server whose stdout and stderr are a pipe."""
+
+    def command(self):
+        return ["sh", "-c", f'exec "$@" >{self.pipe} 2>&1', "sh", *super().command()]
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """The path of a pipe, and its reading end."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    yield path, fd
+    os.close(fd)
+
+
+def fill(fd):
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(fd, b"x" * size)
+
+
+def drain(fd):
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data += os.read(fd, 1 << 16)
+    return data
+
+
+def test_a_server_whose_log_nobody_reads_heals_and_stops(tmp_path, pipe):
+    server = IntoPipe(tmp_path / "data", "--workers=2")
+    server.pipe, fd = pipe
+    with server:
+        await_true(lambda: len(server.role("worker")) == 2, what="two workers")
+        fill(fd)
+        server.only("logd").kill()
+        server.put("key", b"value")
+        workers = server.role("worker")
+        server.only("gunicorn").kill()
+        await_true(lambda: not set(workers) & set(server.role("worker")), what="the end of its workers")
+        await_true(lambda: len(server.role("worker")) == 2, 30, "two workers")
+        server.put("key", b"value")
+        drain(fd)
+        server.only("logd").kill()
+        server.put("key", b"value")
+        said = drain(fd).decode()
+        assert "lines of the log were dropped" in said
+        assert "logd ended with status -9" in said
+        fill(fd)
+        assert server.stop() == 0
