@@ -6,11 +6,9 @@ which order they run (kv/supervisor.py).
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,8 +17,10 @@ from typing import Final
 
 from kv import lifeline
 from kv.config import Config, Inherited
+from kv.environment import of_children
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
@@ -29,7 +29,6 @@ _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
 _FAULTS_MAX: Final = 5
 _FAULTS_WINDOW_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault within the window
-_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
 
 log = logging.getLogger("kv.supervisor")
 
@@ -37,8 +36,10 @@ log = logging.getLogger("kv.supervisor")
 class Child:
     """A role in the process tree, and the process that has it now, if any."""
 
-    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard) -> None:
+    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard, stop_s: float) -> None:
         self.name = role.name.lower()
+        self.stop_s = stop_s
+        """How long the process may take to stop."""
         self.process: subprocess.Popen[bytes] | None = None
         self.restart_at: float | None = None
         self.kill_at: float | None = None
@@ -103,7 +104,7 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
-            env={**_environment(), **environment},
+            env={**of_children(os.environ), **environment},
             pass_fds=(*ends, *shared),
             preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
         )
@@ -118,9 +119,10 @@ class Logd(Child):
     """The process that owns the data. It stops when its lifeline is cut."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.LOGD, config, scoreboard)
-        self._directory = Path(tempfile.mkdtemp(prefix="kv-"))  # 0700; the path of --working-dir may be too long
-        self.address = f"ipc://{self._directory}/logd.sock"
+        super().__init__(Role.LOGD, config, scoreboard, _LOGD_STOP_SECONDS)
+        self._socket = LocalSocket()
+        self.address = self._socket.address
+        """Where workers connect."""
 
     def start(self, *, must_exist: bool) -> int:
         """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
@@ -130,7 +132,7 @@ class Logd(Child):
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         options = {
-            "--socket": self.address,
+            "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
             "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
@@ -144,23 +146,23 @@ class Logd(Child):
         command = ["-m", "logd", "serve", str(self._config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
         command += ["--must-exist"] if must_exist else []
-        self._spawn(command, {}, (lifeline_end, ready_end))
+        self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
 
     def stop(self) -> None:
         self._cut_lifeline()
-        self.kill_at = time.monotonic() + _LOGD_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
-    def remove_socket(self) -> None:
-        """Remove the directory of the socket, once logd has ended for good."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def close_socket(self) -> None:
+        """Close the socket, once logd has ended for good."""
+        self._socket.close()
 
 
 class Gunicorn(Child):
     """The master of the workers. It stops on SIGTERM, when the requests in flight are answered."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.GUNICORN, config, scoreboard)
+        super().__init__(Role.GUNICORN, config, scoreboard, config.stop_timeout_s + _GUNICORN_STOP_SECONDS)
         self.has_workers = False
         """Whether a process of the last gunicorn is left; the next one must not serve beside it."""
 
@@ -187,7 +189,7 @@ class Gunicorn(Child):
     def stop(self) -> None:
         if self.process:
             self.process.send_signal(signal.SIGTERM)
-        self.kill_at = time.monotonic() + self._config.stop_timeout_s + _GUNICORN_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
     def reload(self) -> None:
         """Replace the workers, one after another; the new ones use the token and the certificate as they are now."""
@@ -204,9 +206,3 @@ def prepare() -> None:
     lifeline.die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _environment() -> dict[str, str]:
-    """The environment without variables that change how gunicorn runs."""
-    kept = {name: value for name, value in os.environ.items() if name not in _HOSTILE_VARIABLES}
-    return {**kept, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}

@@ -7,13 +7,11 @@ understood every file, and nothing is served before it is durable.
 """
 
 import argparse
-import contextlib
 import errno
 import gc
 import logging
 import os
 import select
-import shutil
 import signal
 import threading
 import time
@@ -34,6 +32,7 @@ from logd.local.publish import NoSpace
 from logd.local.recovery import Finding, Recovered
 from logd.local.wal import Wal
 from logd.shared.protocol import Exit
+from logd.shared.text import printable
 
 _LOCK_TIMEOUT_SECONDS: Final = 3.0  # a predecessor whose supervisor was killed needs a moment to end
 _LOCK_RETRY_SECONDS: Final = 0.05
@@ -44,7 +43,7 @@ log = logging.getLogger("logd")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line, which the supervisor writes."""
     parser.add_argument("directory", metavar="DIR", type=Path)
-    parser.add_argument("--socket", required=True, metavar="ADDRESS", help="where to listen, as ipc://PATH")
+    parser.add_argument("--socket-fd", required=True, type=int, help="a listening Unix socket, for the workers")
     parser.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
     parser.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; a line means ready")
     parser.add_argument("--message-bytes-max", required=True, type=int)
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until the lifeline closes; the exit status. Raises recovery.Damaged or commit.DiskFailed."""
     _ignore_group_signals()
     directory: Path = arguments.directory
-    setproctitle.setproctitle(f"kv: logd {directory}")
+    setproctitle.setproctitle(f"kv: logd {printable(directory)}")
     lock = DirectoryLock(directory)
     disk = LocalDisk(directory)
     try:
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         wal = _open_log(disk, recovered, arguments.segment_bytes)
         ballast.ensure(disk, _ballast_bytes(arguments))
     except BlockingIOError:
-        log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
+        log.critical("%s is in use by a living server, %s", directory, lock.holder() or "an unknown process")
         return Exit.LOCKED
     except NoSpace:
         log.critical("no space left on the device of %s: recovery needs room to write the last segment anew", directory)
@@ -97,13 +96,6 @@ def _ignore_group_signals() -> None:
 def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
     if not arguments.must_exist:
         make_directory(arguments.directory)
-    previous = _acquire(lock)
-    if previous != arguments.socket:
-        _remove_socket_directory(previous)
-    lock.write_note(arguments.socket)
-
-
-def _acquire(lock: DirectoryLock) -> str:
     deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
         try:
@@ -112,15 +104,6 @@ def _acquire(lock: DirectoryLock) -> str:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_LOCK_RETRY_SECONDS)
-
-
-def _remove_socket_directory(address: str) -> None:
-    """Remove what a killed predecessor left in the directory for temporary files."""
-    path = Path(address.removeprefix("ipc://"))
-    if path.name == "logd.sock" and path.parent.name.startswith("kv-"):
-        with contextlib.suppress(OSError):
-            if path.parent.stat().st_uid == os.geteuid():
-                shutil.rmtree(path.parent)
 
 
 def _recover(disk: Disk, arguments: argparse.Namespace) -> Recovered:
@@ -204,7 +187,7 @@ def _engine(disk: Disk, wal: Wal, recovered: Recovered, arguments: argparse.Name
 def _serve(engine: Engine, arguments: argparse.Namespace) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        socket = server.open_socket(context, arguments.socket, arguments.message_bytes_max)
+        socket = server.open_socket(context, arguments.socket_fd, arguments.message_bytes_max)
         os.write(arguments.ready_fd, b"\n")
         os.close(arguments.ready_fd)
         server.Server(socket, engine, arguments.lifeline_fd).run()

@@ -116,6 +116,7 @@ import kv.lifeline, kv.http.worker
 bind = "fd://{listen_fd}"
 worker_class = "{worker_class}"
 control_socket_disable = True
+timeout = 0
 
 class Listener(socket.socket):
     def close(self):
@@ -546,7 +547,7 @@ def test_the_slowest_reader_gives_way_and_only_when_others_need_its_memory(waiti
         application=SimpleNamespace(gauges=dict, reads_wait_for_room=lambda: waiting),
         budget=BufferBudget(100),
     )
-    worker.sweep(context, 0.0)
+    worker.sweep(context, 0.0, 0.0)
     assert ended == cut_off
 
 

@@ -74,7 +74,8 @@ class ReaderProgress:
             self._progress_at, self._taken_bytes = now, taken_bytes
         seconds = now - self._window_since
         if seconds >= _WINDOW_SECONDS:
-            self.slowness = SLOW_BYTES_PER_S * seconds / max(1, taken_bytes - self._window_taken_bytes)
+            if seconds < 2 * _WINDOW_SECONDS:  # else this process was paused, and the client was not slow
+                self.slowness = SLOW_BYTES_PER_S * seconds / max(1, taken_bytes - self._window_taken_bytes)
             self._window_since, self._window_taken_bytes = now, taken_bytes
 
     def is_reading(self) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,11 @@ FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 LOCK_NAME: Final = "LOCK"
 _NOTE_BYTES_MAX: Final = 4096
+_NOTE: Final = re.compile(rb"process \d+")
+_FORMER_NOTE: Final = re.compile(rb"ipc://.*")
+"""What earlier versions wrote: where logd listened."""
+_NO_DIRECTORY_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
+"""What file systems answer that lock no directories."""
 
 _NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -205,42 +211,56 @@ def make_directory(directory: Path) -> None:
 class DirectoryLock:
     """Exclusive use of a directory, for as long as this process lives or until `release`.
 
-    The lock is on a file in the directory, whose text, the note, says through which socket its holder can be reached.
+    The lock is on the directory itself, because a file in it can be removed, and made anew, while its holder lives. It
+    is on the file LOCK too: earlier versions lock only that, and some file systems (NFS) lock no directories.
+
+    The text of LOCK, the note, says which process holds the lock. It is for people: a copy of the directory has the
+    same note, so nothing is ever done to what it names.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LOCK_NAME
-        self._fd: int | None = None
+        self._directory = directory
+        self._fds: list[int] = []
 
-    def acquire(self) -> str:
-        """Lock the directory and return the note of its last holder.
+    def acquire(self) -> None:
+        """Lock the directory.
 
-        Raises BlockingIOError when a living process holds the lock, another OSError when the file cannot be made.
+        Raises BlockingIOError when a living process holds the lock, another OSError when LOCK cannot be made.
         """
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fds.append(os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            _flock(self._fds[0], ignored=_NO_DIRECTORY_LOCKS)
+            self._fds.append(os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+            _flock(self._fds[1])
         except OSError:
-            os.close(fd)
+            self.release()
             raise
-        self._fd = fd
-        return os.pread(fd, _NOTE_BYTES_MAX, 0).decode(errors="replace").strip()
+        self._write_note(self._fds[1])
 
     def release(self) -> None:
         """Unlock the directory, if it is locked by this object."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        while self._fds:
+            os.close(self._fds.pop())
 
     def holder(self) -> str:
-        """The note of the present holder, whoever that is; empty when it cannot be read."""
+        """The note of the present holder, whoever that is; empty when there is none."""
         with contextlib.suppress(OSError):
-            return self._path.read_text(errors="replace").strip()
+            note = (self._directory / LOCK_NAME).read_bytes()
+            return note.decode() if _NOTE.fullmatch(note) else ""
         return ""
 
-    def write_note(self, note: str) -> None:
-        """Replace the note. A failure is ignored: a full disk must not stop a start."""
-        assert self._fd is not None
+    def _write_note(self, fd: int) -> None:
+        """Replace the note; a text that this program has not written stays. A full disk must not stop a start."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, note.encode(), 0)
+            present = os.pread(fd, _NOTE_BYTES_MAX, 0)
+            if not present or _NOTE.fullmatch(present) or _FORMER_NOTE.fullmatch(present):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, b"process %d" % os.getpid(), 0)
+
+
+def _flock(fd: int, ignored: frozenset[int] = frozenset()) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in ignored:
+            raise

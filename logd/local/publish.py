@@ -8,12 +8,15 @@ step leaves the old file or the new one, and beside it at most a temporary file,
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from logd.local.disk import Disk, DiskFile, is_no_space
 
 TEMPORARY_SUFFIX: Final = ".tmp"
+_TEMPORARY: Final = re.compile(r"(wal-\d{20}\.log|snapshot-\d{20}\.snap)(\.damaged-\d+(-\d+)?)?\.tmp")
+"""The temporary names of all files that are published in a directory of data."""
 
 
 class NoSpace(OSError):
@@ -62,7 +65,7 @@ def _removed_on_failure(disk: Disk, temporary: str, file: DiskFile) -> Iterator[
 
 
 def remove_temporaries(disk: Disk) -> None:
-    """Remove what a process was writing that is gone."""
+    """Remove what a process was writing that is gone. Other files are not ours, whatever their names end with."""
     for name in disk.names():
-        if name.endswith(TEMPORARY_SUFFIX):
+        if _TEMPORARY.fullmatch(name):
             disk.remove(name)
