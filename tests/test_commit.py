@@ -710,7 +710,7 @@ class Room:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "ballast", "writes", "is_written", "asked"),
+    "case",
     [
         (5000, 0, {"puts": {"k": b"v"}}, True, ["checkpoint"]),
         (5000, 0, {"deletes": ["k"]}, True, ["checkpoint"]),
@@ -721,9 +721,8 @@ class Room:
         (0, 0, {"deletes": ["k"]}, False, ["checkpoint", "ballast"]),
     ],
 )
-def test_before_a_write_is_refused_a_checkpoint_makes_room_and_the_ballast_is_for_what_frees(
-    start, checkpoint, ballast, writes, is_written, asked
-):
+def test_before_a_write_is_refused_a_checkpoint_makes_room_and_the_ballast_is_for_what_frees(start, case):
+    checkpoint, ballast, writes, is_written, asked = case
     room = Room(checkpoint, ballast)
     engine = start(room=room)
     engine.open(A)

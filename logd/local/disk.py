@@ -49,7 +49,7 @@ _RECOVERABLE: Final = {
 }
 
 MEANINGS: Final = {(call, number): meaning for call, meaning in _RECOVERABLE.items() for number in _NO_ROOM + _SCARCE}
-"""What those errors mean that are not the disk's: a full device, a quota, `ulimit -f`, no memory. Others mean FAILED."""
+"""What those errors mean that are not the disk's: a full device, a quota, `ulimit -f`, no memory. Others: FAILED."""
 
 
 def meaning(call: Call, error: OSError) -> Meaning:
@@ -209,10 +209,18 @@ class LocalDisk:
         return blocks * stat.f_frsize
 
 
+_NOT_SUPPORTED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 def _sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            detail = f"its file system cannot sync a directory ({error.strerror})"
+            raise OSError(error.errno, detail, str(directory)) from error
+        raise
     finally:
         os.close(fd)
 
