@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,9 +25,10 @@ from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _LOGD_STOP_SECONDS: Final = 5.0
 _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
-_FAULTS_MAX: Final = 5
-_FAULTS_WINDOW_SECONDS: Final = 30.0
-_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault within the window
+_FAILURES_MAX: Final = 10
+_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)  # after the first, second … failure in a row
+_STEADY_SECONDS: Final = 30.0  # who has lived that long begins a new row
+_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)  # for example from an experiment, or for want of memory
 
 log = logging.getLogger("kv.supervisor")
 
@@ -48,7 +48,10 @@ class Child:
         self._config = config
         self._scoreboard = scoreboard
         self._lifeline: int | None = None
-        self._faults: deque[float] = deque(maxlen=_FAULTS_MAX)
+        self.is_ready = False
+        """Whether the process has come so far that it can do its work."""
+        self._failures = 0
+        self._started_at = 0.0
 
     def stop(self) -> None:
         """Tell the process to stop, and set the time by which it must have stopped."""
@@ -62,16 +65,22 @@ class Child:
 
     def plan_restart(self, status: int) -> None:
         """Plan the next start after an unexpected end. Raises CannotServe when the process fails too often."""
-        now = time.monotonic()
-        delay_s = 0.0
-        if status not in (-signal.SIGKILL, -signal.SIGTERM):  # these come from outside, for example from an experiment
-            self._faults.append(now)
-            recent = [at for at in self._faults if now - at < _FAULTS_WINDOW_SECONDS]
-            if len(recent) == _FAULTS_MAX:
-                raise CannotServe(f"{self.name} failed {_FAULTS_MAX} times within {now - recent[0]:.0f} s; giving up")
-            delay_s = _BACKOFF_SECONDS[len(recent) - 1]
-        self.restart_at = now + delay_s
-        log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay_s)
+        if status in _OUTSIDE and self.is_ready:
+            self._restart_after(0.0, f"ended with status {status}")
+        else:
+            self._plan_restart(f"ended with status {status}" + ("" if self.is_ready else " before it was ready"))
+
+    def _plan_restart(self, what: str) -> None:
+        if time.monotonic() - self._started_at >= _STEADY_SECONDS:
+            self._failures = 0
+        self._failures += 1
+        if self._failures == _FAILURES_MAX:
+            raise CannotServe(f"{self.name} failed {_FAILURES_MAX} times in a row, and at last {what}; giving up")
+        self._restart_after(_BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1], what)
+
+    def _restart_after(self, delay_s: float, what: str) -> None:
+        self.restart_at = time.monotonic() + delay_s
+        log.error("%s %s; starting it again in %g s", self.name, what, delay_s)
 
     def kill_if_overdue(self, now: float) -> None:
         """Kill the process when it has not stopped in time."""
@@ -100,18 +109,29 @@ class Child:
     def _spawn(
         self, command: Sequence[str], environment: Mapping[str, str], ends: Sequence[int], shared: Sequence[int] = ()
     ) -> None:
-        """Start the process. It inherits the `shared` descriptors, and the `ends` of pipes, which are closed here."""
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
-            env={**of_children(os.environ), **environment},
-            pass_fds=(*ends, *shared),
-            preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
-        )
-        for end in ends:
-            os.close(end)
+        """Start the process. It inherits the `shared` descriptors, and the `ends` of pipes, which are closed here.
+
+        Where the system has no process or no memory for it now, the next start is planned.
+        """
+        self._started_at = time.monotonic()
+        self.is_ready = False
         self.restart_at = None
         self.kill_at = None
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
+                env={**of_children(os.environ), **environment},
+                pass_fds=(*ends, *shared),
+                preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
+            )
+        except OSError as error:
+            self._cut_lifeline()
+            self._plan_restart(f"cannot be started: {error.strerror}")
+            return
+        finally:
+            for end in ends:
+                os.close(end)
         self._scoreboard.started(self._role)
 
 
@@ -180,6 +200,7 @@ class Gunicorn(Child):
         environment = self._config.to_environment() | inherited.to_environment()
         self._spawn(command, environment, (lifeline_end, alive_end), (listen_fd, self._scoreboard.fileno()))
         self.has_workers = True
+        self.is_ready = True  # who is killed is killed from outside
         return alive
 
     def on_all_ended(self, _: bytes) -> None:

@@ -230,6 +230,7 @@ class Supervisor:
 
     def _on_recovered(self, data: bytes) -> None:
         """logd has recovered, or, without data, has died before."""
+        self._logd.is_ready = self._logd.is_ready or bool(data)
         if data and not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()

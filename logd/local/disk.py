@@ -9,6 +9,7 @@ and it, like every change of a name, is durable only after a sync of the directo
 """
 
 import contextlib
+import enum
 import errno
 import fcntl
 import os
@@ -28,12 +29,43 @@ _FORMER_NOTE: Final = re.compile(rb"ipc://.*")
 _NO_DIRECTORY_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 """What file systems answer that lock no directories."""
 
-_NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+class Call(enum.Enum):
+    """A kind of call that changes a file or a name."""
+
+    WRITE = "create, append, allocate, rename, remove"
+    TRUNCATE = "truncate"
+    SYNC = "sync, sync_directory"
+
+
+class Meaning(enum.Enum):
+    """What the error of a call says about the file, and what is to be done."""
+
+    REFUSED = "nothing of it was done, apart from a part of the data: cut that off, refuse the write, go on"
+    IN_DOUBT = "nothing is known of the file: write it anew before anything else, then refuse the write and go on"
+    FAILED = "the disk is not to be trusted: acknowledge nothing, and end this process"
+
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SCARCE: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # of memory, or of descriptors
+_RECOVERABLE: Final = {
+    Call.WRITE: Meaning.REFUSED,
+    Call.TRUNCATE: Meaning.IN_DOUBT,
+    Call.SYNC: Meaning.IN_DOUBT,
+}
+
+MEANINGS: Final = {(call, number): meaning for call, meaning in _RECOVERABLE.items() for number in _NO_ROOM + _SCARCE}
+"""What those errors mean that are not the disk's: a full device, a quota, `ulimit -f`, no memory. Others: FAILED."""
+
+
+def meaning(call: Call, error: OSError) -> Meaning:
+    """What an error of a call means."""
+    return MEANINGS.get((call, error.errno or 0), Meaning.FAILED)
 
 
 def is_no_space(error: OSError) -> bool:
-    """True when an error says that the device, or the user's quota on it, is full."""
-    return error.errno in _NO_SPACE_ERRNOS
+    """True when an error says that there is no room or no memory for this write: it may be tried again."""
+    return meaning(Call.WRITE, error) is Meaning.REFUSED
 
 
 class DiskFile(Protocol):
@@ -183,10 +215,18 @@ class LocalDisk:
         return blocks * stat.f_frsize
 
 
+_NOT_SUPPORTED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 def _sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            detail = f"its file system cannot sync a directory ({error.strerror})"
+            raise OSError(error.errno, detail, str(directory)) from error
+        raise
     finally:
         os.close(fd)
 

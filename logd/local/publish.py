@@ -32,7 +32,7 @@ def publish(disk: Disk, name: str, parts: Iterable[bytes | bytearray], *, tempor
     Raises NoSpace, another OSError, or whatever `parts` raises; the temporary file is removed then.
     """
     temporary = temporary or name + TEMPORARY_SUFFIX
-    with _no_space_by_name():
+    with no_space_by_name():
         file = disk.create(temporary)
         with _removed_on_failure(disk, temporary, file):
             for part in parts:
@@ -44,7 +44,8 @@ def publish(disk: Disk, name: str, parts: Iterable[bytes | bytearray], *, tempor
 
 
 @contextlib.contextmanager
-def _no_space_by_name() -> Iterator[None]:
+def no_space_by_name() -> Iterator[None]:
+    """Raise NoSpace in place of an error that means it. Not where a file is in doubt after it."""
     try:
         yield
     except OSError as error:
