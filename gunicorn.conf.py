@@ -8,7 +8,6 @@ supervisor is what takes new code.
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
 import kv.app
@@ -24,8 +23,10 @@ backlog = 65535  # a worker's listen() sets it anew; the kernel clamps it to som
 workers = _config.workers
 worker_class = "kv.http.worker.Worker"
 chdir = str(Path(__file__).parent)
-worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
-graceful_timeout = round(_config.stop_timeout_s) + 1  # a worker ends by itself before gunicorn kills it
+# Gunicorn judges by clocks, which go on while everything is paused. A frozen worker is found by kv/heartbeats.py; a
+# worker that stops ends by itself, and kv/supervisor.py ends one that does not.
+timeout = 0
+graceful_timeout = 1_000_000_000
 control_socket_disable = True
 proc_name = "kv"
 

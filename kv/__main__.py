@@ -12,15 +12,18 @@ import setproctitle
 from kv import supervisor
 from kv.config import Config, UnusableFile
 from kv.errors import CannotServe
-from logd.shared import logging_setup
+from logd.shared import logging_setup, standard_streams
 from logd.shared.protocol import Exit
 
 _CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
+_UMASK: Final = 0o077  # that of who starts the server may be too wide, or let not even itself read its files
 _GUNICORN_CONF: Final = Path(__file__).parent.with_name("gunicorn.conf.py")
 
 
 def main() -> int:
     """Serve until told to stop; the exit status."""
+    standard_streams.open_missing()
+    os.umask(_UMASK)
     config = Config.from_command_line(None, os.environ, _check)
     logging_setup.set_up("supervisor", config.log_level, config.log_format)
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")

@@ -6,30 +6,29 @@ which order they run (kv/supervisor.py).
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from kv import lifeline
 from kv.config import Config, Inherited
+from kv.environment import of_children
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _LOGD_STOP_SECONDS: Final = 5.0
 _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
-_FAULTS_MAX: Final = 5
-_FAULTS_WINDOW_SECONDS: Final = 30.0
-_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0)  # after the first, second … fault within the window
-_HOSTILE_VARIABLES: Final = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "NOTIFY_SOCKET")
+_FAILURES_MAX: Final = 10
+_BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)  # after the first, second … failure in a row
+_STEADY_SECONDS: Final = 30.0  # who has lived that long begins a new row
+_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)  # for example from an experiment, or for want of memory
 
 log = logging.getLogger("kv.supervisor")
 
@@ -37,8 +36,10 @@ log = logging.getLogger("kv.supervisor")
 class Child:
     """A role in the process tree, and the process that has it now, if any."""
 
-    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard) -> None:
+    def __init__(self, role: Role, config: Config, scoreboard: Scoreboard, stop_s: float) -> None:
         self.name = role.name.lower()
+        self.stop_s = stop_s
+        """How long the process may take to stop."""
         self.process: subprocess.Popen[bytes] | None = None
         self.restart_at: float | None = None
         self.kill_at: float | None = None
@@ -47,7 +48,10 @@ class Child:
         self._config = config
         self._scoreboard = scoreboard
         self._lifeline: int | None = None
-        self._faults: deque[float] = deque(maxlen=_FAULTS_MAX)
+        self.is_ready = False
+        """Whether the process has come so far that it can do its work."""
+        self._failures = 0
+        self._started_at = 0.0
 
     def stop(self) -> None:
         """Tell the process to stop, and set the time by which it must have stopped."""
@@ -61,16 +65,22 @@ class Child:
 
     def plan_restart(self, status: int) -> None:
         """Plan the next start after an unexpected end. Raises CannotServe when the process fails too often."""
-        now = time.monotonic()
-        delay_s = 0.0
-        if status not in (-signal.SIGKILL, -signal.SIGTERM):  # these come from outside, for example from an experiment
-            self._faults.append(now)
-            recent = [at for at in self._faults if now - at < _FAULTS_WINDOW_SECONDS]
-            if len(recent) == _FAULTS_MAX:
-                raise CannotServe(f"{self.name} failed {_FAULTS_MAX} times within {now - recent[0]:.0f} s; giving up")
-            delay_s = _BACKOFF_SECONDS[len(recent) - 1]
-        self.restart_at = now + delay_s
-        log.error("%s ended with status %d; starting it again in %g s", self.name, status, delay_s)
+        if status in _OUTSIDE and self.is_ready:
+            self._restart_after(0.0, f"ended with status {status}")
+        else:
+            self._plan_restart(f"ended with status {status}" + ("" if self.is_ready else " before it was ready"))
+
+    def _plan_restart(self, what: str) -> None:
+        if time.monotonic() - self._started_at >= _STEADY_SECONDS:
+            self._failures = 0
+        self._failures += 1
+        if self._failures == _FAILURES_MAX:
+            raise CannotServe(f"{self.name} failed {_FAILURES_MAX} times in a row, and at last {what}; giving up")
+        self._restart_after(_BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1], what)
+
+    def _restart_after(self, delay_s: float, what: str) -> None:
+        self.restart_at = time.monotonic() + delay_s
+        log.error("%s %s; starting it again in %g s", self.name, what, delay_s)
 
     def kill_if_overdue(self, now: float) -> None:
         """Kill the process when it has not stopped in time."""
@@ -99,18 +109,29 @@ class Child:
     def _spawn(
         self, command: Sequence[str], environment: Mapping[str, str], ends: Sequence[int], shared: Sequence[int] = ()
     ) -> None:
-        """Start the process. It inherits the `shared` descriptors, and the `ends` of pipes, which are closed here."""
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
-            env={**_environment(), **environment},
-            pass_fds=(*ends, *shared),
-            preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
-        )
-        for end in ends:
-            os.close(end)
+        """Start the process. It inherits the `shared` descriptors, and the `ends` of pipes, which are closed here.
+
+        Where the system has no process or no memory for it now, the next start is planned.
+        """
+        self._started_at = time.monotonic()
+        self.is_ready = False
         self.restart_at = None
         self.kill_at = None
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
+                env={**of_children(os.environ), **environment},
+                pass_fds=(*ends, *shared),
+                preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
+            )
+        except OSError as error:
+            self._cut_lifeline()
+            self._plan_restart(f"cannot be started: {error.strerror}")
+            return
+        finally:
+            for end in ends:
+                os.close(end)
         self._scoreboard.started(self._role)
 
 
@@ -118,9 +139,10 @@ class Logd(Child):
     """The process that owns the data. It stops when its lifeline is cut."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.LOGD, config, scoreboard)
-        self._directory = Path(tempfile.mkdtemp(prefix="kv-"))  # 0700; the path of --working-dir may be too long
-        self.address = f"ipc://{self._directory}/logd.sock"
+        super().__init__(Role.LOGD, config, scoreboard, _LOGD_STOP_SECONDS)
+        self._socket = LocalSocket()
+        self.address = self._socket.address
+        """Where workers connect."""
 
     def start(self, *, must_exist: bool) -> int:
         """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
@@ -130,7 +152,7 @@ class Logd(Child):
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         options = {
-            "--socket": self.address,
+            "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
             "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
@@ -144,23 +166,23 @@ class Logd(Child):
         command = ["-m", "logd", "serve", str(self._config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
         command += ["--must-exist"] if must_exist else []
-        self._spawn(command, {}, (lifeline_end, ready_end))
+        self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
 
     def stop(self) -> None:
         self._cut_lifeline()
-        self.kill_at = time.monotonic() + _LOGD_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
-    def remove_socket(self) -> None:
-        """Remove the directory of the socket, once logd has ended for good."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def close_socket(self) -> None:
+        """Close the socket, once logd has ended for good."""
+        self._socket.close()
 
 
 class Gunicorn(Child):
     """The master of the workers. It stops on SIGTERM, when the requests in flight are answered."""
 
     def __init__(self, config: Config, scoreboard: Scoreboard) -> None:
-        super().__init__(Role.GUNICORN, config, scoreboard)
+        super().__init__(Role.GUNICORN, config, scoreboard, config.stop_timeout_s + _GUNICORN_STOP_SECONDS)
         self.has_workers = False
         """Whether a process of the last gunicorn is left; the next one must not serve beside it."""
 
@@ -178,6 +200,7 @@ class Gunicorn(Child):
         environment = self._config.to_environment() | inherited.to_environment()
         self._spawn(command, environment, (lifeline_end, alive_end), (listen_fd, self._scoreboard.fileno()))
         self.has_workers = True
+        self.is_ready = True  # who is killed is killed from outside
         return alive
 
     def on_all_ended(self, _: bytes) -> None:
@@ -187,7 +210,7 @@ class Gunicorn(Child):
     def stop(self) -> None:
         if self.process:
             self.process.send_signal(signal.SIGTERM)
-        self.kill_at = time.monotonic() + self._config.stop_timeout_s + _GUNICORN_STOP_SECONDS
+        self.kill_at = time.monotonic() + self.stop_s
 
     def reload(self) -> None:
         """Replace the workers, one after another; the new ones use the token and the certificate as they are now."""
@@ -204,9 +227,3 @@ def prepare() -> None:
     lifeline.die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _environment() -> dict[str, str]:
-    """The environment without variables that change how gunicorn runs."""
-    kept = {name: value for name, value in os.environ.items() if name not in _HOSTILE_VARIABLES}
-    return {**kept, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}

@@ -201,7 +201,7 @@ class Inherited:
     lifeline_fd: int
     """The read end of a pipe whose write end only the supervisor has: end of file means that the supervisor is gone."""
     logd_address: str
-    """Where logd listens, as ipc://PATH."""
+    """Where logd listens, as ipc://…."""
     scoreboard_fd: int
     """The memory of kv/scoreboard.py."""
 

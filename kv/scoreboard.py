@@ -87,9 +87,13 @@ class _Word(enum.IntEnum):
 
     PID = 0
     """Of the last owner; 0 when that stopped in order."""
-    RESTARTS = 1
-    CPU_SECONDS = 2
-    RESIDENT_BYTES = 3
+    HAS_SERVED = 1
+    """1 from when the owner serves: one that ends before is no restart."""
+    BEATS = 2
+    """How often the owner has shown its gauges, which it does regularly for as long as it is not frozen."""
+    RESTARTS = 3
+    CPU_SECONDS = 4
+    RESIDENT_BYTES = 5
 
 
 _Words: TypeAlias = "memoryview[float]"
@@ -142,11 +146,16 @@ class Slot:
 
     def __init__(self, words: _Words) -> None:
         """Take over the slot. Counters go on from the values that an earlier owner left."""
-        words[_Word.RESTARTS] += words[_Word.PID] != 0
+        words[_Word.RESTARTS] += words[_Word.PID] != 0 and words[_Word.HAS_SERVED]
+        words[_Word.HAS_SERVED] = 0
         words[_Word.PID] = os.getpid()
         self._words = words
         self._earlier_cpu_seconds = words[_Word.CPU_SECONDS]
         self._reset()
+
+    def serve(self) -> None:
+        """The owner has started."""
+        self._words[_Word.HAS_SERVED] = 1
 
     def release(self) -> None:
         """The owner stops in order, so the next owner is not a restart."""
@@ -166,7 +175,11 @@ class Slot:
         self._words[row + _UNTIMED] += 1
 
     def show(self, gauges: Mapping[str, float]) -> None:
-        """Set these gauges, by their names in `GAUGES`, and what the process uses. For a few times a second."""
+        """Set these gauges, by their names in `GAUGES`, and what the process uses. To be called a few times a second.
+
+        This is also the heartbeat of the worker (kv/heartbeats.py).
+        """
+        self._words[_Word.BEATS] += 1
         for name, value in gauges.items():
             self._words[_GAUGE_WORDS[name]] = value
         self._words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
@@ -247,6 +260,11 @@ class Scoreboard:
         if self._fd is not None:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
         return False
+
+    def beats(self) -> dict[int, float]:
+        """By the pid of each living worker, how often it has shown its gauges."""
+        alive = [slot for number, slot in enumerate(self._slots) if self._is_alive(number)]
+        return {int(slot[_Word.PID]): slot[_Word.BEATS] for slot in alive}
 
     def totals(self) -> Totals:
         """The sums over all workers, as they are now."""

@@ -25,6 +25,8 @@ from kv import listener, notify, scoreboard, tls, token_file, upgrade
 from kv.children import Child, Gunicorn, Logd
 from kv.config import Config, UnusableFile
 from kv.errors import CannotServe
+from kv.heartbeats import LOOK_SECONDS, Heartbeats
+from kv.pauses import Pauses
 from kv.signals import SignalQueue
 from logd.shared.protocol import Exit
 
@@ -60,6 +62,11 @@ class Supervisor:
         board.started(scoreboard.Role.SUPERVISOR)
         self._logd = Logd(config, board)
         self._gunicorn = Gunicorn(config, board)
+        self._heartbeats = Heartbeats(board)
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._pauses = Pauses(
+            time.monotonic(), period_s=LOOK_SECONDS, timeout_max_s=max(self._gunicorn.stop_s, self._logd.stop_s)
+        )
         self._check: subprocess.Popen[bytes] | None = None
         self._listener: socket.socket
 
@@ -75,7 +82,7 @@ class Supervisor:
         finally:
             self._gunicorn.kill()
             self._logd.kill()
-            self._logd.remove_socket()
+            self._logd.close_socket()
         if self._goal is _Goal.UPGRADE:
             self._upgrade()
         log.info("stopped")
@@ -103,20 +110,30 @@ class Supervisor:
         for pid, status in _ended_children():
             self._on_end(pid, status)
         now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._kill_frozen_workers()
         if self._goal is _Goal.SERVE:
             self._start_due(now)
         else:
             self._stop_next()
+        deadlines_now = self._pauses.look(now)
         for child in (self._gunicorn, self._logd):
-            child.kill_if_overdue(now)
+            child.kill_if_overdue(deadlines_now)
 
-    def _timeout_s(self) -> float | None:
-        """The time until something is due; None when only an event can make it so."""
-        times = [self._logd.restart_at, self._logd.kill_at, self._gunicorn.kill_at]
+    def _timeout_s(self) -> float:
+        """The time until something is due: a look at the workers, if nothing else."""
+        times = [self._look_at, self._logd.restart_at]
         if not self._gunicorn.has_workers:  # else the start has to wait for their end, which is an event
             times.append(self._gunicorn.restart_at)
-        due = [at for at in times if at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return max(0.0, min(at for at in times if at is not None) - time.monotonic())
+
+    def _kill_frozen_workers(self) -> None:
+        """Gunicorn starts others in their place. While the server stops, the deadline of the stop is enough."""
+        for pid in self._heartbeats.frozen() if self._goal is _Goal.SERVE else ():
+            log.error("worker %d is frozen; killing it", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _await_pipe(self, fd: int, react: Callable[[bytes], None]) -> None:
         """React once, to the first byte from a pipe, or to b"" when its other end is closed."""
@@ -213,6 +230,7 @@ class Supervisor:
 
     def _on_recovered(self, data: bytes) -> None:
         """logd has recovered, or, without data, has died before."""
+        self._logd.is_ready = self._logd.is_ready or bool(data)
         if data and not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()

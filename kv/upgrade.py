@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kv import children
+from kv.environment import python_path
 from kv.errors import CannotServe
 
 _RUN_SH: Final = "KV_RUN_SH"
@@ -44,11 +45,11 @@ def replace_process(listener: socket.socket) -> NoReturn:
     for a command, it may unblock the signals, and be killed by one.
     """
     listener.set_inheritable(True)
-    environment = os.environ | {_LISTEN_FD: str(listener.fileno())}
+    environment = os.environ | {_LISTEN_FD: f"{os.getpid()}:{listener.fileno()}"}
     command = [sys.executable, *sys.orig_argv[1:]]
     if run_sh := os.environ.get(_RUN_SH):
         project = Path(run_sh).resolve().parent
-        environment |= {"PYTHONPATH": str(project), "PYTHONSAFEPATH": "1"}
+        environment |= python_path(project)
         command = [str(project / ".venv" / "bin" / "python"), "-m", "kv", *sys.argv[1:]]
     try:
         os.execve(command[0], command, environment)  # noqa: S606 - no shell is what is wanted
@@ -59,10 +60,11 @@ def replace_process(listener: socket.socket) -> NoReturn:
 def kept_listener(environment: MutableMapping[str, str]) -> socket.socket | None:
     """The socket that `replace_process` has kept open; None when this process was not started by it.
 
-    Removes the variable that says so.
+    Removes the variable that says so. The pid in it is this process's, unless the variable was meant for another one
+    (the idea is that of LISTEN_PID, sd_listen_fds(3)).
     """
-    fd = environment.pop(_LISTEN_FD, "")
-    if not fd:
+    pid, _, fd = environment.pop(_LISTEN_FD, "").partition(":")
+    if pid != str(os.getpid()):
         return None
     listener = socket.socket(fileno=int(fd))
     listener.set_inheritable(False)

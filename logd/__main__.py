@@ -16,7 +16,7 @@ from logd import serve
 from logd.local import checkpoint
 from logd.local.commit import DiskFailed
 from logd.local.recovery import Damaged, Finding
-from logd.shared import logging_setup
+from logd.shared import logging_setup, standard_streams
 from logd.shared.protocol import Exit
 from logd.tools import commands
 from logd.tools.errors import CannotRun
@@ -30,6 +30,7 @@ log = logging.getLogger("logd")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status."""
+    standard_streams.open_missing()
     arguments = _parse(argv)
     logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format)
     try:

@@ -7,16 +7,15 @@ understood every file, and nothing is served before it is durable.
 """
 
 import argparse
-import contextlib
 import errno
 import gc
 import logging
 import os
 import select
-import shutil
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,18 +24,22 @@ import zmq
 
 from logd import server
 from logd.engine import Engine
-from logd.local import ballast, recovery
+from logd.local import ballast, recovery, room
+from logd.local.checkpoint import remove_covered
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.commit import DiskFailed
 from logd.local.disk import DirectoryLock, Disk, LocalDisk, make_directory
 from logd.local.engine import LocalEngine
 from logd.local.publish import NoSpace
 from logd.local.recovery import Finding, Recovered
+from logd.local.snapshot import list_snapshots
 from logd.local.wal import Wal
 from logd.shared.protocol import Exit
+from logd.shared.text import printable
 
 _LOCK_TIMEOUT_SECONDS: Final = 3.0  # a predecessor whose supervisor was killed needs a moment to end
 _LOCK_RETRY_SECONDS: Final = 0.05
+_ROOM_RETRY_SECONDS: Final = 1.0
 
 log = logging.getLogger("logd")
 
@@ -44,7 +47,7 @@ log = logging.getLogger("logd")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line, which the supervisor writes."""
     parser.add_argument("directory", metavar="DIR", type=Path)
-    parser.add_argument("--socket", required=True, metavar="ADDRESS", help="where to listen, as ipc://PATH")
+    parser.add_argument("--socket-fd", required=True, type=int, help="a listening Unix socket, for the workers")
     parser.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
     parser.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; a line means ready")
     parser.add_argument("--message-bytes-max", required=True, type=int)
@@ -61,16 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until the lifeline closes; the exit status. Raises recovery.Damaged or commit.DiskFailed."""
     _ignore_group_signals()
     directory: Path = arguments.directory
-    setproctitle.setproctitle(f"kv: logd {directory}")
+    setproctitle.setproctitle(f"kv: logd {printable(directory)}")
     lock = DirectoryLock(directory)
     disk = LocalDisk(directory)
     try:
         _lock(lock, arguments)
         recovered = _recover(disk, arguments)
-        wal = _open_log(disk, recovered, arguments.segment_bytes)
-        ballast.ensure(disk, _ballast_bytes(arguments))
+        sizes = room.sizes(
+            disk,
+            segment_bytes=arguments.segment_bytes,
+            checkpoint_log_bytes=arguments.checkpoint_log_bytes,
+            message_bytes_max=arguments.message_bytes_max,
+        )
+        wal = _await_room(disk, recovered, sizes.segment, arguments)
+        ballast.ensure(disk, sizes.ballast)
     except BlockingIOError:
-        log.critical("%s is in use by a living server, on %s", directory, lock.holder() or "an unknown socket")
+        log.critical("%s is in use by a living server, %s", directory, lock.holder() or "an unknown process")
         return Exit.LOCKED
     except NoSpace:
         log.critical("no space left on the device of %s: recovery needs room to write the last segment anew", directory)
@@ -78,9 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         if error.errno == errno.EIO:
             raise DiskFailed(str(error)) from error
-        log.critical("%s cannot be used: %s", directory, error)
+        log.critical("%s cannot be used: %s", error.filename or directory, error.strerror or error)
         return Exit.UNUSABLE
-    engine = _engine(disk, wal, recovered, arguments)
+    engine = _engine(disk, wal, recovered, sizes, arguments)
+    _ = engine.data_bytes()  # it is counted when it is first asked for, and now nobody waits yet
     del recovered  # its tail has the bytes of a whole segment
     gc.freeze()  # what was loaded is not garbage: collections need not look at it
     _serve(engine, arguments)
@@ -97,13 +107,6 @@ def _ignore_group_signals() -> None:
 def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
     if not arguments.must_exist:
         make_directory(arguments.directory)
-    previous = _acquire(lock)
-    if previous != arguments.socket:
-        _remove_socket_directory(previous)
-    lock.write_note(arguments.socket)
-
-
-def _acquire(lock: DirectoryLock) -> str:
     deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
         try:
@@ -112,15 +115,6 @@ def _acquire(lock: DirectoryLock) -> str:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_LOCK_RETRY_SECONDS)
-
-
-def _remove_socket_directory(address: str) -> None:
-    """Remove what a killed predecessor left in the directory for temporary files."""
-    path = Path(address.removeprefix("ipc://"))
-    if path.name == "logd.sock" and path.parent.name.startswith("kv-"):
-        with contextlib.suppress(OSError):
-            if path.parent.stat().st_uid == os.geteuid():
-                shutil.rmtree(path.parent)
 
 
 def _recover(disk: Disk, arguments: argparse.Namespace) -> Recovered:
@@ -167,29 +161,50 @@ def _report(recovered: Recovered) -> None:
     )
 
 
+def _await_room(disk: Disk, recovered: Recovered, segment_bytes: int, arguments: argparse.Namespace) -> Wal:
+    """Open the log. A successor waits for room until the lifeline closes; at the start of a server, raises NoSpace."""
+    is_reported = False
+    while True:
+        try:
+            return _open_log(disk, recovered, segment_bytes)
+        except NoSpace:
+            if not arguments.must_exist:
+                raise
+        if not is_reported:
+            log.error("no space left on the device of %s: waiting for room", arguments.directory)
+            is_reported = True
+        if select.select([arguments.lifeline_fd], [], [], _ROOM_RETRY_SECONDS)[0]:
+            raise SystemExit(Exit.STOPPED)
+
+
 def _open_log(disk: Disk, recovered: Recovered, segment_bytes: int) -> Wal:
-    """Make durable what was recovered, and begin a fresh segment. Raises NoSpace when the ballast does not help."""
-    try:
-        recovery.make_durable(disk, recovered)
-        return Wal(disk, recovered.sequence + 1, segment_bytes)
-    except NoSpace:
-        if not ballast.release(disk):
-            raise
-    return _open_log(disk, recovered, segment_bytes)
+    """Make durable what was recovered, and begin a fresh segment. Raises NoSpace when nothing is left to make room."""
+    for make_room in (partial(ballast.release, disk), partial(_remove_covered, disk, recovered)):
+        try:
+            recovery.make_durable(disk, recovered)
+            return Wal(disk, recovered.sequence + 1, segment_bytes)
+        except NoSpace:
+            make_room()
+    recovery.make_durable(disk, recovered)
+    return Wal(disk, recovered.sequence + 1, segment_bytes)
 
 
-def _ballast_bytes(arguments: argparse.Namespace) -> int:
-    """As much as the last segment can have: one that is not quite full, and the largest message."""
-    return int(arguments.segment_bytes + arguments.message_bytes_max)
+def _remove_covered(disk: Disk, recovered: Recovered) -> None:
+    """Remove what the newest snapshot covers, when that was found to be whole."""
+    snapshots = list_snapshots(disk.names())
+    if snapshots and snapshots[-1].name == recovered.snapshot:
+        remove_covered(disk, 1)
 
 
-def _engine(disk: Disk, wal: Wal, recovered: Recovered, arguments: argparse.Namespace) -> LocalEngine:
+def _engine(
+    disk: Disk, wal: Wal, recovered: Recovered, sizes: room.Sizes, arguments: argparse.Namespace
+) -> LocalEngine:
     snapshot_at = (arguments.directory / recovered.snapshot).stat().st_mtime if recovered.snapshot else 0.0
     checkpointer = Checkpointer(
         arguments.directory,
-        Policy(arguments.checkpoint_log_bytes, arguments.checkpoint_ratio),
+        Policy(sizes.checkpoint_log, arguments.checkpoint_ratio),
         Newest(recovered.snapshot_bytes, -recovered.log_bytes, at=snapshot_at),
-        _ballast_bytes(arguments),
+        sizes.ballast,
     )
     return LocalEngine(
         disk,
@@ -204,7 +219,7 @@ def _engine(disk: Disk, wal: Wal, recovered: Recovered, arguments: argparse.Name
 def _serve(engine: Engine, arguments: argparse.Namespace) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        socket = server.open_socket(context, arguments.socket, arguments.message_bytes_max)
+        socket = server.open_socket(context, arguments.socket_fd, arguments.message_bytes_max)
         os.write(arguments.ready_fd, b"\n")
         os.close(arguments.ready_fd)
         server.Server(socket, engine, arguments.lifeline_fd).run()

@@ -38,10 +38,10 @@ _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 _MESSAGES_PER_TURN_MAX = 1000  # so that the replies of a group never wait for the end of a flood of messages
 
 
-def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_bytes_max: int) -> zmq.Socket[bytes]:
-    """The ROUTER that workers connect to.
+def open_socket(context: zmq.Context[zmq.Socket[bytes]], listener_fd: int, message_bytes_max: int) -> zmq.Socket[bytes]:
+    """The ROUTER that workers connect to, on a listening socket that is there already (logd/shared/local_socket.py).
 
-    Bind only with the directory locked and recovered: bind unlinks what is there.
+    Other users are refused: their connection is closed before a byte of it is read.
     """
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.SNDHWM, 0)  # at a high-water mark messages vanish; the bound is in the workers
@@ -49,7 +49,9 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, message_b
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)
     socket.setsockopt(zmq.LINGER, 1000)
-    socket.bind(address)
+    socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
+    socket.setsockopt(zmq.USE_FD, listener_fd)
+    socket.bind("ipc://logd")  # a name is wanted, and not used
     return socket
 
 

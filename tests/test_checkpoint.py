@@ -449,7 +449,7 @@ def test_an_engine_that_stops_leaves_what_it_cannot_remove_of_a_checkpoint_to_th
     engine = LocalEngine(disk, wal.Wal(disk, 7, 1 << 20), recovered, checkpointer)
     checkpointer.maybe_start(Sealed(100, 5))
     held.await_reader()
-    litter = held.directory / "half.tmp"
+    litter = held.directory / (file_name("@5") + ".tmp")
     litter.write_bytes(b"half of it")
     disk.before = failing("remove")
     engine.stop()

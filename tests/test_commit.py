@@ -1,6 +1,7 @@
 """Group commit on real files: what becomes one group, what is seen and answered when, sessions, and a failing disk."""
 
 import errno
+import itertools
 import os
 import queue
 import select
@@ -16,12 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from logd.local import recovery
 from logd.local.commit import DiskFailed, GroupCommit
+from logd.local.disk import Call as DiskCall
+from logd.local.disk import Meaning, meaning
 from logd.local.frame import HEADER_BYTES
 from logd.local.store import SESSIONS_MAX, Store
-from logd.local.wal import Wal
+from logd.local.wal import Wal, segment_name
 from logd.shared import protocol
 from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
-from tests.support.builders import A, B, C, WatchedDisk, batch, failing, read_log
+from tests.support.builders import A, B, C, WatchedDisk, batch, failing, once, operations, read_log
+from tests.support.harness import await_true
 
 PATIENCE_SECONDS = 30
 
@@ -596,11 +600,143 @@ def test_the_least_limit_takes_no_value_at_all(start):
     assert engine.send(A, 2, clear=True, deletes=["a"]) is None
 
 
+# A sync that reports no room -----------------------------------------------------------------------------
+
+NO_ROOM = pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
+
+
+@NO_ROOM
+def test_a_sync_without_room_refuses_the_group_once_the_log_was_written_anew_without_it(start, engine, error):
+    engine.send(A, 1, puts={"k": b"before"})
+    engine.settle()
+    engine.disk.before = once(failing("sync", error))
+    engine.disk.calls.clear()
+    assert engine.send(A, 2, puts={"k": b"refused"}) is None
+    assert engine.settle() == [refused(A, 2)]
+    name = f"{segment_name(1)}.tmp"
+    rewritten = [f"create {name}", f"append {name}", f"sync {name}", f"rename {name} {segment_name(1)}"]
+    assert operations(engine.disk.calls)[1:] == [*rewritten, "sync_directory"]
+    assert groups(engine) == [*OPENED, [(A, 1)]]
+    assert engine.commit.unavailable_reason() == ""
+    assert engine.send(A, 3, base=3, puts={"k": b"after"}) is None
+    assert engine.settle() == [committed(A, 3)]
+    assert start().look_up("k") == [b"after"]
+
+
+@NO_ROOM
+@pytest.mark.parametrize("operation", ["create", "append", "sync", "rename", "sync_directory"])
+def test_nothing_is_answered_while_the_log_cannot_be_written_anew_and_reads_go_on(engine, error, operation):
+    engine.send(A, 1, puts={"k": b"before"})
+    engine.settle()
+    fail_first, fail_again = once(failing("sync", error)), failing(operation, error)
+
+    def before(call):
+        if engine.commit.unavailable_reason():
+            fail_again(call)
+        else:
+            fail_first(call)
+
+    engine.disk.before = before
+    assert engine.send(A, 2, puts={"k": b"refused"}) is None
+    await_true(lambda: engine.commit.unavailable_reason() == "no space left on device")
+    assert engine.send(B, 1, puts={"k": b"waits"}) is None
+    assert not engine.is_ready()
+    assert engine.look_up("k") == [b"before"]
+    assert engine.commit.idle()  # a server that is to stop does not wait for room
+    engine.disk.before = lambda _: None
+    assert engine.collect() == [refused(A, 2), refused(B, 1)]
+    assert groups(engine) == [*OPENED, [(A, 1)]]
+
+
+def test_it_can_be_stopped_while_the_log_cannot_be_written_anew(start, engine):
+    engine.resume(failing("sync", errno.ENOSPC))
+    engine.send(A, 1, puts={"k": b"in doubt"})
+    await_true(lambda: engine.commit.unavailable_reason() != "")
+    after = start()
+    known = after.look_up("k") == [b"in doubt"]
+    assert after.send(A, 1) == (Committed(A, [1]) if known else None)
+
+
+def test_a_write_that_cannot_be_cut_off_for_lack_of_room_is_in_doubt_too(engine):
+    engine.disk.before = once(failing("truncate", errno.ENOSPC))
+    engine.disk.room = 10
+    engine.send(A, 1)
+    await_true(lambda: engine.commit.unavailable_reason() != "")
+    engine.disk.room = 10_000
+    assert engine.collect() == [refused(A, 1)]
+    assert groups(engine) == OPENED
+
+
+@pytest.mark.parametrize("error", [errno.EFBIG, errno.ENOMEM, errno.EMFILE, MemoryError()], ids=repr)
+def test_a_write_that_the_system_refuses_is_refused_and_the_next_goes_on(engine, error):
+    engine.disk.before = once(failing("append", error))
+    engine.send(A, 1)
+    assert engine.settle() == [refused(A, 1)]
+    engine.send(A, 2, base=2)
+    assert engine.settle() == [committed(A, 2)]
+
+
+def test_every_error_of_every_call_has_a_meaning():
+    known = {
+        (call, number): Meaning.REFUSED if call is DiskCall.WRITE else Meaning.IN_DOUBT
+        for call in DiskCall
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    }
+    for call, number in itertools.product(DiskCall, errno.errorcode):
+        assert meaning(call, OSError(number, "")) is known.get((call, number), Meaning.FAILED)
+    assert meaning(DiskCall.WRITE, OSError("without a number")) is Meaning.FAILED
+
+
+# A full disk that can be helped --------------------------------------------------------------------------
+
+
+class Room:
+    """Makes room as it is told to, and writes down what was asked of it."""
+
+    def __init__(self, checkpoint, ballast):
+        self.disk = None
+        self.asked = []
+        self._checkpoint, self._ballast = checkpoint, ballast
+
+    def checkpoint(self):
+        self.asked.append("checkpoint")
+        self.disk.room += self._checkpoint
+        return self._checkpoint > 0
+
+    def release_ballast(self):
+        self.asked.append("ballast")
+        self.disk.room += self._ballast
+        return self._ballast > 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (5000, 0, {"puts": {"k": b"v"}}, True, ["checkpoint"]),
+        (5000, 0, {"deletes": ["k"]}, True, ["checkpoint"]),
+        (5, 5000, {"puts": {"k": b"v"}}, False, ["checkpoint"]),
+        (0, 5000, {"puts": {"k": b"v"}}, False, ["checkpoint"]),
+        (0, 5000, {"deletes": ["k"]}, True, ["checkpoint", "ballast"]),
+        (5, 5000, {"clear": True}, True, ["checkpoint", "ballast"]),
+        (0, 0, {"deletes": ["k"]}, False, ["checkpoint", "ballast"]),
+    ],
+)
+def test_before_a_write_is_refused_a_checkpoint_makes_room_and_the_ballast_is_for_what_frees(start, case):
+    checkpoint, ballast, writes, is_written, asked = case
+    room = Room(checkpoint, ballast)
+    engine = start(room=room)
+    engine.open(A)
+    room.disk = engine.disk
+    engine.disk.room = 10
+    engine.send(A, 1, **writes)
+    assert engine.settle() == [committed(A, 1) if is_written else refused(A, 1)]
+    assert room.asked == asked
+
+
 # A disk that fails ---------------------------------------------------------------------------------------
 
 FAILURES = {
     "a failed sync": failing("sync"),
-    "a sync without space": failing("sync", errno.ENOSPC),
     "a failed write": failing("append"),
     "an unexpected exception": failing("sync", RuntimeError("a mistake")),
     "an unexpected exception in a write": failing("append", ZeroDivisionError("a mistake")),

@@ -513,8 +513,8 @@ def test_a_thousand_idle_connections_prevent_no_request_from_being_served(server
 # Other users ---------------------------------------------------------------------------------------------
 
 AS_NOBODY = """
-import os, socket, sys
-files, directory, address = sys.argv[1].split(":"), sys.argv[2], sys.argv[3]
+import os, sys
+files, directory = sys.argv[1].split(":"), sys.argv[2]
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 
 def tried(what, do):
@@ -529,30 +529,59 @@ for path in files:
     tried("write", lambda: open(path, "r+b"))
 tried("list", lambda: os.listdir(directory))
 tried("create", lambda: open(os.path.join(directory, "new"), "wb"))
-tried("connect", lambda: socket.socket(socket.AF_UNIX).connect(address))
 tried("visit", lambda: os.listdir(os.path.dirname(os.path.dirname(directory))))
 """
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_can_reach_neither_the_data_nor_the_log_writer():
+def test_another_user_does_not_get_at_the_data():
     # Not below the directory of the test, which no other user may enter anyway.
     with tempfile.TemporaryDirectory(prefix="kvt-") as top:
         Path(top).chmod(0o755)
         with Server(Path(top) / "open" / "data", "--workers=1") as server:
             Path(top, "open").chmod(0o755)
             server.put("secret", b"v")
-            (socket_path,) = server.socket_directory().iterdir()
-            server.temporary.chmod(0o755)
             files = [str(path) for path in server.directory.iterdir()]
-            results = subprocess.run(
-                [sys.executable, "-c", AS_NOBODY, ":".join(files), str(server.directory), str(socket_path)],
+            told = subprocess.run(
+                [sys.executable, "-c", AS_NOBODY, ":".join(files), str(server.directory)],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
                 timeout=30,
                 check=True,
             ).stdout.splitlines()
-    assert results.pop() == "visit allowed"  # so it is the server that keeps it out
-    assert len(results) == 2 * len(files) + 3
-    assert [line for line in results if not line.endswith(" denied")] == []
+    assert told.pop() == "visit allowed"  # so it is the server that keeps it out
+    assert len(told) == 2 * len(files) + 2
+    assert [line for line in told if not line.endswith(" denied")] == []
+
+
+GREETED = """
+import os, sys, zmq
+uid, address = int(sys.argv[1]), sys.argv[2]
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+peer = zmq.Context().socket(zmq.DEALER)
+peer.setsockopt(zmq.LINGER, 0)
+peer.setsockopt(zmq.PROBE_ROUTER, 1)
+monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+peer.connect(address)
+poller = zmq.Poller()
+poller.register(peer, zmq.POLLIN)
+poller.register(monitor, zmq.POLLIN)
+ready = dict(poller.poll(20_000))
+print("greeted" if peer in ready else "refused" if monitor in ready else "neither")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the socket is in a directory that nobody else may enter")
+def test_another_user_does_not_get_at_the_log_writer(server):
+    command = [sys.executable, "-c", GREETED]
+
+    def met_by(uid):
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        arguments = [*command, str(uid), server.logd_address()]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert met_by(uid=0) == "greeted\n"
+    assert met_by(uid=65534) == "refused\n"
+    server.put("after", b"v")

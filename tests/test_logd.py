@@ -16,6 +16,7 @@ import zmq
 
 from logd.local import wal
 from logd.shared import protocol
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
     LARGE_VALUE_BYTES,
@@ -67,8 +68,8 @@ class Logd:
 
     def __init__(self, directory, *flags, file_bytes_max=None, **options):
         self.directory = directory
-        self.runtime = Path(tempfile.mkdtemp(prefix="kv-"))  # short: the path of a socket is limited
-        self.address = f"ipc://{self.runtime}/logd.sock"
+        self.runtime = Path(tempfile.mkdtemp(prefix="kvt-"))
+        self.socket = LocalSocket()
         given = OPTIONS | {name.replace("_", "-"): value for name, value in options.items()}
         self.flags = [*flags, *(text for name, value in given.items() for text in (f"--{name}", str(value)))]
         self.file_bytes_max = file_bytes_max
@@ -86,13 +87,13 @@ class Logd:
         self.cut_lifeline()
         read, self.lifeline = os.pipe()
         self.ready, said = os.pipe()
-        command = [sys.executable, "-m", "logd", "serve", str(self.directory), "--socket", self.address]
+        command = [sys.executable, "-m", "logd", "serve", str(self.directory), "--socket-fd", str(self.socket.fileno())]
         command += ["--lifeline-fd", str(read), "--ready-fd", str(said), *self.flags]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
-                pass_fds=(read, said),
+                pass_fds=(read, said, self.socket.fileno()),
                 stderr=log,
                 preexec_fn=self._limit,  # noqa: PLW1509 - it makes one system call
             )
@@ -136,6 +137,7 @@ class Logd:
         if self.process:
             self.kill()
         self.cut_lifeline()
+        self.socket.close()
         shutil.rmtree(self.runtime, ignore_errors=True)
 
 
@@ -150,7 +152,7 @@ class Peer:
         socket.setsockopt(zmq.IMMEDIATE, immediate)
         socket.setsockopt(zmq.PROBE_ROUTER, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        self.socket.connect(logd.address)
+        self.socket.connect(logd.socket.address)
         self.hello = self.receive()
         assert isinstance(self.hello, Hello)
 
@@ -476,7 +478,7 @@ def test_what_is_in_use_is_refused_with_one_line(make, logd, peer):
     assert not second.await_ready_or_end()
     assert second.wait() == Exit.LOCKED
     assert second.log.count("\n") == 1
-    for part in (str(logd.directory), "in use", logd.address):
+    for part in (str(logd.directory), "in use", f"process {logd.process.pid}"):
         assert part in second.log
     assert peer.ask(batch(A, 1, base=1)) == Committed(A, [1])
 
@@ -526,13 +528,6 @@ def test_a_directory_that_has_to_exist_is_not_begun_anew(make, tmp_path):
 def test_the_directory_and_its_files_are_for_the_user_alone(logd, peer):
     assert logd.directory.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o077 for path in logd.directory.iterdir()} == {0}
-
-
-def test_what_a_killed_predecessor_left_for_its_socket_is_removed(make, logd):
-    logd.kill()
-    assert (logd.runtime / "logd.sock").exists()
-    make(logd.directory).start()
-    assert not logd.runtime.exists()
 
 
 # A disk that fails ---------------------------------------------------------------------------------------

@@ -116,6 +116,6 @@ def test_when_the_parts_cannot_be_made_nothing_is_left(disk, error):
 
 
 def test_what_a_crash_left_is_removed_and_nothing_else(tmp_path, disk):
-    (tmp_path / "name.tmp").write_bytes(b"new")
+    (tmp_path / "wal-00000000000000000001.log.tmp").write_bytes(b"new")
     remove_temporaries(disk)
     assert list(disk.names()) == ["name"]

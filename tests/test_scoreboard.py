@@ -11,10 +11,13 @@ from kv import scoreboard
 from kv.scoreboard import BOUNDS_SECONDS, GAUGES, OTHER, Role, Scoreboard
 from tests.support.harness import ROOT
 
-DIES = """
+STARTS = """
 import sys
 from kv.scoreboard import GAUGES, Scoreboard
 slot = Scoreboard(int(sys.argv[1])).take_slot()
+"""
+DIES = f"""{STARTS}
+slot.serve()
 slot.answered("PUT", 200, 0.3)
 slot.show(dict.fromkeys((gauge.name for gauge in GAUGES), 7))
 """
@@ -131,6 +134,14 @@ def test_the_successor_of_a_worker_that_stopped_is_no_restart(fd):
         run(STOPS, fd)
     totals = Scoreboard(fd).totals()
     assert (answered(totals), totals.worker_restarts) == ({("PUT", 200): 3}, 0)
+
+
+def test_the_successor_of_a_worker_that_ended_while_it_started_is_no_restart(fd):
+    run(DIES, fd)
+    for _ in range(3):
+        run(STARTS, fd)
+    Scoreboard(fd).take_slot()
+    assert Scoreboard(fd).totals().worker_restarts == 1
 
 
 def test_the_slot_of_a_dead_worker_is_taken_before_one_that_was_released(fd):

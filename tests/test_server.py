@@ -11,6 +11,7 @@ import zmq
 from logd.engine import Collected
 from logd.server import Server, open_socket
 from logd.shared import protocol
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import LARGE_VALUE_BYTES, Committed, Hello, Large, ReadBatch, ReadLarge, Status, Values
 from tests.support.builders import A, batch, stats
 
@@ -84,10 +85,16 @@ def context():
 
 
 @pytest.fixture
-def server(engine, context):
+def local_socket():
+    with contextlib.closing(LocalSocket()) as local_socket:
+        yield local_socket
+
+
+@pytest.fixture
+def server(engine, context, local_socket):
     """A server in a thread; calling it ends the lifeline and waits for the end of the server."""
     read, write = os.pipe()
-    socket = open_socket(context, "inproc://logd", 1 << 20)
+    socket = open_socket(context, os.dup(local_socket.fileno()), 1 << 20)
     thread = threading.Thread(target=Server(socket, engine, read).run)
     thread.start()
 
@@ -105,11 +112,11 @@ def server(engine, context):
 
 
 class Peer:
-    def __init__(self, context):
+    def __init__(self, context, address):
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.PROBE_ROUTER, 1)
-        self.socket.connect("inproc://logd")
+        self.socket.connect(address)
         assert isinstance(self.receive(), Hello)
 
     def send(self, message):
@@ -121,8 +128,8 @@ class Peer:
 
 
 @pytest.fixture
-def peers(server, context):
-    peers = [Peer(context), Peer(context)]
+def peers(server, context, local_socket):
+    peers = [Peer(context, local_socket.address) for _ in range(2)]
     yield peers
     for peer in peers:
         peer.socket.close()

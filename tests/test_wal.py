@@ -6,7 +6,7 @@ import pytest
 
 from logd.local import frame, wal
 from logd.local.publish import TEMPORARY_SUFFIX, NoSpace
-from logd.local.wal import Sealed, Wal
+from logd.local.wal import InDoubt, Sealed, Wal
 from tests.support.builders import Call, WatchedDisk, encode_payload, failing, read_segment
 
 SEGMENT_BYTES = 200
@@ -232,7 +232,7 @@ def test_any_other_error_while_sealing_comes_through(disk, log, operation):
     assert log.sealed == Sealed(0, 0)
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.EFBIG, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS], ids=errno.errorcode.get)
 def test_any_other_error_of_a_write_comes_through(disk, log, error):
     disk.before = failing("append", error)
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is looked at
@@ -247,6 +247,32 @@ def test_a_failed_sync_is_never_taken_for_a_lack_of_room(disk, log, error):
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is looked at
         log.sync()
     assert caught.value.errno == error
+    assert isinstance(caught.value, InDoubt) == (error != errno.EIO)
+    assert not isinstance(caught.value, NoSpace)
+
+
+def test_a_log_that_is_written_anew_has_what_was_synced_and_goes_on(tmp_path, disk, log):
+    commit(log, b"one")
+    log.append([b"not synced"])
+    for _ in range(2):
+        log.rewrite()
+        assert (frames(disk, 1), log.last_sequence) == (payloads([b"one"]), 1)
+    commit(log, b"two")
+    commit(log, bytes(SEGMENT_BYTES))
+    commit(log, b"four")
+    log.append([b"not synced"])
+    log.rewrite()
+    assert frames(disk, 1) + frames(disk, 4) == payloads([b"one"], [b"two"], [bytes(SEGMENT_BYTES)], [b"four"])
+    assert segments(disk) == [1, 4]
+    assert len(disk.open_files) == 1
+
+
+def test_a_log_whose_synced_part_cannot_be_read_back_is_not_written_anew(tmp_path, disk, log):
+    commit(log, b"one")
+    path = tmp_path / wal.segment_name(1)
+    path.write_bytes(path.read_bytes().replace(b"one", b"two"))
+    with pytest.raises(OSError, match="cannot be read back"):
+        log.rewrite()
 
 
 def test_when_the_torn_write_cannot_be_cut_off_the_error_comes_through(disk, log):

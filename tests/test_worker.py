@@ -117,6 +117,7 @@ import kv.lifeline, kv.http.worker
 bind = "fd://{listen_fd}"
 worker_class = "{worker_class}"
 control_socket_disable = True
+timeout = 0
 
 class Listener(socket.socket):
     def close(self):
@@ -547,7 +548,7 @@ def test_the_slowest_reader_is_cut_off_and_only_when_others_need_its_memory(wait
         application=SimpleNamespace(gauges=dict, reads_wait_for_room=lambda: waiting),
         budget=BufferBudget(100),
     )
-    worker.sweep(context, 0.0)
+    worker.sweep(context, 0.0, 0.0)
     assert ended == cut_off
 
 

@@ -199,8 +199,8 @@ class Connection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the client has read, or is gone."""
-        while self._writable:
-            await asyncio.shield(self._writable)
+        if self._writable:
+            await self._writable
 
     def write(self, data: bytes | memoryview) -> None:
         """Send a part of an answer."""
@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol):
         """Update how much the budget counts for this client."""
         size = self.evictable_bytes()
         if self._queue and not self._queue[0].more_body:
-            size += self._queue[0].held_bytes if len(self._queue) > 1 else 0
+            size += self._queue[0].held_bytes
         self._is_holding = size > 0
         self._context.budget.hold(self, size)
 

@@ -74,7 +74,8 @@ class ReaderProgress:
             self._progress_at, self._read_bytes = now, read_bytes
         seconds = now - self._window_since
         if seconds >= _WINDOW_SECONDS:
-            self.slowness = SLOW_BYTES_PER_S * seconds / max(1, read_bytes - self._window_read_bytes)
+            if seconds < 2 * _WINDOW_SECONDS:  # else this process was paused, and the client was not slow
+                self.slowness = SLOW_BYTES_PER_S * seconds / max(1, read_bytes - self._window_read_bytes)
             self._window_since, self._window_read_bytes = now, read_bytes
 
     def is_reading(self) -> bool:

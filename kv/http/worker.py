@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from kv.config import Config, Inherited
 from kv.http.buffer_budget import BufferBudget
 from kv.http.connection import Connection
 from kv.http.context import Application, WorkerContext
+from kv.pauses import Pauses
 
 _SWEEP_SECONDS: Final = 0.5
 _FOR_EVER_SECONDS: Final = 1e6
@@ -31,6 +33,24 @@ _GC_ALLOCATIONS: Final = 50_000
 """Requests in flight are thousands of young objects and no garbage; the default of 700 examines them all the time."""
 
 log = logging.getLogger("kv.http.worker")
+
+
+class _NoHeartbeatFile:
+    """In place of gunicorn's: the heartbeat is in the scoreboard, and no directory for temporary files is needed."""
+
+    def __init__(self, _cfg: object) -> None:
+        self._fd = os.open(os.devnull, os.O_RDONLY)
+
+    def fileno(self) -> int:
+        """A descriptor, which the worker keeps from other programs."""
+        return self._fd
+
+    def close(self) -> None:
+        """For the workers that are forked later, and for the master when the worker has ended."""
+        os.close(self._fd)
+
+
+base.WorkerTmp = _NoHeartbeatFile
 
 
 class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
@@ -47,6 +67,7 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         if os.getppid() != self.ppid:
             os._exit(1)
         setproctitle.setproctitle("kv: worker")
+        scoreboard.my_slot()  # from here on it is noticed when this process is frozen
         super().init_process()
 
     def init_signals(self) -> None:
@@ -74,13 +95,13 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         gc.freeze()
         gc.set_threshold(_GC_ALLOCATIONS)
         log.info("started")
-        # The slot is taken only here: a worker that has to stop while it starts does not count as a restart.
         context = WorkerContext(
             options=self._options,
             application=self.wsgi,
             counters=scoreboard.my_slot(),
             budget=BufferBudget(self._options.body_bytes_in_flight_max),
         )
+        context.counters.serve()
         sweeper = loop.create_task(self._sweep_forever(context))
         servers = await self._listen(context)
         await stopping.wait()
@@ -108,7 +129,10 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         ]
 
     async def _stop(self, context: WorkerContext, servers: list[asyncio.Server]) -> None:
-        """Accept nothing more, answer what is in flight, and wait for it as long as the options allow."""
+        """Accept nothing more, answer what is in flight, and wait for it as long as the options allow.
+
+        The time is counted in steps, so that a pause of this process counts as one of them.
+        """
         context.is_stopping = True
         context.all_closed.clear()
         for server in servers:
@@ -117,18 +141,21 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
             each.sock.close()
         for connection in list(context.connections):
             connection.shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(1.0, self._options.stop_timeout_s)):
-                if context.connections:
+        for _ in range(math.ceil(max(1.0, self._options.stop_timeout_s) / _SWEEP_SECONDS)):
+            if not context.connections:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SWEEP_SECONDS):
                     await context.all_closed.wait()
 
     async def _sweep_forever(self, context: WorkerContext) -> None:
+        pauses = Pauses(time.monotonic(), period_s=_SWEEP_SECONDS, timeout_max_s=_timeout_max_s(self._options))
         while True:
-            self.notify()
             await asyncio.sleep(_SWEEP_SECONDS)
             if os.getppid() != self.ppid:
                 os._exit(1)
-            sweep(context, time.monotonic())
+            now = time.monotonic()
+            sweep(context, now, pauses.look(now))
 
     def _orphaned(self) -> None:
         """The supervisor is gone: end the master, which the kernel does not do on every system, and this process."""
@@ -137,14 +164,22 @@ class Worker(base.Worker):  # type: ignore[misc]  # gunicorn comes without types
         os._exit(1)
 
 
-def sweep(context: WorkerContext, now: float) -> None:
-    """End connections whose deadline has passed, and the slowest reader when others need its memory."""
+def _timeout_max_s(options: Config) -> float:
+    """The longest time that a connection has for anything."""
+    return max(options.header_timeout_s, options.body_timeout_s, options.keep_alive_s, options.linger_timeout_s)
+
+
+def sweep(context: WorkerContext, now: float, deadlines_now: float) -> None:
+    """End connections whose deadline has passed, and the slowest reader when others need its memory.
+
+    `deadlines_now` is the time without pauses (kv/pauses.py).
+    """
     connections = list(context.connections)
     for connection in connections:
         connection.look(now)
     on_time = []
     for connection in connections:
-        if connection.is_overdue(now):
+        if connection.is_overdue(deadlines_now):
             connection.time_out()
         else:
             on_time.append(connection)

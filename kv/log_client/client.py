@@ -21,6 +21,7 @@ from kv.log_client.part import Part
 from kv.log_client.reads import Reads
 from kv.log_client.status import StatusRequests
 from kv.log_client.writes import Writes
+from kv.pauses import Pauses
 from logd.shared import protocol
 from logd.shared.protocol import PROTOCOL_VERSION, Hello, Stats
 
@@ -65,6 +66,7 @@ class Client:
 
     def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int, large_bytes_max: int) -> None:
         self._address = address
+        self._request_timeout_s = request_timeout_s
         self.is_connected = False
         self._refusal = ""
         """Why all requests fail at once; empty when they do not."""
@@ -105,6 +107,7 @@ class Client:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.PROBE_ROUTER, 1)  # every new connection announces itself; logd answers with Hello
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 0)  # no limit: the next logd answers when it has recovered
         socket.setsockopt(zmq.MAXMSGSIZE, protocol.MESSAGE_BYTES_CEILING)
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(self._address)
@@ -211,10 +214,11 @@ class Client:
     # Deadlines -------------------------------------------------------------------------------------------
 
     async def _sweep_forever(self) -> None:
+        pauses = Pauses(self.loop.time(), period_s=_SWEEP_SECONDS, timeout_max_s=self._request_timeout_s)
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            self._expire(self.loop.time())
             self._receive()
+            self._expire(pauses.look(self.loop.time()))
 
     def _expire(self, now: float, reason: str = "") -> None:
         for part in self._parts:

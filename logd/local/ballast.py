@@ -1,9 +1,9 @@
-"""The ballast: room that is kept free for a start on a full disk.
+"""The ballast: room that is kept free for a full disk.
 
 Recovery writes the last segment anew before it serves it (logd/local/recovery.py), and a checkpoint writes a snapshot
-before it can remove anything. On a full disk neither would be possible, and the server could not even be started to
-read. So a file without content of interest is kept, to be removed at such a moment and made again when there is room
-(the idea, and the word, are CockroachDB's).
+before it can remove anything. On a full disk neither would be possible, no delete could be written that makes room, and
+the server could not even be started to read. So a file without content of interest is kept, to be removed at such a
+moment and made again when there is room (the idea, and the word, are CockroachDB's).
 
 Knows one file, and nothing of what the room is used for.
 """
@@ -19,6 +19,7 @@ FORMER_NAME: Final = "RESERVE"
 """The name that earlier versions gave to this file."""
 
 _MARGIN_BYTES: Final = 256 << 10
+_BYTES_MIN: Final = 64 << 10
 
 log = logging.getLogger("logd.local.ballast")
 
@@ -29,7 +30,8 @@ def release(disk: Disk) -> bool:
     for name in found:
         disk.remove(name)
     if found:
-        disk.sync_directory()
+        with contextlib.suppress(OSError):  # if it is there again after a crash, it is removed again
+            disk.sync_directory()
         log.warning("no space left on the device: released the ballast")
     return bool(found)
 
@@ -49,11 +51,15 @@ def ensure(disk: Disk, size: int) -> None:
 
 
 def _make(disk: Disk, size: int) -> None:
-    try:
-        file = disk.create(NAME)
+    """Make the file, or a smaller one, where a quota allows less than there is free."""
+    while size >= _BYTES_MIN:
         try:
-            file.allocate(size)
-        finally:
-            file.close()
-    except OSError:
-        disk.remove(NAME)
+            file = disk.create(NAME)
+            try:
+                file.allocate(size)
+                return
+            finally:
+                file.close()
+        except OSError:
+            disk.remove(NAME)
+        size //= 2

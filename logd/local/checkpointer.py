@@ -58,7 +58,8 @@ class Newest(NamedTuple):
 class Checkpointer:
     """Starts a checkpoint when one is due, one at a time.
 
-    Used by one thread. Another one waits for the child, and records how it ended before it says that there is none.
+    Used by two threads, of which one calls `make_room` alone. A third waits for the child, and records how it ended
+    before it says that there is none.
     """
 
     def __init__(self, directory: Path, policy: Policy, newest: Newest, ballast_bytes: int = 0) -> None:
@@ -67,6 +68,7 @@ class Checkpointer:
         self._ballast_bytes = ballast_bytes
         self.newest = newest
         self.outcomes = {"done": 0, "failed": 0}
+        self._starting = threading.Lock()
         self._child: _Child | None = None
         self._not_before = 0.0
         self._is_stopping = False
@@ -83,7 +85,25 @@ class Checkpointer:
             if sealed.bytes - child.covers.bytes >= self.due_bytes:
                 child.hurry()
         elif self.newest.log_bytes(sealed.bytes) >= self.due_bytes and time.monotonic() >= self._not_before:
-            self._start(sealed)
+            with self._starting:
+                if not self._child:
+                    self._start(sealed)
+
+    def make_room(self, sealed: Sealed, wait_s: float) -> bool:
+        """Make a checkpoint at once that keeps only what is needed, after one that runs already, and wait for its end.
+
+        False when it did not end well within that time. It runs on then.
+        """
+        deadline = time.monotonic() + wait_s
+        child = self._child
+        if child:
+            child.hurry()
+            child.done.wait(wait_s)
+        with self._starting:
+            if self._child or self._is_stopping:
+                return False
+            child = self._start(sealed, "--make-room")
+        return child is not None and child.done.wait(max(0.0, deadline - time.monotonic())) and child.status == 0
 
     def stop(self) -> bool:
         """End a running checkpoint. True when there was one: it may have left a temporary file."""
@@ -93,15 +113,23 @@ class Checkpointer:
             child.kill()
         return child is not None
 
-    def _start(self, sealed: Sealed) -> None:
+    def _start(self, sealed: Sealed, *flags: str) -> "_Child | None":
         command = [sys.executable, "-m", "logd", "checkpoint", str(self._directory)]
-        command += ["--upto", str(sealed.sequence), "--ballast-bytes", str(self._ballast_bytes), *logging_setup.flags()]
+        command += ["--upto", str(sealed.sequence), "--ballast-bytes", str(self._ballast_bytes), *flags]
         try:
-            self._child = _Child(command, sealed)
+            child = _Child([*command, *logging_setup.flags()], sealed)
         except OSError as error:
             self._failed(sealed, str(error))
-            return
-        threading.Thread(target=self._wait, args=(self._child,), daemon=True).start()
+            return None
+        self._child = child
+        try:
+            threading.Thread(target=self._wait, args=(child,), daemon=True).start()
+        except RuntimeError as error:  # there is no thread to be had
+            self._child = None
+            child.kill()
+            self._failed(sealed, str(error))
+            return None
+        return child
 
     def _wait(self, child: "_Child") -> None:
         began = time.monotonic()
@@ -115,6 +143,7 @@ class Checkpointer:
                 self._failed(child.covers, f"status {status}")
         finally:
             self._child = None
+            child.done.set()
 
     def _failed(self, sealed: Sealed, why: str) -> None:
         log.error("checkpoint as of frame %d failed (%s); trying again in %g s", sealed.sequence, why, RETRY_SECONDS)
@@ -130,6 +159,9 @@ class _Child:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
         self._input_lock = threading.Lock()  # one thread writes to the input, another closes it
         self._is_hurried = False
+        self.status: int | None = None
+        self.done = threading.Event()
+        """Set when it has ended and all of that is recorded."""
 
     def hurry(self) -> None:
         """Let it work without rests from now on."""
@@ -142,11 +174,11 @@ class _Child:
 
     def wait(self) -> int:
         """The exit status, once it has ended."""
-        status = self._process.wait()
+        self.status = self._process.wait()
         with self._input_lock:
             if self._process.stdin:
                 self._process.stdin.close()
-        return status
+        return self.status
 
     def kill(self) -> None:
         """End it, and wait until it has."""

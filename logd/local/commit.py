@@ -5,8 +5,13 @@ Owns the durable order: append, sync, apply, reply. Knows no sockets; which batc
 
 Two threads. The main thread accepts batches, applies groups that are durable, and replies; the sync thread appends and
 syncs one group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
+
+A group that finds no room waits until what can be done was done (logd/local/room.py), and is refused then. The reply
+to it says that it was certainly not applied, so after a sync that reported no room it has to wait until the log was
+written anew without it.
 """
 
+import errno
 import logging
 import math
 import os
@@ -14,21 +19,42 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from logd.local.counters import Counters
 from logd.local.disk import Disk
 from logd.local.intake import Accepted, Intake
 from logd.local.publish import NoSpace
 from logd.local.store import Store
-from logd.local.wal import Wal
+from logd.local.wal import InDoubt, Wal
 from logd.shared.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Reason, Reply, WriteBatch
+
+_REWRITE_RETRY_SECONDS: Final = 0.5
+_FULL_DEVICE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger("logd.local.commit")
 
 
 class DiskFailed(Exception):
     """A write or a sync failed: nothing of its group may be acknowledged, and this process must end."""
+
+
+class Room(Protocol):
+    """What can be done when there is no room for a write. Used by the sync thread."""
+
+    def checkpoint(self) -> bool:
+        """Try to free what the log does not need any more, and wait for it. False when that did not help."""
+
+    def release_ballast(self) -> bool:
+        """Give up what is kept free for such a moment. False when there is nothing."""
+
+
+class _NoRoom:
+    def checkpoint(self) -> bool:
+        return False
+
+    def release_ballast(self) -> bool:
+        return False
 
 
 class GroupCommit:
@@ -43,13 +69,14 @@ class GroupCommit:
         group_bytes_max: int = MESSAGE_BYTES_CEILING,
         data_bytes_max: int = 0,
         after_group: Callable[[], None] = lambda: None,
+        room: Room | None = None,
     ) -> None:
         self._disk = disk
         self._store = store
         self._group_bytes_max = group_bytes_max
         self._after_group = after_group
         self._intake = Intake(store, data_bytes_max)
-        self._sync_thread = SyncThread(wal)
+        self._sync_thread = SyncThread(wal, room or _NoRoom())
         self._in_flight: list[Accepted] = []
         self._refused_bytes = 0  # what found no space the last time; 0 when there was space
         self.counters = Counters()
@@ -60,7 +87,7 @@ class GroupCommit:
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
-        if self._refused_bytes and self._disk.free_bytes() < self._refused_bytes:
+        if self._sync_thread.is_in_doubt or (self._refused_bytes and self._disk.free_bytes() < self._refused_bytes):
             return "no space left on device"
         return ""
 
@@ -89,10 +116,8 @@ class GroupCommit:
             return []
         group, self._in_flight = self._in_flight, []
         if isinstance(end, NoSpace):
-            return self._refuse(group)
-        if self._refused_bytes:
-            log.info("there is space again: writes are accepted")
-            self._refused_bytes = 0
+            return self._refuse(group, end)
+        self._note_space()
         self._begin_group()  # the next sync runs while this group is applied and its replies are sent
         replies = self._apply(group)
         self.counters.count_group([batch for _, batch in group], end.frame_bytes, end.sync_seconds)
@@ -100,17 +125,23 @@ class GroupCommit:
         return replies
 
     def idle(self) -> bool:
-        """True when every batch that was accepted has its reply."""
-        return not self._in_flight and self._intake.is_empty()
+        """True when every batch that was accepted has its reply, or will have none before there is room again."""
+        return self._sync_thread.is_in_doubt or (not self._in_flight and self._intake.is_empty())
 
     def stop(self) -> None:
         """End the sync thread. A group in flight is brought to the disk first, though nobody gets a reply to it."""
         self._sync_thread.stop()
 
+    def _note_space(self) -> None:
+        if self._refused_bytes:
+            log.info("there is space again: writes are accepted")
+        self._refused_bytes = 0
+
     def _begin_group(self) -> None:
         self._in_flight = self._intake.take_group(self._group_bytes_max)
         if self._in_flight:
-            self._sync_thread.begin([accepted.raw for accepted in self._in_flight])
+            frees = not any(batch.puts for _, batch in self._in_flight)
+            self._sync_thread.begin(_Group([accepted.raw for accepted in self._in_flight], frees=frees))
 
     def _apply(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
         committed: dict[bytes, list[int]] = {}
@@ -124,10 +155,10 @@ class GroupCommit:
         self._count(dropped)
         return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
 
-    def _refuse(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
+    def _refuse(self, group: list[Accepted], why: NoSpace) -> list[tuple[bytes, Reply]]:
         """Refuse a group that found no space, and all that waits after it."""
         if not self._refused_bytes:
-            log.error("no space left on the device: writes are refused until there is")
+            log.error("%s: writes are refused until there is room", why.strerror or "No space left on device")
         refused = group + self._intake.take_group(math.inf)
         self._refused_bytes = sum(len(raw) for raw, _ in refused)
         replies = self._intake.refuse(refused, Reason.NO_SPACE)
@@ -146,12 +177,23 @@ class Synced(NamedTuple):
     sync_seconds: float
 
 
+class _Group(NamedTuple):
+    """Encoded batches. `frees`: they delete, and add nothing."""
+
+    raws: list[bytes]
+    frees: bool
+
+
 class SyncThread:
     """Appends and syncs one group after the other, while the thread that uses this goes on."""
 
-    def __init__(self, wal: Wal) -> None:
+    def __init__(self, wal: Wal, room: Room) -> None:
         self._wal = wal
-        self._groups: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._room = room
+        self._stopping = threading.Event()
+        self.is_in_doubt = False
+        """True while it cannot be made certain that a group is not in the log."""
+        self._groups: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
@@ -161,9 +203,9 @@ class SyncThread:
         """Readable when a group has ended."""
         return self._wake_read
 
-    def begin(self, raws: list[bytes]) -> None:
+    def begin(self, group: _Group) -> None:
         """Bring a group to the disk. The one before it must have ended."""
-        self._groups.put(raws)
+        self._groups.put(group)
 
     def end(self) -> Synced | NoSpace | None:
         """How the group ended that was begun last; None while it is under way, or was asked for before.
@@ -180,6 +222,7 @@ class SyncThread:
 
     def stop(self) -> None:
         """End after the group that is under way, and close the log."""
+        self._stopping.set()
         self._groups.put(None)
         self._thread.join()
         self._wal.close()
@@ -187,15 +230,49 @@ class SyncThread:
         os.close(self._wake_write)
 
     def _run(self) -> None:
-        while (raws := self._groups.get()) is not None:
-            self._ends.put(self._write(raws))
+        while (group := self._groups.get()) is not None:
+            try:
+                end: Synced | Exception = self._write_or_make_room(group)
+            except Exception as error:  # whatever it is, the main thread has to learn of it
+                end = error
+            self._ends.put(end)
             os.write(self._wake_write, b"\0")
 
-    def _write(self, raws: list[bytes]) -> Synced | Exception:
+    def _write_or_make_room(self, group: _Group) -> Synced | NoSpace:
+        end = self._write(group.raws)
+        if isinstance(end, Synced) or end.errno not in _FULL_DEVICE:
+            return end
+        if self._room.checkpoint():
+            end = self._write(group.raws)
+        if isinstance(end, NoSpace) and group.frees and self._room.release_ballast():
+            end = self._write(group.raws)
+        return end
+
+    def _write(self, raws: list[bytes]) -> Synced | NoSpace:
         try:
             frame_bytes = self._wal.append(raws)
             began = time.perf_counter()
             self._wal.sync()
             return Synced(frame_bytes, time.perf_counter() - began)
-        except Exception as error:  # whatever it is, the main thread has to learn of it
+        except NoSpace as error:
             return error
+        except MemoryError:  # before anything was written
+            return NoSpace(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        except InDoubt as error:
+            self._rewrite(error)
+            return NoSpace(*error.args)
+
+    def _rewrite(self, doubt: InDoubt) -> None:
+        """Make certain that the group is not in the log. Raises InDoubt when it has to stop before that."""
+        log.error("a sync reported %s: no write is answered before the log was written anew", doubt.strerror)
+        self.is_in_doubt = True
+        while True:
+            try:
+                self._wal.rewrite()
+            except NoSpace:
+                if not self._room.release_ballast() and self._stopping.wait(_REWRITE_RETRY_SECONDS):
+                    raise doubt from None
+            else:
+                break
+        self.is_in_doubt = False
+        log.warning("the log was written anew up to its last acknowledged write")

@@ -9,9 +9,11 @@ and it, like every change of a name, is durable only after a sync of the directo
 """
 
 import contextlib
+import enum
 import errno
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +23,49 @@ FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 LOCK_NAME: Final = "LOCK"
 _NOTE_BYTES_MAX: Final = 4096
+_NOTE: Final = re.compile(rb"process \d+")
+_FORMER_NOTE: Final = re.compile(rb"ipc://.*")
+"""What earlier versions wrote: where logd listened."""
+_NO_DIRECTORY_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
+"""What file systems answer that lock no directories."""
 
-_NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+class Call(enum.Enum):
+    """A kind of call that changes a file or a name."""
+
+    WRITE = "create, append, allocate, rename, remove"
+    TRUNCATE = "truncate"
+    SYNC = "sync, sync_directory"
+
+
+class Meaning(enum.Enum):
+    """What the error of a call says about the file, and what is to be done."""
+
+    REFUSED = "nothing of it was done, apart from a part of the data: cut that off, refuse the write, go on"
+    IN_DOUBT = "nothing is known of the file: write it anew before anything else, then refuse the write and go on"
+    FAILED = "the disk is not to be trusted: acknowledge nothing, and end this process"
+
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SCARCE: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # of memory, or of descriptors
+_RECOVERABLE: Final = {
+    Call.WRITE: Meaning.REFUSED,
+    Call.TRUNCATE: Meaning.IN_DOUBT,
+    Call.SYNC: Meaning.IN_DOUBT,
+}
+
+MEANINGS: Final = {(call, number): meaning for call, meaning in _RECOVERABLE.items() for number in _NO_ROOM + _SCARCE}
+"""What those errors mean that are not the disk's: a full device, a quota, `ulimit -f`, no memory. Others: FAILED."""
+
+
+def meaning(call: Call, error: OSError) -> Meaning:
+    """What an error of a call means."""
+    return MEANINGS.get((call, error.errno or 0), Meaning.FAILED)
 
 
 def is_no_space(error: OSError) -> bool:
-    """True when an error says that the device, or the user's quota on it, is full."""
-    return error.errno in _NO_SPACE_ERRNOS
+    """True when an error says that there is no room or no memory for this write: it may be tried again."""
+    return meaning(Call.WRITE, error) is Meaning.REFUSED
 
 
 class DiskFile(Protocol):
@@ -177,10 +215,18 @@ class LocalDisk:
         return blocks * stat.f_frsize
 
 
+_NOT_SUPPORTED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 def _sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            detail = f"its file system cannot sync a directory ({error.strerror})"
+            raise OSError(error.errno, detail, str(directory)) from error
+        raise
     finally:
         os.close(fd)
 
@@ -205,42 +251,56 @@ def make_directory(directory: Path) -> None:
 class DirectoryLock:
     """Exclusive use of a directory, for as long as this process lives or until `release`.
 
-    The lock is on a file in the directory, whose text, the note, says through which socket its holder can be reached.
+    The lock is on the directory itself, because a file in it can be removed, and made anew, while its holder lives. It
+    is on the file LOCK too: earlier versions lock only that, and some file systems (NFS) lock no directories.
+
+    The text of LOCK, the note, says which process holds the lock. It is for people: a copy of the directory has the
+    same note, so nothing is ever done to what it names.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LOCK_NAME
-        self._fd: int | None = None
+        self._directory = directory
+        self._fds: list[int] = []
 
-    def acquire(self) -> str:
-        """Lock the directory and return the note of its last holder.
+    def acquire(self) -> None:
+        """Lock the directory.
 
-        Raises BlockingIOError when a living process holds the lock, another OSError when the file cannot be made.
+        Raises BlockingIOError when a living process holds the lock, another OSError when LOCK cannot be made.
         """
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fds.append(os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            _flock(self._fds[0], ignored=_NO_DIRECTORY_LOCKS)
+            self._fds.append(os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+            _flock(self._fds[1])
         except OSError:
-            os.close(fd)
+            self.release()
             raise
-        self._fd = fd
-        return os.pread(fd, _NOTE_BYTES_MAX, 0).decode(errors="replace").strip()
+        self._write_note(self._fds[1])
 
     def release(self) -> None:
         """Unlock the directory, if it is locked by this object."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        while self._fds:
+            os.close(self._fds.pop())
 
     def holder(self) -> str:
-        """The note of the present holder, whoever that is; empty when it cannot be read."""
+        """The note of the present holder, whoever that is; empty when there is none."""
         with contextlib.suppress(OSError):
-            return self._path.read_text(errors="replace").strip()
+            note = (self._directory / LOCK_NAME).read_bytes()
+            return note.decode() if _NOTE.fullmatch(note) else ""
         return ""
 
-    def write_note(self, note: str) -> None:
-        """Replace the note. A failure is ignored: a full disk must not stop a start."""
-        assert self._fd is not None
+    def _write_note(self, fd: int) -> None:
+        """Replace the note; a text that this program has not written stays. A full disk must not stop a start."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, note.encode(), 0)
+            present = os.pread(fd, _NOTE_BYTES_MAX, 0)
+            if not present or _NOTE.fullmatch(present) or _FORMER_NOTE.fullmatch(present):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, b"process %d" % os.getpid(), 0)
+
+
+def _flock(fd: int, ignored: frozenset[int] = frozenset()) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in ignored:
+            raise

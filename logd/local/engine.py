@@ -12,9 +12,11 @@ from logd.engine import Collected, Found, Origin
 from logd.local import wal
 from logd.local.checkpointer import Checkpointer
 from logd.local.commit import GroupCommit
+from logd.local.discard import discard
 from logd.local.disk import Disk
 from logd.local.publish import remove_temporaries
 from logd.local.recovery import Recovered
+from logd.local.room import RoomMaker
 from logd.shared import process_stats
 from logd.shared.protocol import MESSAGE_BYTES_CEILING, Reply, Stats, WriteBatch
 
@@ -34,6 +36,7 @@ class LocalEngine:
     ) -> None:
         self._disk = disk
         self._store = recovered.store
+        self._store.discard = discard
         self._recovery = recovered.summary()
         self._checkpointer = checkpointer
         self._commit = GroupCommit(
@@ -43,6 +46,7 @@ class LocalEngine:
             group_bytes_max=group_bytes_max,
             data_bytes_max=data_bytes_max,
             after_group=lambda: checkpointer.maybe_start(log.sealed),
+            room=RoomMaker(disk, log, checkpointer),
         )
 
     def fileno(self) -> int:
@@ -66,6 +70,10 @@ class LocalEngine:
     def unavailable_reason(self) -> str:
         return self._commit.unavailable_reason()
 
+    def data_bytes(self) -> int:
+        """The size of keys and values. The first time, this takes as long as there are many."""
+        return self._store.data_bytes
+
     def stats(self, number: int) -> Stats:
         """Costs a listing of the directory, and nothing that grows with the data."""
         counters, checkpointer = self._commit.counters, self._checkpointer
@@ -75,7 +83,7 @@ class LocalEngine:
             number=number,
             unavailable_reason=self.unavailable_reason(),
             keys=len(self._store.data),
-            data_bytes=self._store.data_bytes,
+            data_bytes=self.data_bytes(),
             sessions=len(self._store.sessions),
             groups=counters.groups,
             batches=counters.batches,

@@ -8,12 +8,15 @@ step leaves the old file or the new one, and beside it at most a temporary file,
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from logd.local.disk import Disk, DiskFile, is_no_space
 
 TEMPORARY_SUFFIX: Final = ".tmp"
+_TEMPORARY: Final = re.compile(r"(wal-\d{20}\.log|snapshot-\d{20}\.snap)(\.damaged-\d+(-\d+)?)?\.tmp")
+"""The temporary names of all files that are published in a directory of data."""
 
 
 class NoSpace(OSError):
@@ -29,7 +32,7 @@ def publish(disk: Disk, name: str, parts: Iterable[bytes | bytearray], *, tempor
     Raises NoSpace, another OSError, or whatever `parts` raises; the temporary file is removed then.
     """
     temporary = temporary or name + TEMPORARY_SUFFIX
-    with _no_space_by_name():
+    with no_space_by_name():
         file = disk.create(temporary)
         with _removed_on_failure(disk, temporary, file):
             for part in parts:
@@ -41,7 +44,8 @@ def publish(disk: Disk, name: str, parts: Iterable[bytes | bytearray], *, tempor
 
 
 @contextlib.contextmanager
-def _no_space_by_name() -> Iterator[None]:
+def no_space_by_name() -> Iterator[None]:
+    """Raise NoSpace in place of an error that means it. Not where a file is in doubt after it."""
     try:
         yield
     except OSError as error:
@@ -62,7 +66,7 @@ def _removed_on_failure(disk: Disk, temporary: str, file: DiskFile) -> Iterator[
 
 
 def remove_temporaries(disk: Disk) -> None:
-    """Remove what a process was writing that is gone."""
+    """Remove what a process was writing that is gone. Other files are not ours, whatever their names end with."""
     for name in disk.names():
-        if name.endswith(TEMPORARY_SUFFIX):
+        if _TEMPORARY.fullmatch(name):
             disk.remove(name)

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 
 from logd.local import frame, snapshot, wal
 from logd.local.disk import Disk
-from logd.local.publish import publish, remove_temporaries
+from logd.local.publish import no_space_by_name, publish, remove_temporaries
 from logd.local.store import Store
 from logd.shared.protocol import DECODE_ERRORS, decode_write_batches
 
@@ -297,8 +297,9 @@ def make_durable(disk: Disk, recovered: Recovered) -> None:
     (Rebello et al., ATC '20). Sealed segments and snapshots had their syncs return; the last segment may not have.
     May be done again. Raises publish.NoSpace or another OSError.
     """
-    remove_temporaries(disk)
-    set_aside_bad_snapshots(disk, recovered)
+    with no_space_by_name():
+        remove_temporaries(disk)
+        set_aside_bad_snapshots(disk, recovered)
     if recovered.tail:
         publish(disk, recovered.tail.segment.name, [recovered.tail.whole]).close()
 

@@ -4,6 +4,7 @@ Knows what an operation means; knows no disk and no sockets. Applying the same b
 state, always: replay depends on it, so nothing here may look at a clock, a random number or an option.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from logd.shared.protocol import WriteBatch
@@ -17,6 +18,8 @@ class Store:
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
+        self.discard: Callable[[dict[str, bytes]], None] = lambda _: None
+        """Frees what was cleared. Where nobody waits, it may be freed at once."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
         self._data_bytes: int | None = None
@@ -51,7 +54,8 @@ class Store:
 
     def _write(self, batch: WriteBatch) -> None:
         if batch.clear:
-            self.data = {}
+            old, self.data = self.data, {}
+            self.discard(old)
             self._data_bytes = None if self._data_bytes is None else 0
         if self._data_bytes is not None:
             self._data_bytes += self._growth_bytes(batch.puts)

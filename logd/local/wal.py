@@ -5,15 +5,17 @@ owns segment files and their names; it does not know what a batch means, nor whe
 
 Rules. A frame is written at once and the next one only after the sync of the last, so a whole frame after a bad one is
 damage and never a torn write. A segment gets its name only when its header is durable. A file that another process
-wrote is never appended to.
+wrote, or whose sync failed, is never appended to.
 """
 
+import contextlib
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from logd.local import frame
-from logd.local.disk import Disk, DiskFile, is_no_space
+from logd.local.disk import Call, Disk, DiskFile, Meaning, is_no_space, meaning
 from logd.local.publish import NoSpace, publish
 from logd.shared.protocol import MESSAGE_BYTES_CEILING
 
@@ -47,6 +49,10 @@ class Sealed(NamedTuple):
     sequence: int
 
 
+class InDoubt(OSError):
+    """There was no room, and what is in the segment after the last sync is not known. `Wal.rewrite` mends that."""
+
+
 def segment_name(first: int) -> str:
     """The file name of the segment that begins with this sequence."""
     return f"wal-{first:020d}.log"
@@ -76,8 +82,8 @@ def decode_segment_header(data: bytes) -> frame.Header:
 class Wal:
     """The segment that is being written. Used by one thread at a time.
 
-    After an OSError that is not `NoSpace` the object, and the process, must not be used for writing again: what is on
-    the disk is not known.
+    After `InDoubt` only `rewrite` is allowed. After an OSError that is neither that nor `NoSpace` the object, and the
+    process, must not be used for writing again: what is on the disk is not known.
     """
 
     def __init__(self, disk: Disk, next_sequence: int, segment_bytes: int) -> None:
@@ -85,6 +91,9 @@ class Wal:
         self._segment_bytes = segment_bytes
         self._next = next_sequence
         self._marker = b""
+        self._segment: Segment
+        self._durable_bytes: int
+        """How much of the segment was synced."""
         self._file = self._open_segment()
         self.sealed = Sealed(0, next_sequence - 1)
 
@@ -96,10 +105,10 @@ class Wal:
     def append(self, batches: Sequence[bytes]) -> int:
         """Write one group as one frame, and return the size of the frame in bytes. It is durable only after `sync`.
 
-        Raises NoSpace, and then the log is as before; another OSError when nothing is known any more.
+        Raises NoSpace, and then the log is as before; InDoubt; another OSError when nothing is known any more.
         """
         if self._file.size >= self._segment_bytes:
-            self._seal()
+            self.seal()
         encoded = frame.encode_frame(self._marker, self._next, payload_parts(batches))
         start = self._file.size
         try:
@@ -107,7 +116,8 @@ class Wal:
         except OSError as error:
             if not is_no_space(error):
                 raise
-            self._file.truncate(start)
+            with _doubts(Call.TRUNCATE):
+                self._file.truncate(start)
             raise NoSpace(*error.args) from error
         self._next += 1
         return len(encoded)
@@ -118,15 +128,43 @@ class Wal:
         return max(0, min(self._segment_bytes - self._file.size - frame_bytes, _ZEROS_AHEAD_BYTES))
 
     def sync(self) -> None:
-        """Wait until all that was appended is on the disk. After an OSError the process has to end."""
-        self._file.sync()
+        """Wait until all that was appended is on the disk.
+
+        Raises InDoubt; after another OSError the process has to end.
+        """
+        with _doubts(Call.SYNC):
+            self._file.sync()
+        self._durable_bytes = self._file.size
+
+    def rewrite(self) -> None:
+        """Write the segment anew, with all that was synced and nothing else, and go on in the new file.
+
+        A failed sync says nothing of what is on the disk: neither that the group is there, nor that it is not. A later
+        sync of that file would say nothing either (Rebello et al., ATC '20). So it is replaced, as at a start
+        (logd/local/recovery.py).
+
+        Raises NoSpace, and then it may be tried again, or another OSError.
+        """
+        with self._disk.open(self._segment.name) as old:
+            synced = old.read(self._durable_bytes)
+        frames = frame.FrameReader(synced, decode_segment_header(synced), self._segment.first)
+        for _ in frames:
+            pass
+        if frames.offset != self._durable_bytes:
+            raise OSError(errno.EIO, "what was synced cannot be read back", self._segment.name)
+        file = publish(self._disk, self._segment.name, [synced])
+        self._file.close()
+        self._file = file
+        self._next = frames.sequence + 1
 
     def close(self) -> None:
         """Close the segment. Does not sync."""
         self._file.close()
 
-    def _seal(self) -> None:
-        """Go on in a fresh segment. What was appended before is synced already."""
+    def seal(self) -> None:
+        """Go on in a fresh segment, unless this one is. What was appended before is synced already. Raises NoSpace."""
+        if self._segment.first == self._next:
+            return
         sealed = self._file
         self._file = self._open_segment()
         self.sealed = Sealed(self.sealed.bytes + sealed.size, self.last_sequence)
@@ -135,6 +173,17 @@ class Wal:
     def _open_segment(self) -> DiskFile:
         marker = frame.new_marker()
         header = encode_segment_header(frame.Header(marker, self._next))
-        file = publish(self._disk, segment_name(self._next), [header])
-        self._marker = marker
+        segment = Segment(segment_name(self._next), self._next)
+        file = publish(self._disk, segment.name, [header])
+        self._marker, self._segment, self._durable_bytes = marker, segment, file.size
         return file
+
+
+@contextlib.contextmanager
+def _doubts(call: Call) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if meaning(call, error) is Meaning.IN_DOUBT:
+            raise InDoubt(*error.args) from error
+        raise

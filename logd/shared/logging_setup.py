@@ -18,6 +18,9 @@ import threading
 from types import TracebackType
 from typing import Any, Final
 
+from logd.shared.stderr import StderrHandler
+from logd.shared.text import printable
+
 FORMATS: Final = ("text", "json")
 
 log = logging.getLogger("logd.shared.logging_setup")
@@ -42,8 +45,17 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class TextLines(logging.Formatter):
+    """Lines for people. Whatever is in a message, a line stays one line; only a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 _FORMATTERS: Final[dict[str, dict[str, Any]]] = {
-    "text": {"format": "%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s"},
+    "text": {"()": TextLines, "fmt": "%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s"},
     "json": {"()": JsonLines},
 }
 
@@ -54,7 +66,7 @@ def configuration(level: str, form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": _FORMATTERS[form]},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "handlers": {"stderr": {"()": StderrHandler, "formatter": "line"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
     }
 

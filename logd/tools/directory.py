@@ -64,10 +64,8 @@ def _lock(directory: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except BlockingIOError as error:
-        holder = lock.holder() or "an unknown socket"
-        raise CannotRun(
-            Exit.LOCKED, f"{directory} is in use by a living server, on {holder}; stop that first"
-        ) from error
+        holder = lock.holder() or "an unknown process"
+        raise CannotRun(Exit.LOCKED, f"{directory} is in use by a living server, {holder}; stop that first") from error
     try:
         yield
     finally:

@@ -7,10 +7,8 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import AnyStr, Final, NamedTuple, Self
@@ -19,6 +17,7 @@ import psutil
 
 from kv import lifeline
 from kv.config import Config
+from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 from tests.bench.targets import PYTHON, cpu_seconds, kill_group
 from tests.support.harness import ROOT
@@ -47,10 +46,12 @@ class LogdAlone:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            address = f"ipc://{stack.enter_context(_short_directory())}/logd.sock"
-            self._logd = psutil.Process(stack.enter_context(_logd(self._directory, address)).pid)
+            local_socket = stack.enter_context(contextlib.closing(LocalSocket()))
+            self._logd = psutil.Process(stack.enter_context(_logd(self._directory, local_socket.fileno())).pid)
             share = SENDERS // _PROCESSES
-            self._senders = [stack.enter_context(_sender(address, n * share, share)) for n in range(_PROCESSES)]
+            self._senders = [
+                stack.enter_context(_sender(local_socket.address, n * share, share)) for n in range(_PROCESSES)
+            ]
             self._order("fill")
             self._stack = stack.pop_all()
         return self
@@ -90,23 +91,13 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 @contextlib.contextmanager
-def _short_directory() -> Iterator[Path]:
-    """For the socket, whose path may have some 100 bytes."""
-    directory = Path(tempfile.mkdtemp(prefix="kv-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _logd(directory: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
+def _logd(directory: Path, socket_fd: int) -> Iterator[subprocess.Popen[bytes]]:
     """A log writer that serves, with the options that the server has by default."""
     config = Config()
     lifeline_fd, supervisor_end = lifeline.make()
     ready, ready_fd = os.pipe()
     options = {
-        "--socket": address,
+        "--socket-fd": socket_fd,
         "--lifeline-fd": lifeline_fd,
         "--ready-fd": ready_fd,
         "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
@@ -119,7 +110,9 @@ def _logd(directory: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
     command += [text for option, value in options.items() for text in (option, str(value))]
     try:
         with _ending(
-            subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=(lifeline_fd, ready_fd), start_new_session=True)
+            subprocess.Popen(
+                command, env=_ENVIRONMENT, pass_fds=(socket_fd, lifeline_fd, ready_fd), start_new_session=True
+            )
         ) as process:
             os.close(ready_fd)
             ready_fd = -1

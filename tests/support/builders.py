@@ -350,6 +350,22 @@ def failing(at: Call | str, error: int | BaseException = errno.EIO) -> Callable[
     return before
 
 
+def once(before: Callable[[Call], None]) -> Callable[[Call], None]:
+    """A `before` that raises at the first call at which the given one does, and never again."""
+    is_over = False
+
+    def before_once(call: Call) -> None:
+        nonlocal is_over
+        if not is_over:
+            try:
+                before(call)
+            except BaseException:
+                is_over = True
+                raise
+
+    return before_once
+
+
 class Crash(BaseException):
     """The process ends here: no handler of errors may catch it and clean up."""
 

@@ -158,7 +158,6 @@ class Server:
 
     def spawn(self) -> None:
         """Start, and do not wait for anything."""
-        # The path of a socket is limited to about 100 bytes, so this cannot be below a directory of the test.
         self.temporary = self.temporary or Path(tempfile.mkdtemp(prefix="kvt-"))
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -264,16 +263,19 @@ class Server:
         await_true(is_there, what=f"one process with the role {name}")
         return found[0]
 
-    def socket_directory(self) -> Path:
-        """The directory of the socket of logd, from the lock file."""
-        return Path((self.directory / "LOCK").read_text().removeprefix("ipc://")).parent
+    def logd_address(self) -> str:
+        """Where logd listens, as ipc://@NAME."""
+        (name,) = {
+            each.laddr for each in self.only("logd").net_connections("unix") if str(each.laddr).startswith("@kv-")
+        }
+        return f"ipc://{name}"
 
     def segments(self) -> list[Path]:
         """The files of the log, oldest first."""
         return sorted(self.directory.glob("wal-*.log"))
 
     def left_behind(self) -> list[object]:
-        """What a server must not leave when it has stopped: processes, temporary files, its socket directory."""
+        """What a server must not leave when it has stopped: processes, and temporary files anywhere."""
         assert self.temporary is not None
         return [*self.members(), *self.temporary.iterdir(), *self.directory.glob("*.tmp")]
 

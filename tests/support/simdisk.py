@@ -37,9 +37,15 @@ class Inode:
     cached: bytearray = field(default_factory=bytearray)
     lost: bool = False
     """True after a failed sync: what was unsynced then counts as clean, and no later sync writes it."""
+    doubtful: bytes | None = None
+    """What it held when a sync failed: all of that may have reached the platter nevertheless."""
 
     def survivors(self) -> list[bytes]:
         """What the file may hold after a power cut, without repeats."""
+        doubtful = [] if self.doubtful is None else [self.doubtful]
+        return list(dict.fromkeys(self._survivors() + doubtful))
+
+    def _survivors(self) -> list[bytes]:
         old, new = self.durable, bytes(self.cached)
         if old == new:
             return [old]
@@ -107,6 +113,7 @@ class SimFile:
     def fail_sync(self) -> None:
         """Lose what is unsynced now, for ever."""
         self._inode.lost = True
+        self._inode.doubtful = bytes(self._inode.cached)
 
 
 class SimDisk:

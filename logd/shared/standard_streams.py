@@ -1,0 +1,23 @@
+"""Descriptors 0 to 2, which may be closed when a program is started.
+
+Then the next files that it opens get these numbers: what is meant for stderr would be written into a file of data.
+"""
+
+import os
+import sys
+from typing import Final
+
+_STANDARD: Final = (0, 1, 2)
+
+
+def open_missing() -> None:
+    """Open those that are closed on /dev/null. To be called before anything else is opened."""
+    for fd in _STANDARD:
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.set_inheritable(fd, True)
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)

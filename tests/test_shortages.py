@@ -1,0 +1,272 @@
+"""What happens when the surroundings refuse something: no room, no process, a limit on files. Real causes throughout.
+
+Where no file system here gives an error, a library that is preloaded (`LD_PRELOAD`) gives it while a file exists.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+
+from logd.local import ballast
+from logd.local.discard import discard
+from logd.shared.protocol import Exit
+from tests.support.harness import Server, await_true, free_port, run_to_end
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int fails(const char *call) {
+    const char *path = getenv("FAILING"), *calls = getenv("FAILING_CALLS");
+    if (!path || !calls || !strstr(calls, call) || access(path, F_OK)) return 0;
+    errno = atoi(getenv("FAILING_ERRNO"));
+    return 1;
+}
+int fdatasync(int fd) {
+    int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
+    return fails("fdatasync") ? -1 : real(fd);
+}
+int fsync(int fd) {
+    int (*real)(int) = dlsym(RTLD_NEXT, "fsync");
+    return fails("fsync") ? -1 : real(fd);
+}
+pid_t fork(void) {
+    pid_t (*real)(void) = dlsym(RTLD_NEXT, "fork");
+    return fails("fork") ? -1 : real();
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    if not shutil.which("gcc"):
+        pytest.skip("there is no gcc here to make the library with")
+    directory = tmp_path_factory.mktemp("shim")
+    (directory / "shim.c").write_text(SHIM)
+    library = directory / "shim.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, directory / "shim.c", "-ldl"], check=True)
+    return library
+
+
+class Failing:
+    """Calls that fail in the processes of a server while the file `path` exists."""
+
+    def __init__(self, shim, path, calls, error):
+        self.path = path
+        self.environment = {
+            "LD_PRELOAD": str(shim),
+            "FAILING": str(path),
+            "FAILING_CALLS": calls,
+            "FAILING_ERRNO": str(error),
+        }
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A function that mounts a file system of a size, in memory."""
+    place = tmp_path / "volume"
+
+    def mount(size):
+        place.mkdir()
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
+        )
+        if made.returncode:
+            pytest.skip(f"a file system cannot be mounted here: {made.stderr.decode().strip()}")
+        return place / "data"
+
+    yield mount
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["umount", place], capture_output=True, check=False)
+
+
+# No room -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [28, 122], ids=["ENOSPC", "EDQUOT"])
+def test_a_sync_that_reports_no_room_ends_nothing_and_writes_go_on_afterwards(tmp_path, shim, error):
+    failing = Failing(shim, tmp_path / "failing", "fdatasync fsync", error)
+    flags = "--request-timeout-s=2", "--workers=1"
+    with Server(tmp_path / "data", *flags, environment=failing.environment) as server:
+        server.put("before", b"1")
+        logd = server.only("logd").pid
+        failing.path.touch()
+        assert server.call("PUT", "/kv/k", b"1").status == 504
+        assert server.call("GET", "/health").status == 503
+        assert server.get("before") == b"1"
+        failing.path.unlink()
+        await_true(lambda: server.call("PUT", "/kv/k", b"2").status == 200, what="a write")
+        assert server.only("logd").pid == logd
+        server.crash()
+        server.start()
+        assert (server.get("before"), server.get("k")) == (b"1", b"2")
+
+
+def test_logd_that_starts_again_without_room_waits_for_it(tmp_path, shim):
+    failing = Failing(shim, tmp_path / "failing", "fdatasync fsync", 28)
+    with Server(tmp_path / "data", environment=failing.environment) as server:
+        server.put("k", b"1")
+        failing.path.touch()
+        server.only("logd").kill()
+        await_true(lambda: "waiting for room" in server.log)
+        failing.path.unlink()
+        server.await_ready()
+        assert server.get("k") == b"1"
+        failing.path.touch()
+        server.only("logd").kill()
+        await_true(lambda: server.log.count("waiting for room") == 2)
+        assert server.stop() == 0
+
+
+class LimitedServer(Server):
+    """One whose files may not be larger than 2 MiB."""
+
+    def command(self):
+        return ["sh", "-c", 'ulimit -f 4096; exec "$@"', "sh", *super().command()]  # in units of 512 bytes
+
+
+def test_a_value_beyond_the_limit_on_file_sizes_is_refused_and_others_go_on(tmp_path):
+    with LimitedServer(tmp_path / "data") as server:
+        logd = server.only("logd").pid
+        for _ in range(3):
+            assert server.call("PUT", "/kv/large", b"x" * (4 << 20)).status == 507
+        for n in range(5):  # more than one file may hold
+            server.put(f"k{n}", b"x" * 900_000)
+        assert server.only("logd").pid == logd
+        server.crash()
+        server.start()
+        assert [len(server.get(f"k{n}")) for n in range(5)] == [900_000] * 5
+
+
+def test_on_a_small_volume_one_key_can_be_overwritten_for_ever(volume):
+    with Server(volume("64m"), "--workers=1") as server:
+        for _ in range(150):
+            server.put("k", b"x" * 1_000_000)
+        server.put("k", b"y")
+        server.crash()
+        server.start()
+        for _ in range(50):
+            server.put("k", b"x" * 1_000_000)
+        assert server.stop() == 0
+        assert (server.directory / ballast.NAME).stat().st_size >= 1 << 20
+
+
+def test_a_full_volume_takes_deletes_and_restarts_and_then_writes_again(volume):
+    with Server(volume("64m"), "--workers=1") as server:
+        keys = fill(server)
+        assert server.call("PUT", f"/kv/{keys}", b"x" * 1_000_000).status == 507
+        server.crash()
+        server.start()
+        assert server.get("0") == b"x" * 1_000_000
+        for key in range(keys):
+            assert server.call("DELETE", f"/kv/{key}").status == 200
+        await_true(lambda: server.call("PUT", "/kv/k", b"x" * 1_000_000).status == 200, 20, "a write")
+        fill(server)
+        assert server.call("DELETE", "/clear").status == 200
+        await_true(lambda: server.call("PUT", "/kv/k", b"x" * 1_000_000).status == 200, 20, "a write")
+        for _ in range(50):
+            server.put("k", b"x" * 1_000_000)
+
+
+def fill(server):
+    """Write large values until there is no room. Returns how many."""
+    for key in range(100):
+        if server.call("PUT", f"/kv/{key}", b"x" * 1_000_000).status == 507:
+            return key
+    raise AssertionError("the volume is not full")
+
+
+# No process ----------------------------------------------------------------------------------------------
+
+
+def test_without_a_process_to_be_had_the_supervisor_tries_again(tmp_path, shim):
+    failing = Failing(shim, tmp_path / "failing", "fork", 11)
+    with Server(tmp_path / "data", environment=failing.environment) as server:
+        server.put("k", b"1")
+        failing.path.touch()
+        server.only("logd").kill()
+        await_true(lambda: server.log.count("logd cannot be started: Resource temporarily unavailable") == 3)
+        failing.path.unlink()
+        server.await_ready()
+        assert server.get("k") == b"1"
+        assert server.stop() == 0
+
+
+def test_logd_that_is_killed_before_it_is_ready_is_started_ever_more_rarely_and_at_last_given_up(tmp_path):
+    with Server(tmp_path / "data") as server:
+        server.put("k", b"1")
+        began = time.monotonic()
+        while server.process.poll() is None:
+            for logd in server.role("logd") + starting(server):
+                with contextlib.suppress(psutil.Error):
+                    logd.kill()
+            time.sleep(0.01)
+        assert server.wait() == 1
+        assert time.monotonic() - began > 15
+        assert server.log.count("before it was ready; starting it again") == 9
+        assert server.log.count("logd failed 10 times in a row") == 1
+        server.start()
+        assert server.get("k") == b"1"
+
+
+def starting(server):
+    """Those that are on their way to be logd."""
+    return [each for each in server.members() if "logd\0serve" in "\0".join(command(each))]
+
+
+def command(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+# A file system that lacks something ----------------------------------------------------------------------
+
+
+def test_a_file_system_that_cannot_sync_a_directory_is_refused_with_a_line_that_says_so(tmp_path, shim, monkeypatch):
+    failing = Failing(shim, tmp_path, "fsync", 22)
+    for name, value in failing.environment.items():
+        monkeypatch.setenv(name, value)
+    directory = tmp_path / "data"
+    directory.mkdir()
+    status, errors = run_to_end(f"--port={free_port()}", f"--working-dir={directory}")
+    assert status == Exit.UNUSABLE
+    assert errors[-1].endswith(
+        f"{directory} cannot be used: its file system cannot sync a directory (Invalid argument)"
+    )
+
+
+# Long work -----------------------------------------------------------------------------------------------
+
+
+def test_to_let_go_of_many_keys_stops_no_other_thread():
+    data = {f"key:{n}": b"%d" % n for n in range(1_000_000)}
+    gaps = []
+    discard(data)
+    while len(data) > 1000:
+        began = time.perf_counter()
+        time.sleep(0.0005)
+        gaps.append(time.perf_counter() - began)
+    assert sorted(gaps)[-3] < 0.05  # a busy machine may stop this thread too
+    await_true(lambda: all(thread.name != "discard" for thread in threading.enumerate()))
+
+
+def test_signals_end_the_server_while_it_waits_for_a_process(tmp_path, shim):
+    failing = Failing(shim, tmp_path / "failing", "fork", 11)
+    with Server(tmp_path / "data", environment=failing.environment) as server:
+        failing.path.touch()
+        server.only("logd").kill()
+        await_true(lambda: "logd cannot be started" in server.log)
+        assert server.stop(signal.SIGTERM) == 0
+        assert os.listdir(server.directory)
