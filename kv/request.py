@@ -6,6 +6,7 @@ body that was cut short looks complete.
 """
 
 import re
+from collections.abc import Container
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -19,6 +20,8 @@ from logd.shared.protocol import KEY_PATTERN
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _KEY_PREFIX: Final = "/kv/"
+_QUALIFYING: Final = (b"if-", b"content-range")
+"""How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
 LARGE_VALUE: Final = "kv.large_value"
 """Where the scope of a request has the large value that is released at its end."""
@@ -90,6 +93,18 @@ class Request(falcon.asgi.Request):
         if length is not None and size != length:
             raise ClientGone
         return b"".join(parts)
+
+    def refuse_qualifiers(self, known: Container[bytes] = ()) -> None:
+        """Raise Refusal for what narrows a change and is not carried out: a query, a range, a precondition.
+
+        To skip one would be to do more than was asked for. `known` are the fields that the caller carries out.
+        """
+        if query := self.scope["query_string"]:
+            name = str(query.partition(b"&")[0].partition(b"=")[0], "ascii", "backslashreplace")
+            raise Refusal(falcon.HTTP_400, f"unknown parameter: {name}")
+        for name, _ in self.scope["headers"]:
+            if name.startswith(_QUALIFYING) and name not in known:
+                raise Refusal(falcon.HTTP_400, f"{str(name, 'ascii')} not supported")
 
     def _content_length(self) -> int | None:
         for name, value in self.scope["headers"]:

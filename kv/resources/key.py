@@ -45,13 +45,16 @@ class KeyResource(Resource):
     async def on_put(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Store the body."""
         key = req.key()
+        req.refuse_qualifiers()
         value = await req.body(self._value_bytes_max)
         check_value(value)
         await self._storage.put(key, value)
 
     async def on_delete(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Remove the key, whether it is there or not."""
-        await self._storage.delete(req.key())
+        key = req.key()
+        req.refuse_qualifiers()
+        await self._storage.delete(key)
 
 
 async def _pieces(value: LargeValue) -> AsyncIterator[bytes]:
