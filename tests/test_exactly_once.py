@@ -21,6 +21,7 @@ from logd import server
 from logd.local import intake, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
+from logd.local.group import decode as decode_group
 from logd.local.recovery import Finding, Recovered
 from logd.shared import protocol
 from tests.support.builders import encode_payload
@@ -81,7 +82,7 @@ def replay(log):
     write = state._write
     state._write = lambda batch: (keys.extend(batch.puts), write(batch))
     for payload in log:
-        for batch in protocol.decode_write_batches(payload):
+        for batch in decode_group(payload).batches:
             state.apply(batch)
     return state, keys
 

@@ -10,7 +10,7 @@ from logd.local.disk import LocalDisk
 from logd.local.recovery import Finding
 
 WRITTEN = Path(__file__).parent / "data" / "format-1"
-"""By a server whose segments are sealed at 4 KiB: 60 values, a checkpoint, 15 more, two deletes, one value replaced."""
+"""By a server with segments of 4 KiB: 60 values, a checkpoint, 15 more, two deletes, one value replaced."""
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from logd.local import group as groups
 from logd.local.counters import Counters
 from logd.local.disk import Disk
 from logd.local.intake import Accepted, Intake
@@ -49,7 +50,8 @@ class GroupCommit:
         self._store = store
         self._group_bytes_max = group_bytes_max
         self._after_group = after_group
-        self._intake = Intake(store, data_bytes_max)
+        self._data_bytes_max = data_bytes_max
+        self._intake = Intake(store)
         self._sync_thread = SyncThread(wal)
         self._in_flight: list[Accepted] = []
         self._refused_bytes = 0  # what found no space the last time; 0 when there was space
@@ -109,19 +111,30 @@ class GroupCommit:
     def _begin_group(self) -> None:
         self._in_flight = self._intake.take_group(self._group_bytes_max)
         if self._in_flight:
-            self._sync_thread.begin([accepted.raw for accepted in self._in_flight])
+            raws = [accepted.raw for accepted in self._in_flight]
+            self._sync_thread.begin(groups.elements(raws, self._data_bytes_max))
 
     def _apply(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
-        committed: dict[bytes, list[int]] = {}
+        committed: dict[bytes, Committed] = {}
         dropped: list[tuple[bytes, Reply]] = []
         for _, batch in group:
-            if self._store.apply(batch):
-                committed.setdefault(batch.session, []).append(batch.number)
+            if self._store.apply(batch, self._data_bytes_max):
+                self._add(committed, batch)
             else:
                 dropped.append((batch.session, Dropped(batch.session, batch.number)))
         self._intake.settle(group)
         self._count(dropped)
-        return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
+        return [*committed.items(), *dropped]
+
+    def _add(self, committed: dict[bytes, Committed], batch: WriteBatch) -> None:
+        """Have the one reply to a session say what became of this batch too."""
+        reply = committed.get(batch.session)
+        if reply is None:
+            reply = committed[batch.session] = Committed(batch.session, [])
+        reply.numbers.append(batch.number)
+        if self._store.outcomes and (outcomes := self._store.outcomes_of(batch.session, batch.number)):
+            reply.outcomes.update(outcomes)
+            self.counters.count_outcomes(outcomes[batch.number])
 
     def _refuse(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
         """Refuse a group that found no space, and all that waits after it."""
@@ -155,7 +168,7 @@ class SyncThread:
 
     def __init__(self, wal: Wal) -> None:
         self._wal = wal
-        self._groups: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._groups: queue.SimpleQueue[Sequence[bytes] | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -166,9 +179,9 @@ class SyncThread:
         """Readable when a group has ended."""
         return self._wake_read
 
-    def begin(self, raws: list[bytes]) -> None:
-        """Bring a group to the disk. The one before it must have ended."""
-        self._groups.put(raws)
+    def begin(self, elements: Sequence[bytes]) -> None:
+        """Bring a group to the disk, encoded. The one before it must have ended."""
+        self._groups.put(elements)
 
     def end(self) -> Synced | NoSpace | None:
         """How the group ended that was begun last; None while it is under way, or was asked for before.
@@ -194,13 +207,13 @@ class SyncThread:
         os.close(self._wake_write)
 
     def _run(self) -> None:
-        while (raws := self._groups.get()) is not None:
-            self._ends.put(self._write(raws))
+        while (elements := self._groups.get()) is not None:
+            self._ends.put(self._write(elements))
             os.write(self._wake_write, b"\0")
 
-    def _write(self, raws: list[bytes]) -> Synced | Exception:
+    def _write(self, elements: Sequence[bytes]) -> Synced | Exception:
         try:
-            frame_bytes = self._wal.append(raws)
+            frame_bytes = self._wal.append(elements)
             began = time.perf_counter()
             self._wal.sync()
             return Synced(frame_bytes, time.perf_counter() - began)

@@ -96,9 +96,6 @@ class Logd:
     def refuse(self, *numbers):
         self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
 
-    def refuse_for_data_limit(self, number, *too_large):
-        self.reply(Refused(self.session, [number], Reason.DATA_LIMIT, list(too_large)))
-
     async def sends_nothing_more(self, client):
         """Whatever the client had to send would come before the answer to this."""
         read = start(client.get("marker"))
