@@ -1,4 +1,4 @@
-"""A directory that the last release wrote, with version 1 of the formats, is served by this program, and stays whole."""
+"""A directory that the last release wrote, with version 1 of the formats, is read by this program."""
 
 import shutil
 from pathlib import Path
