@@ -514,7 +514,7 @@ def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    "name", ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "*" + publish.TEMPORARY_SUFFIX]
+    "name", ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "<file>" + publish.TEMPORARY_SUFFIX]
 )
 def test_every_kind_of_file_in_a_directory_has_a_row_in_the_description(name):
     assert f"\n| `{name}` |" in (ROOT / "logd" / "FORMAT.md").read_text()
