@@ -17,6 +17,7 @@ from kv.log_client.client import Client
 from kv.log_client.outcomes import RequestFailed
 from kv.metrics import MetricsResource
 from kv.request import Request, Resource
+from kv.resources.batch import BatchResource
 from kv.resources.clear import ClearResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
@@ -36,6 +37,7 @@ def main() -> "Application":
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
+        has_data_limit=config.data_bytes_max > 0,
     )
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
@@ -55,6 +57,7 @@ def create_app(
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
+    app.add_resource("/batch", BatchResource(storage, value_bytes_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())

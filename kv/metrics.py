@@ -77,6 +77,13 @@ _OF_LOGD: Final = (
     _LogdMetric("groups", _counter, "kv_log_groups", "Groups of batches, each written and synced at once."),
     _LogdMetric("batches", _counter, "kv_log_batches", "Batches of writes in these groups."),
     _LogdMetric("refused", _counter, "kv_log_batches_refused", "Batches that were not accepted.", "reason"),
+    _LogdMetric(
+        "writes_not_made",
+        _counter,
+        "kv_log_writes_not_made",
+        "Writes that were in the log and were not made, as their conditions or the limit on the data forbade them.",
+        "reason",
+    ),
     _LogdMetric("group_writes", _histogram, "kv_log_group_writes", "Writes in a group."),
     _LogdMetric("sync_seconds", _histogram, "kv_log_sync_duration_seconds", "Duration of a sync of the log."),
     _LogdMetric("appended_bytes", _counter, "kv_log_appended_bytes", "Bytes that were appended to the log."),

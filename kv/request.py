@@ -6,6 +6,7 @@ body that was cut short looks complete.
 """
 
 import re
+from collections.abc import Container
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -14,11 +15,20 @@ import falcon.asgi
 from falcon.constants import HTTP_METHODS
 
 from kv.log_client.large_values import LargeValue
-from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed, Unavailable
+from kv.log_client.outcomes import (
+    DataLimitReached,
+    NoSpace,
+    OutcomeUnknown,
+    PreconditionFailed,
+    RequestFailed,
+    Unavailable,
+)
 from logd.shared.protocol import KEY_PATTERN
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
 _KEY_PREFIX: Final = "/kv/"
+_QUALIFYING: Final = (b"if-", b"content-range")
+"""How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
 LARGE_VALUE: Final = "kv.large_value"
 """Where the scope of a request has the large value that is released at its end."""
@@ -28,6 +38,7 @@ _STATUS_OF_FAILURE: Final[dict[type[RequestFailed], str]] = {
     OutcomeUnknown: falcon.HTTP_504,
     NoSpace: falcon.HTTP_507,
     DataLimitReached: falcon.HTTP_507,
+    PreconditionFailed: falcon.HTTP_412,
 }
 
 
@@ -65,17 +76,14 @@ class Request(falcon.asgi.Request):
         """The key in the path. Raises Refusal."""
         raw: bytes = self.scope["raw_path"][len(_KEY_PREFIX) :]
         key = unquote_to_bytes(raw) if b"%" in raw else raw
-        if not key:
-            raise Refusal(falcon.HTTP_400, "key cannot be empty")
-        if not _VALID_KEY.fullmatch(key):
-            raise Refusal(falcon.HTTP_400, "key contains invalid characters")
+        check_key(key)
         return str(key, "ascii")
 
-    async def body(self, bytes_max: int) -> bytes:
+    async def body(self, bytes_max: int, too_large: str = "value too large") -> bytes:
         """The whole body. Raises Refusal as soon as it is known to be too large, ClientGone when it ends early."""
         length = self._content_length()
         if length is not None and length > bytes_max:
-            raise Refusal(falcon.HTTP_413, "value too large")
+            raise Refusal(falcon.HTTP_413, too_large)
         event = self.first_event
         parts: list[bytes] = [event["body"]]
         size = len(parts[0])
@@ -86,10 +94,22 @@ class Request(falcon.asgi.Request):
             parts.append(event["body"])
             size += len(event["body"])
         if size > bytes_max:
-            raise Refusal(falcon.HTTP_413, "value too large")
+            raise Refusal(falcon.HTTP_413, too_large)
         if length is not None and size != length:
             raise ClientGone
         return b"".join(parts)
+
+    def refuse_qualifiers(self, known: Container[bytes] = ()) -> None:
+        """Raise Refusal for what narrows a change and is not carried out: a query, a range, a precondition.
+
+        To skip one would be to do more than was asked for. `known` are the fields that the caller carries out.
+        """
+        if query := self.scope["query_string"]:
+            name = str(query.partition(b"&")[0].partition(b"=")[0], "ascii", "backslashreplace")
+            raise Refusal(falcon.HTTP_400, f"unknown parameter: {name}")
+        for name, _ in self.scope["headers"]:
+            if name.startswith(_QUALIFYING) and name not in known:
+                raise Refusal(falcon.HTTP_400, f"{str(name, 'ascii')} not supported")
 
     def _content_length(self) -> int | None:
         for name, value in self.scope["headers"]:
@@ -102,6 +122,14 @@ class Request(falcon.asgi.Request):
         self.scope[LARGE_VALUE] = value
 
 
+def check_key(key: bytes) -> None:
+    """Raise Refusal when this is no key."""
+    if not key:
+        raise Refusal(falcon.HTTP_400, "key cannot be empty")
+    if not _VALID_KEY.fullmatch(key):
+        raise Refusal(falcon.HTTP_400, "key contains invalid characters")
+
+
 def check_value(value: bytes) -> None:
     """Raise Refusal when a body is no value."""
     if not value:
@@ -110,6 +138,16 @@ def check_value(value: bytes) -> None:
         value.decode()
     except UnicodeDecodeError:
         raise Refusal(falcon.HTTP_400, "value must be valid UTF-8") from None
+
+
+def quoted(tag: str) -> str:
+    """A tag as HTTP writes it (RFC 9110, 8.8.3)."""
+    return f'"{tag}"'
+
+
+def set_etag(resp: falcon.asgi.Response, tag: str) -> None:
+    """Have the answer name a value by its tag."""
+    resp.set_header("ETag", quoted(tag))
 
 
 class Resource:
@@ -150,6 +188,8 @@ async def on_failure(req: Request, resp: falcon.asgi.Response, error: RequestFai
     answer_error(req, resp, status, str(error))
     if status == falcon.HTTP_503:
         resp.set_header("Retry-After", _RETRY_AFTER_SECONDS)
+    elif isinstance(error, PreconditionFailed) and (tag := error.failed[0][1]):
+        set_etag(resp, tag)
 
 
 async def on_client_gone(req: Request, resp: falcon.asgi.Response, error: ClientGone, params: dict[str, Any]) -> None:

@@ -50,8 +50,8 @@ GAUGES: Final = (
     Gauge("large_reads_waiting", "kv_http_large_reads_waiting", "Reads of such values that wait for room."),
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
-METHODS: Final = ("GET", "HEAD", "PUT", "DELETE")
-STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 414, 431, 500, 503, 504, 507)
+METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "POST")
+STATUSES: Final = (200, 304, 400, 401, 404, 405, 408, 412, 413, 414, 431, 500, 503, 504, 507)
 OTHER: Final = "other"
 """Stands for every method, or status, that is none of those."""
 BOUNDS_SECONDS: Final = (

@@ -14,7 +14,8 @@ import pytest
 
 from kv.app import create_app
 from kv.log_client.large_values import LargeValue
-from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, Unavailable
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, PreconditionFailed, Unavailable
+from logd.local.store import Store
 from tests.support import http_contract
 
 LIMIT = http_contract.VALUE_BYTES_MAX
@@ -45,6 +46,20 @@ class Storage:
     async def delete(self, key):
         self._fail()
         self.data.pop(key, None)
+
+    async def execute(self, transaction):
+        """As the state does it (logd/local/store.py)."""
+        self._fail()
+        if failed := self._state()._failed(transaction.checks):
+            raise PreconditionFailed(failed)
+        self.data.update(transaction.puts)
+        for key in transaction.deletes:
+            self.data.pop(key, None)
+
+    def _state(self):
+        state = Store()
+        state.data = self.data
+        return state
 
     async def clear(self):
         self._fail()
@@ -160,7 +175,14 @@ def test_head_is_get_without_the_body(path, reason):
 @pytest.mark.parametrize("method", ["CONNECT", "BREW", "get"])
 @pytest.mark.parametrize(
     ("path", "allow"),
-    [("/kv/a", "DELETE, GET, HEAD, PUT"), ("/clear", "DELETE"), ("/health", "GET, HEAD"), ("/nope", None), ("*", None)],
+    [
+        ("/kv/a", "DELETE, GET, HEAD, PUT"),
+        ("/batch", "POST"),
+        ("/clear", "DELETE"),
+        ("/health", "GET, HEAD"),
+        ("/nope", None),
+        ("*", None),
+    ],
 )
 def test_a_method_that_no_resource_has_is_refused_like_any_other_that_is_not_offered(method, path, allow):
     storage = Storage(ABC)

@@ -3,16 +3,19 @@
 import copy
 
 from kv.log_client.client import Client
-from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, Unavailable
+from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, PreconditionFailed, Unavailable
 from logd.shared import protocol
 from logd.shared.protocol import (
     BATCH_BYTES_SOFT_MAX,
+    Check,
     Committed,
     Dropped,
     Gap,
+    Outcomes,
     ReadBatch,
     Reason,
     Refused,
+    Transaction,
     Values,
     WriteBatch,
 )
@@ -276,18 +279,15 @@ async def test_a_gap_has_everything_from_the_expected_batch_sent_again_once_per_
 
 
 @scenario()
-async def test_a_gap_that_cannot_be_filled_means_that_the_batch_was_not_written_and_it_gets_another_number(
-    client, logd
-):
+async def test_a_gap_that_cannot_be_filled_means_that_the_batch_fails_as_the_one_that_is_missing(client, logd):
     writes, _ = await sent(client, logd, 2, 3)
     logd.refuse(2)
     logd.reply(Gap(logd.session, 3, 2))
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"key3": b"value"}, [])
-    await logd.vanish(client)
-    logd.appear()
-    await logd.batch(4)
+    assert await outcomes(writes) == [NoSpace, NoSpace]
+    (later,) = await turn(client.put("later", b"1"))
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"later": b"1"}, [])
     logd.commit(4)
-    assert await outcomes(writes) == [NoSpace, None]
+    assert await later is None
     assert queued_bytes(client) == 0
 
 
@@ -336,122 +336,99 @@ async def test_replies_to_an_old_session_mean_nothing(client, logd):
     assert await write is None
 
 
-# A limit on the data ------------------------------------------------------------------------------------
+# Transactions -------------------------------------------------------------------------------------------
+
+IF_ABSENT = Check("k", None, negated=True)
 
 
 @scenario()
-async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_is_sent_again(client, logd):
+async def test_transactions_go_with_other_writes_after_them_and_in_the_order_in_which_they_came(client, logd):
+    one, two = Transaction([IF_ABSENT], {"k": b"1"}, []), Transaction([], {}, ["k"])
+    tasks = await turn(client.execute(one), client.put("k", b"2"), client.execute(two), client.delete("a"))
+    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 2, 2, False, {"k": b"2"}, ["a"], [one, two])
+    logd.commit(2)
+    assert await outcomes(tasks) == [None] * 4
+    assert queued_bytes(client) == 0
+
+
+@scenario()
+async def test_only_those_transactions_fail_that_the_answer_names_and_they_say_which_checks_did_not_hold(client, logd):
+    tasks = [*await turn(*(client.execute(Transaction([IF_ABSENT], {"k": b"v"}, [])) for _ in range(3)))]
+    tasks += await turn(client.put("plain", b"1"))
+    await logd.batch(2)
+    logd.reply(Committed(logd.session, [2], {2: Outcomes([], {1: [(0, "tag")], 2: []})}))
+    assert await outcomes(tasks) == [None, PreconditionFailed, DataLimitReached, None]
+    assert tasks[1].exception().failed == [(0, "tag")]
+    assert queued_bytes(client) == 0
+
+
+@scenario(request_timeout_s=SHORT_SECONDS)
+async def test_the_outcome_of_a_transaction_that_was_given_up_interests_nobody(client, logd):
+    (task,) = await turn(client.execute(Transaction([IF_ABSENT], {"k": b"v"}, [])))
+    await logd.batch(2)
+    assert await outcome(task) is OutcomeUnknown
+    logd.reply(Committed(logd.session, [2], {2: Outcomes(["x"], {0: [(0, None)]})}))
+    await logd.sends_nothing_more(client)
+    assert queued_bytes(client) == 0
+
+
+@scenario(queue_bytes_max=10_000)
+async def test_a_transaction_counts_with_all_that_it_holds(client, logd):
+    large = Transaction([Check("k" * 1000, ["t" * 1000], negated=False)], {"p" * 1000: bytes(5000)}, ["d" * 1000])
+    tasks = await turn(client.execute(large), client.execute(large))
+    assert queued_bytes(client) > 9000
+    assert await outcome(tasks[1]) is Unavailable
+    await logd.batch(2)
+    logd.commit(2)
+    assert await outcome(tasks[0]) is None
+
+
+# A limit on the data ------------------------------------------------------------------------------------
+
+
+@scenario(has_data_limit=True)
+async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_is_made(client, logd):
     writes = await turn(
         client.put("large", b"1"), client.put("small", b"2"), client.delete("a"), client.put("grows", b"3")
     )
     await logd.batch(2)
-    logd.refuse_for_data_limit(2, "large", "grows")
-    again = await logd.receive(WriteBatch)
-    assert again == WriteBatch(logd.session, 3, 3, False, {"small": b"2"}, ["a"])
-    logd.commit(3)
+    logd.reply(Committed(logd.session, [2], {2: Outcomes(["large", "grows"], {})}))
     assert await outcomes(writes) == [DataLimitReached, None, None, DataLimitReached]
     assert queued_bytes(client) == 0
 
 
-@scenario()
-async def test_of_the_writes_to_a_key_only_those_fail_that_are_as_large_as_the_one_that_does_not_fit(client, logd):
-    values = (b"22", None, b"55555", b"1", b"4444")
-    writes = await turn(*(client.delete("k") if value is None else client.put("k", value) for value in values))
+@scenario(has_data_limit=True)
+async def test_at_a_limit_a_write_never_takes_the_place_of_one_that_may_fit_where_it_does_not(client, logd):
+    """So each outcome of a key is that of all its writes in the batch: none is larger than the one before it."""
+
+    def request(text):
+        key, _, value = text.partition("=")
+        if value:
+            return client.put(key, value.encode())
+        return client.clear() if text == "clear" else client.delete(text[1:])
+
+    expected = {
+        "a=22 a=11 a=3": [{"a": b"3"}],
+        "a=1 a=22 b=1": [{"a": b"1"}, {"a": b"22", "b": b"1"}],
+        "-a a=1": [{}, {"a": b"1"}],
+        "a=1 -a": [{}],
+        "a=1 clear b=1": [{"a": b"1"}, {"b": b"1"}],
+        "clear a=1": [{"a": b"1"}],
+    }
+    number = 1
+    for requests, puts in expected.items():
+        tasks = await turn(*map(request, requests.split()))
+        for each in puts:
+            number += 1
+            batch = await logd.receive(WriteBatch)
+            assert (batch.number, batch.puts) == (number, each), requests
+            logd.commit(number)
+        assert await outcomes(tasks) == [None] * len(tasks)
+
+
+@scenario(has_data_limit=True)
+async def test_all_writes_of_a_key_fail_that_have_one_outcome(client, logd):
+    writes = await turn(client.put("k", b"22"), client.put("k", b"11"), client.put("other", b"1"))
     await logd.batch(2)
-    logd.refuse_for_data_limit(2, "k")
-    assert (await logd.receive(WriteBatch)).puts == {"k": b"1"}
-    logd.refuse_for_data_limit(3, "k")
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {}, ["k"])
-    logd.commit(4)
-    assert await outcomes(writes) == [DataLimitReached, None, DataLimitReached, DataLimitReached, DataLimitReached]
-
-
-@scenario()
-async def test_a_clear_is_applied_although_a_put_after_it_is_refused(client, logd):
-    writes = await turn(client.put("before", b"1"), client.clear(), client.put("after", b"2"))
-    await logd.batch(2)
-    logd.refuse_for_data_limit(2, "after")
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 3, 3, True, {}, [])
-    logd.commit(3)
-    assert await outcomes(writes) == [None, None, DataLimitReached]
-
-
-@scenario()
-async def test_batches_that_were_refused_unseen_are_sent_again_whole_and_in_order_once_all_is_answered(client, logd):
-    writes, _ = await sent(client, logd, 2, 3, 4, 5)
-    logd.refuse_for_data_limit(3, "key3")
-    logd.refuse_for_data_limit(4)
-    logd.refuse_for_data_limit(5)
-    assert await outcome(writes[1]) is DataLimitReached
-    await logd.sends_nothing_more(client)
-    logd.commit(2)
-    assert list((await logd.receive(WriteBatch)).puts) == ["key4", "key5"]
-    logd.commit(6)
-    assert await outcomes(writes) == [None, DataLimitReached, None, None]
-
-
-@scenario()
-async def test_writes_that_are_sent_again_have_nothing_new_beside_or_after_them_until_they_are_answered(client, logd):
-    writes = await turn(client.put("large", b"1"), client.delete("a"))
-    await logd.batch(2)
-    new = await turn(client.put("new", b"1"))
-    await logd.batch(3)
-    logd.refuse_for_data_limit(2, "large")
-    assert await outcome(writes[0]) is DataLimitReached
-    newer = await turn(client.put("newer", b"1"))
-    await logd.sends_nothing_more(client)
-    logd.refuse_for_data_limit(3)
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 4, 4, False, {"new": b"1"}, ["a"])
-    await logd.sends_nothing_more(client)
-    logd.refuse_for_data_limit(4, "new")
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 5, 5, False, {}, ["a"])
-    await logd.sends_nothing_more(client)
-    logd.commit(5)
-    assert await logd.receive(WriteBatch) == WriteBatch(logd.session, 6, 6, False, {"newer": b"1"}, [])
-    logd.commit(6)
-    assert await outcomes(writes + new + newer) == [DataLimitReached, None, DataLimitReached, None]
-
-
-@scenario(request_timeout_s=SHORT_SECONDS)
-async def test_what_waits_to_be_sent_again_is_certainly_not_written_when_its_deadline_passes(client, logd):
-    writes, _ = await sent(client, logd, 2, 3, 4)
-    logd.refuse_for_data_limit(3, "key3")
-    logd.refuse_for_data_limit(4)
-    assert await outcomes(writes) == [OutcomeUnknown, DataLimitReached, Unavailable]
-    logd.commit(2)
-    await logd.sends_nothing_more(client)
-    assert queued_bytes(client) == 0
-
-
-@scenario(request_timeout_s=SHORT_SECONDS)
-async def test_a_refused_write_whose_deadline_has_passed_is_not_sent_again(client, logd):
-    writes = await turn(client.put("large", b"1"), client.delete("a"))
-    await logd.batch(2)
-    assert await outcomes(writes) == [OutcomeUnknown] * 2
-    logd.refuse_for_data_limit(2, "large")
-    await logd.sends_nothing_more(client)
-    assert queued_bytes(client) == 0
-
-
-@scenario()
-async def test_what_is_sent_again_survives_a_restart_of_logd(client, logd):
-    writes = await turn(client.put("large", b"1"), client.put("small", b"2"))
-    await logd.batch(2)
-    logd.refuse_for_data_limit(2, "large")
-    raw = await logd.batch(3)
-    await logd.vanish(client)
-    logd.appear()
-    assert await logd.batch(3) == raw
-    logd.commit(3)
-    assert await outcomes(writes) == [DataLimitReached, None]
-
-
-@scenario()
-async def test_what_waits_to_be_sent_again_goes_into_the_next_session_when_its_own_is_lost(client, logd):
-    writes, _ = await sent(client, logd, 2, 3)
-    logd.refuse_for_data_limit(3)
-    logd.reply(Dropped(logd.session, 2))
-    await logd.open_session()
-    assert (await logd.receive(WriteBatch)).puts == {"key3": b"value"}
-    logd.commit(1)
-    assert await outcomes(writes) == [OutcomeUnknown, None]
+    logd.reply(Committed(logd.session, [2], {2: Outcomes(["k"], {})}))
+    assert await outcomes(writes) == [DataLimitReached, DataLimitReached, None]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from logd.local import recovery
+from logd.local import checkpoint, recovery
 from logd.local.commit import DiskFailed, GroupCommit
 from logd.local.disk import Call as DiskCall
 from logd.local.disk import Meaning, meaning
@@ -23,7 +23,18 @@ from logd.local.frame import HEADER_BYTES
 from logd.local.store import SESSIONS_MAX, Store
 from logd.local.wal import Wal, segment_name
 from logd.shared import protocol
-from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
+from logd.shared.etag import etag
+from logd.shared.protocol import (
+    Check,
+    Committed,
+    Dropped,
+    Gap,
+    Outcomes,
+    Reason,
+    Refused,
+    Transaction,
+    WriteBatch,
+)
 from tests.support.builders import A, B, C, WatchedDisk, batch, failing, once, operations, read_log
 from tests.support.harness import await_true
 
@@ -61,6 +72,11 @@ class Engine:
         reply = self.commit.submit(protocol.encode(made), made)
         self.commit.commit()
         return reply
+
+    def commits(self, session, number, **writes):
+        """Submit a batch that is accepted; all replies, until nothing waits for one."""
+        assert self.send(session, number, **writes) is None
+        return self.settle()
 
     def open(self, *sessions):
         """Open sessions, each in a group of its own."""
@@ -484,8 +500,9 @@ def test_without_room_for_the_next_segment_writes_are_refused_and_then_go_on(sta
 # A limit on the data -------------------------------------------------------------------------------------
 
 
-def too_large(session, number, *keys):
-    return Refused(session, [number], Reason.DATA_LIMIT, list(keys))
+def not_made(session, number, *keys):
+    """Committed, but for the values of these keys, which would have taken the data beyond its limit."""
+    return (session, Committed(session, [number], {number: Outcomes(list(keys), {})}))
 
 
 @pytest.fixture
@@ -493,111 +510,147 @@ def limited(start):
     """A limit of 100 bytes, of which `a` and `b` take 40 each."""
     engine = start(data_bytes_max=100)
     engine.open(A, B)
-    engine.send(A, 1, puts={"a": bytes(39), "b": bytes(39)})
-    assert engine.settle() == [committed(A, 1)]
+    assert engine.commits(A, 1, puts={"a": bytes(39), "b": bytes(39)}) == [committed(A, 1)]
     return engine
 
 
-def test_a_value_that_fits_to_the_byte_is_accepted_and_one_byte_more_is_not(limited):
-    assert limited.send(A, 2, puts={"c": bytes(20)}) == too_large(A, 2, "c")
-    assert limited.send(A, 3, puts={"c": bytes(19)}) is None
-    limited.settle()
+def test_a_value_that_fits_to_the_byte_is_stored_and_one_byte_more_is_not(limited):
+    assert limited.commits(A, 2, puts={"c": bytes(20)}) == [not_made(A, 2, "c")]
+    assert limited.look_up("c") == [None]
+    assert limited.commits(A, 3, puts={"c": bytes(19)}) == [committed(A, 3)]
     assert limited.look_up("c") == [bytes(19)]
 
 
-def test_what_was_refused_is_not_in_the_log_and_nothing_waits_for_it(start, limited):
-    limited.send(A, 2, puts={"c": bytes(20)})
-    assert limited.commit.idle()
-    assert limited.look_up("c") == [None]
-    assert start().look_up("c") == [None]
+def test_replay_decides_as_it_was_decided_whatever_the_limit_is_now(start, limited):
+    limited.commits(A, 2, puts={"c": bytes(20), "d": b"d"})
+    for options in ({}, {"data_bytes_max": 1}, {"data_bytes_max": 1000}):
+        engine = start(**options)
+        assert engine.look_up("a", "b", "c", "d") == [bytes(39), bytes(39), None, b"d"]
+        assert engine.send(A, 2, puts={"c": bytes(20), "d": b"d"}) == not_made(A, 2, "c")[1]
 
 
-def test_a_refusal_names_the_values_that_do_not_fit_beside_those_that_do(limited):
-    puts = {"large": bytes(60), "c": bytes(9), "a": bytes(10), "d": bytes(10), "e": bytes(8)}
-    assert limited.send(A, 2, puts=puts) == too_large(A, 2, "large", "d")
-    assert limited.send(A, 3, puts={key: value for key, value in puts.items() if key in "cae"}) is None
+def test_beside_values_that_do_not_fit_the_others_are_stored_and_deletes_are_made(limited):
+    puts = {"large": bytes(60), "c": bytes(9), "a": bytes(10), "d": bytes(38), "e": bytes(9)}
+    assert limited.commits(A, 2, puts=puts, deletes=["b"]) == [not_made(A, 2, "large", "e")]
+    assert limited.look_up("large", "c", "a", "d", "e", "b") == [None, bytes(9), bytes(10), bytes(38), None, None]
 
 
 def test_with_no_room_left_what_does_not_grow_is_accepted(limited):
-    limited.send(A, 2, puts={"c": bytes(19)})
-    limited.settle()
+    limited.commits(A, 2, puts={"c": bytes(19)})
     for number, writes in enumerate(
         ({"puts": {"a": b"x" * 39}}, {"puts": {"b": b"x"}}, {"deletes": ["c", "nothing"]}, {"clear": True}, {}), start=3
     ):
-        assert limited.send(A, number, **writes) is None
-        limited.settle()
+        assert limited.commits(A, number, **writes) == [committed(A, number)]
     limited.open(C)
 
 
 @pytest.mark.parametrize("writes", [{"deletes": ["a"]}, {"clear": True}, {"puts": {"a": b"x"}}])
-def test_room_that_was_made_can_be_filled_as_soon_as_that_is_answered(limited, writes):
-    assert limited.send(A, 2, **writes) is None
-    assert limited.send(B, 1, puts={"c": bytes(40)}) == too_large(B, 1, "c")  # until then it counts
-    limited.settle()
-    assert limited.send(B, 2, puts={"c": bytes(40)}) is None
-    assert limited.settle() == [committed(B, 2)]
-
-
-def test_what_is_on_its_way_counts(limited):
+def test_room_that_was_made_can_be_filled_by_what_comes_after_it(limited, writes):
     await_paused = limited.pause()
-    assert limited.send(A, 2, puts={"c": bytes(9)}) is None
+    limited.send(A, 2, **writes)
     await_paused()
-    assert limited.send(B, 1, puts={"d": bytes(9), "c": bytes(5)}) is None
-    assert limited.send(A, 3, base=2, puts={"e": b"x"}) == too_large(A, 3, "e")
+    limited.send(B, 1, puts={"c": bytes(40)})
     limited.resume()
-    limited.settle()
-    assert limited.send(A, 4, puts={"e": b"x"}) is None  # the smaller c was the last
+    assert limited.settle() == [committed(A, 2), committed(B, 1)]
+    assert limited.look_up("c") == [bytes(40)]
+
+
+def test_what_came_before_counts_although_it_was_not_applied_when_this_came(limited):
+    await_paused = limited.pause()
+    limited.send(A, 2, puts={"c": bytes(9)})
+    await_paused()
+    limited.send(B, 1, puts={"d": bytes(9)})
+    limited.send(A, 3, base=2, puts={"e": b"x"})
+    limited.resume()
+    assert limited.settle() == [committed(A, 2), committed(B, 1), not_made(A, 3, "e")]
 
 
 def test_what_a_full_disk_refused_counts_no_more(limited):
     limited.disk.room = 10
-    limited.send(A, 2, puts={"c": bytes(19)})
-    assert limited.settle() == [refused(A, 2)]
+    assert limited.commits(A, 2, puts={"c": bytes(19)}) == [refused(A, 2)]
     limited.disk.room = 10_000
-    assert limited.send(A, 3, puts={"c": bytes(19)}) is None
-
-
-def test_a_batch_sent_before_a_refusal_by_the_data_limit_was_known_is_refused_without_a_look_at_its_values(limited):
-    await_paused = limited.pause()
-    limited.send(A, 2)
-    await_paused()
-    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
-    assert limited.send(A, 4, base=2, deletes=["a"]) == too_large(A, 4)
-    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3)  # a repeat
-    limited.resume()
-    assert limited.settle() == [committed(A, 2)]
-    assert limited.send(A, 5, base=5, deletes=["a"]) is None
-
-
-def test_a_full_disk_after_a_refusal_by_the_data_limit_does_not_make_that_be_forgotten(limited):
-    await_paused = limited.pause("append")
-    limited.send(A, 2)
-    await_paused()
-    assert limited.send(A, 3, base=2, puts={"c": bytes(20)}) == too_large(A, 3, "c")
-    limited.disk.room = 10
-    limited.resume()
-    assert limited.settle() == [refused(A, 2)]
-    limited.disk.room = 10_000
-    assert limited.send(A, 4, base=3, deletes=["a"]) == Refused(A, [4], Reason.NO_SPACE)
-    assert limited.send(A, 5, base=5, deletes=["a"]) is None
+    assert limited.commits(A, 3, puts={"c": bytes(19)}) == [committed(A, 3)]
 
 
 def test_a_limit_below_what_is_stored_refuses_growth_alone(start, limited):
     engine = start(data_bytes_max=50)
     assert engine.look_up("a") == [bytes(39)]
-    assert engine.send(A, 2, puts={"a": bytes(40), "b": bytes(38)}) == too_large(A, 2, "a")
-    assert engine.send(A, 3, puts={"b": bytes(38)}) is None
-    engine.settle()
-    assert engine.send(A, 4, deletes=["b"]) is None
-    engine.settle()
-    assert engine.send(A, 5, puts={"a": bytes(49)}) is None
+    assert engine.commits(A, 2, puts={"a": bytes(40), "b": bytes(38)}) == [not_made(A, 2, "a")]
+    assert engine.look_up("a", "b") == [bytes(39), bytes(38)]
+    assert engine.commits(A, 3, deletes=["b"]) == [committed(A, 3)]
+    assert engine.commits(A, 4, puts={"a": bytes(49)}) == [committed(A, 4)]
 
 
 def test_the_least_limit_takes_no_value_at_all(start):
     engine = start(data_bytes_max=1)
     engine.open(A)
-    assert engine.send(A, 1, puts={"a": b"x"}) == too_large(A, 1, "a")
-    assert engine.send(A, 2, clear=True, deletes=["a"]) is None
+    assert engine.commits(A, 1, puts={"a": b"x"}) == [not_made(A, 1, "a")]
+    assert engine.commits(A, 2, clear=True, deletes=["a"]) == [committed(A, 2)]
+
+
+def test_at_the_limit_a_transaction_is_made_whole_or_not_at_all_by_what_it_grows_in_all(limited):
+    fits = Transaction([], {"c": bytes(20), "a": bytes(38)}, [])
+    moves = Transaction([], {"c": bytes(58)}, ["a"])
+    grows = Transaction([], {"a": b"x", "b": bytes(39)}, [])
+    assert limited.commits(A, 2, transactions=[fits, moves]) == [committed(A, 2)]
+    assert limited.look_up("a", "b", "c") == [None, bytes(39), bytes(58)]
+    replies = limited.commits(A, 3, transactions=[grows])
+    assert replies == [(A, Committed(A, [3], {3: Outcomes([], {0: []})}))]
+    assert limited.look_up("a", "c") == [None, bytes(58)]
+
+
+# Transactions --------------------------------------------------------------------------------------------
+
+
+def set_if(key, before, after):
+    """Replace a value by another, if it is as expected; None for no value."""
+    check = Check(key, None, negated=True) if before is None else Check(key, [etag(before)], negated=False)
+    return Transaction([check], {key: after}, [])
+
+
+def test_transactions_of_one_group_see_what_is_before_them_in_the_log_and_each_has_its_outcome(start):
+    engine = start()
+    engine.open(A, B)
+    await_paused = engine.pause()
+    engine.send(A, 1, puts={"k": b"0"})
+    await_paused()
+    engine.send(A, 2, base=1, transactions=[set_if("k", b"0", b"1"), set_if("k", b"0", b"2")])
+    engine.send(B, 1, puts={"other": b"x"}, transactions=[set_if("k", b"1", b"3"), set_if("k", None, b"4")])
+    engine.resume()
+    failed = {2: Outcomes([], {1: [(0, etag(b"1"))]})}, {1: Outcomes([], {1: [(0, etag(b"3"))]})}
+    assert engine.settle() == [committed(A, 1), (A, Committed(A, [2], failed[0])), (B, Committed(B, [1], failed[1]))]
+    assert engine.look_up("k", "other") == [b"3", b"x"]
+
+
+def test_an_outcome_is_not_known_before_its_sync_and_never_when_that_fails(start):
+    engine = start()
+    engine.open(A)
+    engine.commits(A, 1, puts={"k": b"0"})
+    await_paused = engine.pause()
+    engine.send(A, 2, transactions=[set_if("k", None, b"1")])
+    await_paused()
+    assert not engine.is_ready()
+    engine.resume(failing("sync"))
+    with pytest.raises(DiskFailed):
+        engine.collect()
+
+
+@pytest.mark.parametrize("seals", [False, True])
+def test_a_repeat_after_a_restart_gets_the_outcome_that_was_decided_also_from_a_snapshot(start, seals):
+    engine = start()
+    engine.open(A, B)
+    engine.commits(A, 1, transactions=[set_if("k", None, b"1")])
+    lost = engine.commits(A, 2, base=1, transactions=[set_if("k", None, b"2")])
+    engine.commits(B, 1, puts={"k": b"changed since"})
+    for _ in range(2):
+        sequence = engine.wal.last_sequence
+        engine = start()
+        if seals:
+            checkpoint.make(engine.disk, sequence)
+        assert engine.send(A, 1, transactions=[set_if("k", None, b"1")]) == Committed(A, [1])
+        assert [(A, engine.send(A, 2, base=1, transactions=[set_if("k", None, b"2")]))] == lost
+    assert lost == [(A, Committed(A, [2], {2: Outcomes([], {0: [(0, etag(b"1"))]})}))]
+    assert engine.look_up("k") == [b"changed since"]
 
 
 # A sync that reports no room -----------------------------------------------------------------------------

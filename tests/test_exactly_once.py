@@ -16,14 +16,27 @@ import pytest
 import zmq
 
 from kv.log_client.client import Client
-from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, RequestFailed
+from kv.log_client.outcomes import (
+    DataLimitReached,
+    NoSpace,
+    OutcomeUnknown,
+    PreconditionFailed,
+    RequestFailed,
+    Unavailable,
+)
 from logd import server
-from logd.local import intake, publish, store, wal
+from logd.local import commit, intake, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
+from logd.local.group import decode as decode_group
 from logd.local.recovery import Finding, Recovered
 from logd.shared import protocol
+from logd.shared.etag import etag
+from logd.shared.protocol import Check, Transaction
 from tests.support.builders import encode_payload
+
+COUNTER = "counter"
+PAIR = ("left", "right")
 
 
 class Connection:
@@ -79,10 +92,17 @@ def replay(log):
     """The state that a log gives, and the keys in the order in which it puts them."""
     state, keys = store.Store(), []
     write = state._write
-    state._write = lambda batch: (keys.extend(batch.puts), write(batch))
+
+    def watched_write(batch, bytes_max):
+        outcomes = write(batch, bytes_max)
+        keys.extend(key for key in batch.puts if not outcomes or key not in outcomes.over_limit)
+        return outcomes
+
+    state._write = watched_write
     for payload in log:
-        for batch in protocol.decode_write_batches(payload):
-            state.apply(batch)
+        batches, data_bytes_max = decode_group(payload)
+        for batch in batches:
+            state.apply(batch, data_bytes_max)
     return state, keys
 
 
@@ -94,6 +114,7 @@ class World:
         self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
         self.loop.time = lambda: self.now
         self.log, self.verdicts, self.writes, self.deletes, self.connections = [], queue.SimpleQueue(), [], [], {}
+        self.increments, self.pairs = [], []
         self.storage = self.server = None
         self.workers = [Worker(self.loop) for _ in range(workers)]
         good = [self.logd_starts, self.logd_receives, self.disk_syncs, self.logd_collects]
@@ -104,6 +125,7 @@ class World:
         return self
 
     def __exit__(self, *_):
+        self.loop.set_exception_handler(lambda *_: None)  # what a test has not looked at when it fails, nobody will
         self.logd_dies()
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
@@ -172,9 +194,29 @@ class World:
         return worker, key, outcome
 
     def delete(self, worker):
-        if self.storage and self.storage._store.data:  # what is applied is not put again, and so none undoes the other
-            key = self.random.choice(list(self.storage._store.data))
+        # Of keys that are put once, so that no write undoes another.
+        if self.storage and (keys := [key for key in self.storage._store.data if key.isdecimal()]):
+            key = self.random.choice(keys)
             self.deletes.append(self.loop.create_task(self._outcome(worker, worker.delete(key))))
+
+    def increment(self, worker):
+        self.increments.append(self.loop.create_task(self._increment(worker)))
+
+    async def _increment(self, worker):
+        """Read a counter, and replace it if nobody else has; Unavailable when it could not be read."""
+        try:
+            value = await worker.get(COUNTER)
+        except RequestFailed:
+            return Unavailable
+        check = Check(COUNTER, None, negated=True) if value is None else Check(COUNTER, [etag(value)], negated=False)
+        successor = Transaction([check], {COUNTER: b"%d" % (int(value or 0) + 1)}, [])
+        return await self._outcome(worker, worker.execute(successor))
+
+    def write_pair(self, worker):
+        """Both of a pair are written or deleted by one transaction."""
+        value = self.random.randbytes(8).hex().encode()
+        pair = ({}, list(PAIR)) if self.random.random() < 0.3 else (dict.fromkeys(PAIR, value), [])
+        self.pairs.append(self.loop.create_task(self._outcome(worker, worker.execute(Transaction([], *pair)))))
 
     async def _outcome(self, worker, request):
         deadline, outcome = self.now + worker.timeout_s + 0.3, None
@@ -297,6 +339,99 @@ def test_the_data_never_exceeds_its_limit_and_deletes_go_on_beside_writes_that_d
         assert set(outcomes) == {None, DataLimitReached}
         assert {delete.result() for delete in world.deletes} == {None}
         assert outcomes[-100:].count(None) > 5  # the room that deletes make is used
+
+
+def live_with_transactions(seed):
+    """A life with faults in which a counter and a pair of keys are written by transactions alone."""
+    with World(seed, data_bytes_max=3000 if seed % 3 == 0 else 0) as world:
+        faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
+        faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2, 0.8])
+        for _ in range(1000):
+            rare = faults if world.random.random() < rate else []
+            world.step(
+                *world.good, world.increment, world.increment, world.write_pair, world.write, world.delete, *rare
+            )
+            if world.storage:
+                assert world.storage._store.data.get(PAIR[0]) == world.storage._store.data.get(PAIR[1])
+        world.logd_dies()
+        for _ in range(4):
+            world.settle()
+            for worker in world.workers:
+                worker.be_patient()
+                world.write(worker)
+        world.settle()
+        outcomes = [each.result() for each in world.increments]
+        counter = int(replay(world.log)[0].data.get(COUNTER, b"0"))
+        assert outcomes.count(None) <= counter <= outcomes.count(None) + outcomes.count(OutcomeUnknown)
+        return set(outcomes), {each.result() for each in world.pairs}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_counter_counts_its_successful_increments_and_a_pair_stays_one_whatever_dies(seed):
+    assert live_with_transactions(seed)[0] <= {
+        *(None, PreconditionFailed, Unavailable, OutcomeUnknown, NoSpace, DataLimitReached),
+    }
+
+
+def forget_outcomes_of_repeats(monkeypatch):
+    monkeypatch.setattr(intake.Intake, "submit", forgetting(intake.Intake.submit))
+
+
+def forgetting(submit):
+    def forgetful(self, raw, batch):
+        reply = submit(self, raw, batch)
+        return protocol.Committed(batch.session, [batch.number]) if isinstance(reply, protocol.Committed) else reply
+
+    return forgetful
+
+
+def forget_outcomes_over_a_restart(monkeypatch):
+    def start_without(world, _=None, start=World.logd_starts):
+        before = world.storage
+        start(world, _)
+        if world.storage is not before:
+            world.storage._store.outcomes.clear()
+
+    monkeypatch.setattr(World, "logd_starts", start_without)
+
+
+def evaluate_at_acceptance(monkeypatch):
+    def hasty(self, raw, batch, submit=commit.GroupCommit.submit):
+        decided = [
+            each if self._store._failed(each.checks) else Transaction([], each.puts, each.deletes)
+            for each in batch.transactions
+        ]
+        batch = protocol.WriteBatch(batch.session, batch.number, batch.base, False, batch.puts, batch.deletes, decided)
+        return submit(self, protocol.encode(batch), batch)
+
+    monkeypatch.setattr(commit.GroupCommit, "submit", hasty)
+
+
+def apply_half_a_transaction(monkeypatch):
+    def half(self, transaction, bytes_max, execute=store.Store._execute):
+        return execute(self, Transaction(transaction.checks, transaction.puts, transaction.deletes[:1]), bytes_max)
+
+    monkeypatch.setattr(store.Store, "_execute", half)
+
+
+def report_no_outcome(monkeypatch):
+    monkeypatch.setattr(store.Store, "outcomes_of", lambda *_: {})
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        forget_outcomes_of_repeats,
+        forget_outcomes_over_a_restart,
+        evaluate_at_acceptance,
+        apply_half_a_transaction,
+        report_no_outcome,
+    ],
+)
+def test_a_mistake_with_transactions_is_found(mistake, monkeypatch):
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        any(not live_with_transactions(seed) for seed in range(30))
 
 
 def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():

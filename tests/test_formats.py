@@ -9,19 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logd.local import ballast, frame, publish, snapshot, wal
+from logd.local import ballast, frame, group, publish, snapshot, wal
 from logd.local.disk import LocalDisk
 from logd.local.frame import BadHeader, End, Header
+from logd.local.group import decode as decode_group
 from logd.local.store import Store
 from logd.shared import protocol
 from logd.shared.protocol import (
     DECODE_ERRORS,
+    Check,
     Committed,
     Dropped,
     Gap,
     Hello,
     Histogram,
     Large,
+    Outcomes,
     ReadBatch,
     ReadLarge,
     Reason,
@@ -30,6 +33,7 @@ from logd.shared.protocol import (
     StatsRequest,
     Status,
     StatusRequest,
+    Transaction,
     Values,
     WriteBatch,
 )
@@ -60,7 +64,15 @@ _A = "c410" + "61" * 16
 REQUESTS = [
     (
         batch(A, 3, base=2, clear=True, puts={"k": b"v", "e": b""}, deletes=["d"]),
-        f"97 01 {_A} 03 02 c3 82 a16b c40176 a165 c400 91 a164",
+        f"98 01 {_A} 03 02 c3 82 a16b c40176 a165 c400 91 a164 90",
+    ),
+    (
+        batch(A, 3, transactions=[Transaction([Check("c", ["t"], negated=False)], {"k": b"v"}, ["d"])]),
+        f"98 01 {_A} 03 00 c2 80 90 91 93 91 93 a163 91 a174 c2 81 a16b c40176 91 a164",
+    ),
+    (
+        batch(A, 3, transactions=[Transaction([Check("c", None, negated=True)], {}, [])]),
+        f"98 01 {_A} 03 00 c2 80 90 91 93 91 93 a163 c0 c3 80 90",
     ),
     (ReadBatch(300, ["a", "b"]), "93 02 cd012c 92 a161 a162"),
     (StatusRequest(1), "92 03 01"),
@@ -69,9 +81,12 @@ REQUESTS = [
 ]
 REPLIES = [
     (Hello(4711, 2), "93 0a cd1267 02"),
-    (Committed(A, [1, 2]), f"93 0b {_A} 92 01 02"),
-    (Refused(A, [3], Reason.NO_SPACE), f"95 0c {_A} 91 03 01 90"),
-    (Refused(A, [3], Reason.DATA_LIMIT, ["k"]), f"95 0c {_A} 91 03 02 91 a16b"),
+    (Committed(A, [1, 2]), f"94 0b {_A} 92 01 02 80"),
+    (
+        Committed(A, [1], {1: Outcomes(["k"], {0: [(1, "t"), (2, None)], 2: []})}),
+        f"94 0b {_A} 91 01 81 01 92 91 a16b 82 00 92 92 01 a174 92 02 c0 02 90",
+    ),
+    (Refused(A, [3], Reason.NO_SPACE), f"94 0c {_A} 91 03 01"),
     (Gap(A, 5, 3), f"94 0d {_A} 05 03"),
     (Dropped(A, 9), f"93 0e {_A} 09"),
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),
@@ -79,7 +94,8 @@ REPLIES = [
     (Status(1, "full"), "93 10 01 a466756c6c"),
     (
         stats(1),
-        "dc0019 11 01 a0 02 cd012c 03 04 05 81a367617006 93 91cb3ff0000000000000 920708 cb3fe0000000000000"
+        "dc001a 11 01 a0 02 cd012c 03 04 05 81a367617006 81aa646174615f6c696d697413"
+        "93 91cb3ff0000000000000 920708 cb3fe0000000000000"
         "93 90 9109 cb0000000000000000 0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
         "a34e4557 cb0000000000000000 11 cb3fe0000000000000 12",
     ),
@@ -115,7 +131,7 @@ def test_garbage_is_a_decode_error(raw):
         with pytest.raises(DECODE_ERRORS):
             decode(raw)
     with pytest.raises(DECODE_ERRORS):
-        protocol.decode_write_batches(b"\x91" + raw)
+        decode_group(b"\x91" + raw)
 
 
 def test_each_side_refuses_the_messages_of_the_other():
@@ -154,10 +170,12 @@ _request = st.one_of(
     st.builds(StatsRequest, _number),
     st.builds(ReadLarge, _number, st.text(), _number),
 )
+_failed = st.lists(st.tuples(_number, st.none() | st.text()), max_size=3)
+_outcomes = st.builds(Outcomes, st.lists(st.text(), max_size=3), st.dictionaries(_number, _failed, max_size=3))
 _reply = st.one_of(
     st.builds(Hello, _number, _number),
-    st.builds(Committed, _session, _numbers),
-    st.builds(Refused, _session, _numbers, st.sampled_from(Reason), st.lists(st.text(), max_size=5)),
+    st.builds(Committed, _session, _numbers, st.dictionaries(_number, _outcomes, max_size=3)),
+    st.builds(Refused, _session, _numbers, st.sampled_from(Reason)),
     st.builds(Gap, _session, _number, _number),
     st.builds(Dropped, _session, _number),
     st.builds(Values, _number, _number, st.lists(st.none() | st.binary(), max_size=5)),
@@ -189,7 +207,7 @@ def test_a_message_with_changed_bytes_is_another_message_or_a_decode_error(case,
 
 # Headers and single frames -------------------------------------------------------------------------------
 
-HEADER = bytes.fromhex("4b564c4f47534547 01000000 a1b2c3d4 0700000000000000 00000000 79aeb830")
+HEADER = bytes.fromhex("4b564c4f47534547 02000000 a1b2c3d4 0700000000000000 00000000 b3e3119f")
 FRAME = bytes.fromhex("a1b2c3d4 05000000 8127ed1c 0700000000000000 68656c6c6f")
 
 
@@ -213,7 +231,7 @@ BAD_HEADERS = {
     "foreign magic": (frame.encode_header(snapshot.MAGIC, Header(MARKER, 7)), "not a file of this kind"),
     "newer version": (
         of_other_version(HEADER),
-        f"version {frame.VERSION + 1}, and this program reads version {frame.VERSION}",
+        f"version {frame.VERSION + 1}, and this program reads versions 1 and 2",
     ),
     "cut short": (HEADER[:31], "cut short at 31 of 32 bytes"),
     "empty": (b"", "cut short at 0 of 32 bytes"),
@@ -362,14 +380,29 @@ def test_a_segment_holds_values_of_any_size_and_knows_a_torn_one(size):
     found, reader = _read(data[: -size // 2])
     assert found == [(1, b"small")]
     assert reader.end is End.TORN
-    assert protocol.decode_write_batches(big)[0].puts["k"] == bytes([255]) * size
+    assert decode_group(big).batches[0].puts["k"] == bytes([255]) * size
 
 
 def test_a_payload_is_an_array_of_batches_as_they_were_sent():
     batches = [protocol.encode(batch(A, number)) for number in range(3)]
     assert encode_payload(batches) == bytes.fromhex("dd 00000003") + b"".join(batches)
-    assert protocol.decode_write_batches(encode_payload(batches)) == [batch(A, number) for number in range(3)]
-    assert protocol.decode_write_batches(encode_payload([])) == []
+    assert decode_group(encode_payload(batches)).batches == [batch(A, number) for number in range(3)]
+    assert decode_group(encode_payload([])).batches == []
+
+
+def test_a_payload_of_version_1_is_read_in_which_a_batch_had_no_transactions():
+    raw = bytes.fromhex(f"91 97 01 {_A} 03 02 c3 81 a16b c40176 91 a164")
+    assert decode_group(raw) == ([batch(A, 3, base=2, clear=True, puts={"k": b"v"}, deletes=["d"])], 0)
+
+
+def test_a_limit_on_the_data_is_the_first_element_of_a_payload():
+    raws = [protocol.encode(batch(A, number)) for number in range(2)]
+    limited = encode_payload(group.elements(raws, 300))
+    assert limited == bytes.fromhex("dd 00000003 cd012c") + b"".join(raws)
+    assert decode_group(limited) == ([batch(A, 0), batch(A, 1)], 300)
+    for senseless in ([b"\x01"], [b"\x00", *raws], [b"\xff", *raws], [*raws, b"\x01"], [b"\x01", b"\x01", *raws]):
+        with pytest.raises(DECODE_ERRORS):
+            decode_group(encode_payload(senseless))
 
 
 def test_file_names_say_what_a_file_begins_with_and_anything_else_is_not_listed():
@@ -384,8 +417,9 @@ def test_file_names_say_what_a_file_begins_with_and_anything_else_is_not_listed(
 # Snapshots -----------------------------------------------------------------------------------------------
 
 SNAPSHOT = bytes.fromhex(
-    "4b564c4f47534e50 01000000 a1b2c3d4 0900000000000000 00000000 9362b17b"
-    f"a1b2c3d4 2b000000 133233c5 0100000000000000 92 01 92 92 {_A} 03 92 c410 {'62' * 16} 00"
+    "4b564c4f47534e50 02000000 a1b2c3d4 0900000000000000 00000000 592f18d4"
+    f"a1b2c3d4 4b000000 1a3a4677 0100000000000000 93 01 92 92 {_A} 03 92 c410 {'62' * 16} 00"
+    f"81 {_A} 81 03 92 91 a178 81 01 91 92 00 a174"
     "a1b2c3d4 08000000 fe4d9cf5 0200000000000000 92 02 81 a16b c40176"
     "a1b2c3d4 05000000 505991e2 0300000000000000 94 03 09 01 02"
 )
@@ -408,6 +442,7 @@ def _golden_store() -> Store:
     store = Store()
     store.data = {"k": b"v"}
     store.sessions = {A: 3, B: 0}
+    store.outcomes = {A: {3: Outcomes(["x"], {1: [(0, "t")]})}}
     return store
 
 
@@ -417,6 +452,15 @@ def test_a_snapshot_is_these_bytes(tmp_path, monkeypatch):
     assert (tmp_path / snapshot.snapshot_name(9)).read_bytes() == SNAPSHOT
     store, sequence = _read_snapshot(_OneFile(SNAPSHOT))
     assert (store.data, list(store.sessions.items()), sequence) == ({"k": b"v"}, [(A, 3), (B, 0)], 9)
+    assert store.outcomes == _golden_store().outcomes
+
+
+def test_a_snapshot_of_version_1_is_read_in_which_there_were_no_outcomes():
+    header = bytes.fromhex("4b564c4f47534e50 01000000 a1b2c3d4 0900000000000000 00000000 9362b17b")
+    sessions = bytes.fromhex(f"92 01 92 92 {_A} 03 92 c410 {'62' * 16} 00")
+    chunks = [framed(chunk, number) for number, chunk in enumerate((sessions, _entries, _footer), 1)]
+    store, _ = _read_snapshot(_OneFile(b"".join([header, *chunks])))
+    assert (store.data, store.sessions, store.outcomes) == ({"k": b"v"}, {A: 3, B: 0}, {})
 
 
 def test_a_snapshot_cut_at_any_byte_is_bad():
@@ -436,7 +480,7 @@ def _snapshot_of(*chunks: bytes, sequence: int = 9) -> bytes:
     return header + b"".join(framed(chunk, number) for number, chunk in enumerate(chunks, 1))
 
 
-_sessions, _entries, _footer = SNAPSHOT[52:95], SNAPSHOT[115:123], SNAPSHOT[143:]
+_sessions, _entries, _footer = SNAPSHOT[52:127], SNAPSHOT[147:155], SNAPSHOT[175:]
 BAD_SNAPSHOTS = {
     "a byte after the footer": SNAPSHOT + b"\0",
     "a frame after the footer": _snapshot_of(_sessions, _entries, _footer, _entries),
@@ -470,7 +514,8 @@ def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    "name", ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "*" + publish.TEMPORARY_SUFFIX]
+    "name",
+    ["LOCK", "wal-<sequence>.log", "snapshot-<sequence>.snap", ballast.NAME, "<file>" + publish.TEMPORARY_SUFFIX],
 )
 def test_every_kind_of_file_in_a_directory_has_a_row_in_the_description(name):
     assert f"\n| `{name}` |" in (ROOT / "logd" / "FORMAT.md").read_text()
@@ -484,7 +529,7 @@ def test_the_example_in_the_description_is_a_segment_with_the_content_that_is_de
     frames, reader = read_segment(data)
     assert reader.end is End.CLEAN
     session = bytes(range(16))
-    assert [protocol.decode_write_batches(each.payload) for each in frames] == [
+    assert [decode_group(each.payload).batches for each in frames] == [
         [batch(session, 0)],
         [batch(session, 1, base=1, puts={"city": "Zürich".encode()}, deletes=["town"])],
     ]

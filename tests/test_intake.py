@@ -8,7 +8,8 @@ from logd.local import intake
 from logd.local.intake import Decision, Intake, Progress, decide
 from logd.local.store import SESSIONS_MAX, Store
 from logd.shared import protocol
-from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused
+from logd.shared.etag import etag
+from logd.shared.protocol import Check, Committed, Dropped, Gap, Outcomes, Reason, Refused, Transaction
 from tests.support.builders import A, B, batch
 
 
@@ -143,13 +144,26 @@ def test_batches_are_taken_in_the_order_in_which_they_came_and_no_more_than_fit(
     assert take(intake) == []
 
 
-def test_what_was_taken_and_refused_may_be_sent_under_other_numbers(store):
-    intake = Intake(store, data_bytes_max=10)
-    assert submit(intake, A, 1, puts={"k": bytes(10)}) == Refused(A, [1], Reason.DATA_LIMIT, ["k"])
-    assert submit(intake, A, 2, base=1) == Refused(A, [2], Reason.DATA_LIMIT)
-    assert submit(intake, A, 3, base=3, puts={"k": bytes(9)}) is None
+def test_what_was_refused_may_be_sent_under_another_number(store):
+    intake = Intake(store)
+    assert submit(intake, A, 1, puts={"k": b"1"}) is None
+    intake.refuse(take(intake), Reason.NO_SPACE)
+    assert submit(intake, A, 2, base=1) == Refused(A, [2], Reason.NO_SPACE)
+    assert submit(intake, A, 3, base=3, puts={"k": b"2"}) is None
     apply_to(store, intake, take(intake))
-    assert store.data == {"k": bytes(9)}
+    assert store.data == {"k": b"2"}
+
+
+def test_a_repeat_of_what_was_applied_gets_the_outcomes_that_it_had(store):
+    intake = Intake(store)
+    transaction = Transaction([Check("k", None, negated=True)], {"k": b"1"}, [])
+    for number in (1, 2):
+        submit(intake, A, number, base=1, transactions=[transaction])
+    apply_to(store, intake, take(intake))
+    assert submit(intake, A, 1, base=1) == Committed(A, [1])
+    failed = {2: Outcomes([], {0: [(0, etag(b"1"))]})}
+    for _ in range(2):
+        assert submit(intake, A, 2, base=1) == Committed(A, [2], failed)
 
 
 def test_sessions_that_were_dropped_are_forgotten_and_those_on_their_way_are_not(store):

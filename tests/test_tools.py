@@ -69,7 +69,7 @@ def test_inspect_says_what_is_in_each_file_and_what_recovery_would_do(tmp_path, 
     lines = out.splitlines()
     assert file_name("@3") in lines[0]
     assert f"{len(state(3).data)} keys as of frame 3; ends clean" in lines[0]
-    assert "frames 4 to 6, 3 batches: 6 puts, 3 deletes, 1 clears; ends clean" in lines[2]
+    assert "frames 4 to 6, 3 batches: 6 puts, 3 deletes, 1 clears, 0 transactions; ends clean" in lines[2]
     assert lines[3] == "recovery would: serve [CLEAN]"
     assert lines[4] == f"and have {len(state(6).data)} keys as of frame 6"
 

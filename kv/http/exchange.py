@@ -256,10 +256,13 @@ class Exchange:
 
     def _encode_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         names = dict(fields)
+        etag = names.pop(b"etag", b"")
+        if etag:
+            fields = list(names.items())
         has_length = b"content-length" in names or self.status in _NO_BODY_STATUSES
         if names.get(b"connection") == b"close" or not has_length or self.awaits_continue():
             self.keep_alive = False
-        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive)
+        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, etag)
 
 
 def encode_refusal(refusal: Refusal) -> bytes:
@@ -272,10 +275,16 @@ def encode_refusal(refusal: Refusal) -> bytes:
     return head if refusal.method == "HEAD" else head + body
 
 
-def encode_head(status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool) -> bytes:
-    """The head of an answer. Without a length, the end of the connection is the end of the body."""
+def encode_head(
+    status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool, etag: bytes = b""
+) -> bytes:
+    """The head of an answer. Without a length, the end of the connection is the end of the body.
+
+    The ETag is no part of `fields`, which are the same for many answers, and are encoded once for them.
+    """
     connection = b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
-    return _encode_fields(status, fields, connection) + _date_line(int(time.time()))
+    head = _encode_fields(status, fields, connection) + _date_line(int(time.time()))
+    return b"%betag: %b\r\n\r\n" % (head, etag) if etag else head + b"\r\n"
 
 
 @functools.lru_cache(maxsize=512)
@@ -288,5 +297,5 @@ def _encode_fields(status: int, fields: tuple[tuple[bytes, bytes], ...], connect
 
 @functools.lru_cache(maxsize=1)
 def _date_line(seconds: int) -> bytes:
-    """The last field of every head, and its end. Formatted once a second."""
-    return f"date: {formatdate(seconds, usegmt=True)}\r\n\r\n".encode()
+    """Formatted once a second."""
+    return f"date: {formatdate(seconds, usegmt=True)}\r\n".encode()

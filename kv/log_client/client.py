@@ -23,7 +23,7 @@ from kv.log_client.status import StatusRequests
 from kv.log_client.writes import Writes
 from kv.pauses import Pauses
 from logd.shared import protocol
-from logd.shared.protocol import PROTOCOL_VERSION, Hello, Stats
+from logd.shared.protocol import PROTOCOL_VERSION, Hello, Stats, Transaction
 
 _EVENTS: Final = int(zmq.EVENTS)
 _READABLE: Final = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
@@ -64,7 +64,15 @@ class Client:
     _socket: zmq.Socket[bytes]
     _sweeper: asyncio.Task[None]
 
-    def __init__(self, address: str, *, request_timeout_s: float, queue_bytes_max: int, large_bytes_max: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        request_timeout_s: float,
+        queue_bytes_max: int,
+        large_bytes_max: int,
+        has_data_limit: bool = False,
+    ) -> None:
         self._address = address
         self._request_timeout_s = request_timeout_s
         self.is_connected = False
@@ -73,7 +81,7 @@ class Client:
         self._is_flush_due = False
         self._gathering = _Gathering()
         self._reads = Reads(self, request_timeout_s, large_bytes_max)
-        self._writes = Writes(self, request_timeout_s, queue_bytes_max)
+        self._writes = Writes(self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit)
         self._status = StatusRequests(self, request_timeout_s)
         self._parts: tuple[Part, ...] = (self._reads, self._writes, self._status)
         self._replies = {
@@ -131,6 +139,10 @@ class Client:
     def clear(self) -> asyncio.Future[None]:
         """Remove every key, durably. Raises RequestFailed."""
         return self._writes.write(None, None)
+
+    def execute(self, transaction: Transaction) -> asyncio.Future[None]:
+        """Make all writes of a transaction, or none, durably. Raises RequestFailed; PreconditionFailed is one."""
+        return self._writes.execute(transaction)
 
     async def unavailable_reason(self) -> str:
         """Why reads or writes are not possible; empty when they are. Raises Unavailable when logd does not answer."""

@@ -5,8 +5,10 @@ kv/request.py.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
+
+from logd.shared.protocol import FailedCheck
 
 
 class RequestFailed(Exception):
@@ -23,6 +25,17 @@ class NoSpace(RequestFailed):
 
 class DataLimitReached(RequestFailed):
     """With the value the data would exceed its limit. The write was not applied and will not be."""
+
+
+class PreconditionFailed(RequestFailed):
+    """Checks of a transaction did not hold, and none of its writes was applied."""
+
+    def __init__(self, failed: Sequence[FailedCheck]) -> None:
+        super().__init__(failed)
+        self.failed = failed
+
+    def __str__(self) -> str:
+        return "precondition failed"
 
 
 class OutcomeUnknown(RequestFailed):

@@ -4,10 +4,11 @@ Owns the session, and with it the worker's half of exactly once (logd/shared/pro
 until logd has answered it, and sent again with the same number on every new connection. Only then is it known whether
 it was applied, so a write whose deadline passes before has an unknown outcome.
 
-What a reply other than `Committed` means:
+What a reply means:
 
-* `Refused` for lack of space: no write of these batches was applied, all fail.
-* `Refused` at the data limit: the values that do not fit fail, all other writes of the batch go into another.
+* `Committed`: all writes of these batches were applied, but those that it names as not made: transactions whose checks
+  did not hold, and what would have taken the data beyond its limit.
+* `Refused`: no write of these batches was applied, for lack of space; all fail.
 * `Gap`: an earlier batch was lost with a connection; it is sent again, with all after it.
 * `Dropped`: logd does not know the session (any more), so all outcomes are unknown. Another session is begun.
 """
@@ -16,7 +17,6 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,7 @@ from kv.log_client.outcomes import (
     DataLimitReached,
     NoSpace,
     OutcomeUnknown,
+    PreconditionFailed,
     RequestFailed,
     Unavailable,
     fail,
@@ -32,10 +33,10 @@ from kv.log_client.outcomes import (
 )
 from kv.log_client.part import Link, Replies
 from logd.shared import protocol
-from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, WriteBatch
+from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Refused, Transaction, WriteBatch
 
-_IN_BATCH: Final = b""
 _WRITE_OVERHEAD_BYTES: Final = 512  # what a waiting write takes beside its key and value
+_ENTRY_OVERHEAD_BYTES: Final = 16  # what a check or a write of a transaction takes beside its key, tags and value
 _NO_SPACE: Final = NoSpace("no space left on device")
 _DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
 _SESSION_DROPPED: Final = OutcomeUnknown(
@@ -47,15 +48,17 @@ log = logging.getLogger("kv.log_client.writes")
 
 @dataclass(slots=True)
 class _Write:
-    """`value` is None for a delete, and `_IN_BATCH` while a message holds it; `key` is None for a clear."""
+    """Without a value it is a delete, without a key a clear, unless it is a transaction.
+
+    Once it is sent, a message holds what is to be written.
+    """
 
     key: str | None
     value: bytes | None
+    transaction: Transaction | None
     future: asyncio.Future[None]
     deadline: float
     size: int
-    is_again: bool = False
-    """It was in a batch that was refused because of other writes."""
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class _SentWrites:
     message: bytes
     writes: list[_Write]
     """Empty when the deadline of all of them has passed."""
+    transactions: list[_Write]
+    """Those among them that are transactions, in the order of the message."""
     size: int
 
 
@@ -101,10 +106,11 @@ class _Session:
 class Writes:
     """The writes of one worker."""
 
-    def __init__(self, link: Link, timeout_s: float, queue_bytes_max: int) -> None:
+    def __init__(self, link: Link, timeout_s: float, queue_bytes_max: int, *, has_data_limit: bool = False) -> None:
         self._link = link
         self._timeout_s = timeout_s
         self._queue_bytes_max = queue_bytes_max
+        self._has_data_limit = has_data_limit
         self.queue_bytes = 0
         """Of all writes that have no answer."""
         self.queue: deque[_Write] = deque()
@@ -119,9 +125,18 @@ class Writes:
 
     def write(self, key: str | None, value: bytes | None) -> asyncio.Future[None]:
         """Store a value; without a value delete the key, without a key all keys. Raises RequestFailed."""
+        return self._enqueue(key, value, None, len(key or "") + len(value or b""))
+
+    def execute(self, transaction: Transaction) -> asyncio.Future[None]:
+        """Make all writes of a transaction, or none. Raises RequestFailed, of which PreconditionFailed is one."""
+        return self._enqueue(None, None, transaction, _transaction_size(transaction))
+
+    def _enqueue(
+        self, key: str | None, value: bytes | None, transaction: Transaction | None, size: int
+    ) -> asyncio.Future[None]:
         loop = self._link.loop
-        size = _write_size(key, value)
-        write = _Write(key, value, loop.create_future(), loop.time() + self._timeout_s, size)
+        size += _WRITE_OVERHEAD_BYTES
+        write = _Write(key, value, transaction, loop.create_future(), loop.time() + self._timeout_s, size)
         if self.queue_bytes and self.queue_bytes + size > self._queue_bytes_max:
             fail(write.future, Unavailable("too many writes are waiting; this one was not written"))
             return write.future
@@ -138,7 +153,7 @@ class Writes:
                 self._send_writes()
         elif self.queue and self._link.is_connected and not session.unanswered:
             session.id = os.urandom(protocol.SESSION_ID_BYTES)
-            self._send_batch([], clear=False, puts={}, deletes=(), size=0)
+            self._send_batch(_Batch())
 
     def resend(self) -> None:
         """Send all batches again, also those whose writes have failed by now: logd accepts no gap."""
@@ -166,45 +181,22 @@ class Writes:
     # Sending ---------------------------------------------------------------------------------------------
 
     def _send_writes(self) -> None:
-        """Encode one batch.
+        """Send the writes that wait as one batch, or the first of them."""
+        batch = _Batch()
+        while self.queue and batch.size < protocol.BATCH_BYTES_SOFT_MAX:
+            if self._has_data_limit and batch.hides(self.queue[0]):
+                break
+            batch.add(self.queue.popleft())
+        self._send_batch(batch)
 
-        Its writes are concurrent, so the last one of a key decides, and a clear undoes those before.
-        """
-        writes: list[_Write] = []
-        clear = False
-        puts: dict[str, bytes] = {}
-        deletes: set[str] = set()
-        size = 0
-        is_again = self.queue[0].is_again  # never with new ones, whose values could have it refused again and again
-        while self.queue and size < protocol.BATCH_BYTES_SOFT_MAX and self.queue[0].is_again == is_again:
-            write = self.queue.popleft()
-            writes.append(write)
-            size += write.size
-            if write.key is None:
-                clear = True
-                puts.clear()
-                deletes.clear()
-            elif write.value is None:
-                deletes.add(write.key)
-                puts.pop(write.key, None)
-            else:
-                puts[write.key] = write.value
-                deletes.discard(write.key)
-        self._send_batch(writes, clear, puts, deletes, size)
-        if is_again:
-            self._session.drain()
-
-    def _send_batch(
-        self, writes: list[_Write], clear: bool, puts: dict[str, bytes], deletes: Iterable[str], size: int
-    ) -> None:
+    def _send_batch(self, batch: "_Batch") -> None:
         session = self._session
         number = session.next_number
-        message = protocol.encode(WriteBatch(session.id, number, session.base, clear, puts, list(deletes)))
-        for write in writes:
-            if write.value and puts.get(write.key or "") is write.value:
-                write.value = _IN_BATCH
+        message = protocol.encode(batch.message(session.id, number, session.base))
+        for write in batch.writes:
+            write.value = write.transaction = None
         session.next_number += 1
-        session.unanswered[number] = _SentWrites(message, writes, size)
+        session.unanswered[number] = _SentWrites(message, batch.writes, batch.transactions, batch.size)
         self._link.send(message)
 
     # Answers ---------------------------------------------------------------------------------------------
@@ -213,9 +205,12 @@ class Writes:
         if reply.session != self._session.id:
             return
         for number in reply.numbers:
-            for write in self._take_answered(number):
-                if not write.future.done():
-                    write.future.set_result(None)
+            if sent := self._take_answered(number):
+                if number in reply.outcomes:
+                    _fail_not_made(sent, reply.outcomes[number])
+                for write in sent.writes:
+                    if not write.future.done():
+                        write.future.set_result(None)
         if not self._session.is_open:  # batch 0 was the only one
             self._session.is_open = True
             self._link.flush_soon()
@@ -225,10 +220,7 @@ class Writes:
             return
         self._session.drain()
         for number in reply.numbers:
-            if reply.reason is Reason.DATA_LIMIT:
-                self._requeue_without(number, set(reply.too_large))
-            else:
-                self._fail_batch(number, _NO_SPACE)
+            self._fail_batch(number, _NO_SPACE)
         if not self._session.is_open:  # batch 0 was refused, so its number is used up
             self._session = _Session()
             self._fail_queue(_NO_SPACE)
@@ -240,7 +232,7 @@ class Writes:
         if reply.expected not in session.unanswered:
             # The expected one was refused, and logd ended before it refused this one too: it was never accepted.
             session.drain()
-            self._requeue_without(reply.number, set())
+            self._fail_batch(reply.number, _NO_SPACE)
         elif session.resent_from != reply.expected:
             session.resent_from = reply.expected
             for number, sent in session.unanswered.items():
@@ -256,28 +248,10 @@ class Writes:
         self._session = _Session()
         self._link.flush_soon()
 
-    def _requeue_without(self, number: int, too_large: set[str]) -> None:
-        """Have all writes of a batch that was not applied sent again, but the values that do not fit."""
-        sent = self._session.unanswered.get(number)
-        if sent is None:
-            return
-        puts = protocol.decode_write_batch(sent.message).puts
-        again = []
-        for write in self._take_answered(number):
-            if write.key in too_large and write.size >= _write_size(write.key, puts[write.key]):
-                fail(write.future, _DATA_LIMIT_REACHED)
-            elif not write.future.done():
-                if write.value == _IN_BATCH:
-                    write.value = puts[write.key or ""]
-                write.is_again = True
-                self.queue_bytes += write.size
-                again.append(write)
-        self.queue = deque(sorted([*again, *self.queue], key=lambda write: write.deadline))  # in the order of arrival
-        self._link.flush_soon()
-
     def _fail_batch(self, number: int, failure: RequestFailed) -> None:
-        for write in self._take_answered(number):
-            fail(write.future, failure)
+        if sent := self._take_answered(number):
+            for write in sent.writes:
+                fail(write.future, failure)
 
     def _fail_queue(self, failure: RequestFailed) -> None:
         for write in self.queue:
@@ -285,17 +259,81 @@ class Writes:
             fail(write.future, failure)
         self.queue.clear()
 
-    def _take_answered(self, number: int) -> list[_Write]:
-        """Remove a batch that is answered: the writes that were in it, none when it was answered before."""
+    def _take_answered(self, number: int) -> _SentWrites | None:
+        """Remove a batch that is answered; None when it was answered before."""
         sent = self._session.unanswered.pop(number, None)
         if sent is None:
-            return []
+            return None
         self.queue_bytes -= sent.size
         if self.queue and not self._session.unanswered:  # they may have waited for this
             self._link.flush_soon()
-        return sent.writes
+        return sent
 
 
-def _write_size(key: str | None, value: bytes | None) -> int:
-    """What a write counts for while it has no answer."""
-    return _WRITE_OVERHEAD_BYTES + len(key or "") + len(value or b"")
+class _Batch:
+    """The writes that go into one message.
+
+    They are concurrent: the last one of a key decides, and a clear undoes those before; transactions come after them.
+    """
+
+    def __init__(self) -> None:
+        self.writes: list[_Write] = []
+        self.transactions: list[_Write] = []
+        self.size = 0
+        self._clear = False
+        self._puts: dict[str, bytes] = {}
+        self._deletes: set[str] = set()
+        self._transactions: list[Transaction] = []
+
+    def add(self, write: _Write) -> None:
+        """Add one more."""
+        self.writes.append(write)
+        self.size += write.size
+        if write.transaction:
+            self.transactions.append(write)
+            self._transactions.append(write.transaction)
+        elif write.key is None:
+            self._clear = True
+            self._puts.clear()
+            self._deletes.clear()
+        elif write.value is None:
+            self._deletes.add(write.key)
+            self._puts.pop(write.key, None)
+        else:
+            self._puts[write.key] = write.value
+            self._deletes.discard(write.key)
+
+    def hides(self, write: _Write) -> bool:
+        """True when a write would take the place of others that fit where it may not: at a limit on the data.
+
+        Then it needs a batch of its own, as only the last write of a key gets an outcome.
+        """
+        if write.transaction:
+            return False
+        if write.key is None:
+            return bool(self.writes)
+        if write.value is None:
+            return False
+        return write.key in self._deletes or len(write.value) > len(self._puts.get(write.key, write.value))
+
+    def message(self, session: bytes, number: int, base: int) -> WriteBatch:
+        """What is sent."""
+        return WriteBatch(session, number, base, self._clear, self._puts, list(self._deletes), self._transactions)
+
+
+def _fail_not_made(sent: _SentWrites, outcomes: Outcomes) -> None:
+    """Fail those writes of an applied batch that were not made."""
+    for index, checks in outcomes.failed.items():
+        fail(sent.transactions[index].future, PreconditionFailed(checks) if checks else _DATA_LIMIT_REACHED)
+    if outcomes.over_limit:
+        over_limit = set(outcomes.over_limit)
+        for write in sent.writes:
+            if write.key in over_limit:
+                fail(write.future, _DATA_LIMIT_REACHED)
+
+
+def _transaction_size(transaction: Transaction) -> int:
+    checked = sum(len(check.key) + sum(map(len, check.tags or ())) for check in transaction.checks)
+    put = sum(len(key) + len(value) for key, value in transaction.puts.items())
+    entries = len(transaction.checks) + len(transaction.puts) + len(transaction.deletes)
+    return checked + put + sum(map(len, transaction.deletes)) + _ENTRY_OVERHEAD_BYTES * entries

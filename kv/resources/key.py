@@ -6,10 +6,13 @@ from typing import Final
 import falcon
 import falcon.asgi
 
+from kv import preconditions
 from kv.log_client.large_values import LargeValue
 from kv.log_client.reads import release_unclaimed
-from kv.request import Request, Resource, answer_error, check_value
+from kv.request import Request, Resource, answer_error, check_value, set_etag
 from kv.resources.storage import Storage
+from logd.shared.etag import etag
+from logd.shared.protocol import Transaction
 
 _PIECE_BYTES: Final = 256 << 10
 """A large value is sent in pieces, each when most of the one before has been received."""
@@ -32,26 +35,49 @@ class KeyResource(Resource):
             raise
         if value is None:  # no error, and too common to pay for an exception
             answer_error(req, resp, falcon.HTTP_404, "key not found")
-        elif isinstance(value, LargeValue):
-            req.release_at_end(value)
-            resp.content_length = len(value.data)
-            if req.method == "GET":
-                resp.stream = _pieces(value)
         else:
-            resp.data = value
+            _answer_value(req, resp, value)
 
     on_head = on_get
 
     async def on_put(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Store the body."""
         key = req.key()
+        req.refuse_qualifiers(preconditions.FIELDS)
+        checks = preconditions.checks(req, key)
         value = await req.body(self._value_bytes_max)
         check_value(value)
-        await self._storage.put(key, value)
+        if checks:
+            await self._storage.execute(Transaction(checks, {key: value}, []))
+        else:
+            await self._storage.put(key, value)
+        set_etag(resp, etag(value))
 
     async def on_delete(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Remove the key, whether it is there or not."""
-        await self._storage.delete(req.key())
+        key = req.key()
+        req.refuse_qualifiers(preconditions.FIELDS)
+        if checks := preconditions.checks(req, key):
+            await self._storage.execute(Transaction(checks, {}, [key]))
+        else:
+            await self._storage.delete(key)
+
+
+def _answer_value(req: Request, resp: falcon.asgi.Response, value: bytes | LargeValue) -> None:
+    """With the value, or without it when the client has it already (RFC 9110, 13.1.2)."""
+    if isinstance(value, LargeValue):
+        req.release_at_end(value)
+    tag = etag(value.data if isinstance(value, LargeValue) else value)
+    set_etag(resp, tag)
+    known = preconditions.if_none_match(req)
+    if known and known.match_weakly(tag):
+        resp.status = falcon.HTTP_304
+    elif not isinstance(value, LargeValue):
+        resp.data = value
+    else:
+        resp.content_length = len(value.data)
+        if req.method == "GET":
+            resp.stream = _pieces(value)
 
 
 async def _pieces(value: LargeValue) -> AsyncIterator[bytes]:

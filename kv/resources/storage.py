@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from kv.log_client.large_values import Found
-from logd.shared.protocol import Stats
+from logd.shared.protocol import Stats, Transaction
 
 
 class Storage(Protocol):
@@ -18,6 +18,9 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> Awaitable[None]:
         """Remove a key, whether it is there or not."""
+
+    def execute(self, transaction: Transaction) -> Awaitable[None]:
+        """Make all writes of a transaction, or none."""
 
     def clear(self) -> Awaitable[None]:
         """Remove every key."""

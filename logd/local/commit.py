@@ -18,9 +18,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from logd.local import group as groups
 from logd.local.counters import Counters
 from logd.local.disk import Disk
 from logd.local.intake import Accepted, Intake
@@ -75,7 +76,8 @@ class GroupCommit:
         self._store = store
         self._group_bytes_max = group_bytes_max
         self._after_group = after_group
-        self._intake = Intake(store, data_bytes_max)
+        self._data_bytes_max = data_bytes_max
+        self._intake = Intake(store)
         self._sync_thread = SyncThread(wal, room or _NoRoom())
         self._in_flight: list[Accepted] = []
         self._refused_bytes = 0  # what found no space the last time; 0 when there was space
@@ -140,20 +142,31 @@ class GroupCommit:
     def _begin_group(self) -> None:
         self._in_flight = self._intake.take_group(self._group_bytes_max)
         if self._in_flight:
-            frees = not any(batch.puts for _, batch in self._in_flight)
-            self._sync_thread.begin(_Group([accepted.raw for accepted in self._in_flight], frees=frees))
+            elements = groups.elements([accepted.raw for accepted in self._in_flight], self._data_bytes_max)
+            frees = not any(batch.puts or batch.transactions for _, batch in self._in_flight)
+            self._sync_thread.begin(_Group(elements, frees=frees))
 
     def _apply(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
-        committed: dict[bytes, list[int]] = {}
+        committed: dict[bytes, Committed] = {}
         dropped: list[tuple[bytes, Reply]] = []
         for _, batch in group:
-            if self._store.apply(batch):
-                committed.setdefault(batch.session, []).append(batch.number)
+            if self._store.apply(batch, self._data_bytes_max):
+                self._add(committed, batch)
             else:
                 dropped.append((batch.session, Dropped(batch.session, batch.number)))
         self._intake.settle(group)
         self._count(dropped)
-        return [*((session, Committed(session, numbers)) for session, numbers in committed.items()), *dropped]
+        return [*committed.items(), *dropped]
+
+    def _add(self, committed: dict[bytes, Committed], batch: WriteBatch) -> None:
+        """Have the one reply to a session say what became of this batch too."""
+        reply = committed.get(batch.session)
+        if reply is None:
+            reply = committed[batch.session] = Committed(batch.session, [])
+        reply.numbers.append(batch.number)
+        if self._store.outcomes and (outcomes := self._store.outcomes_of(batch.session, batch.number)):
+            reply.outcomes.update(outcomes)
+            self.counters.count_outcomes(outcomes[batch.number])
 
     def _refuse(self, group: list[Accepted], why: NoSpace) -> list[tuple[bytes, Reply]]:
         """Refuse a group that found no space, and all that waits after it."""
@@ -178,9 +191,9 @@ class Synced(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Encoded batches. `frees`: they delete, and add nothing."""
+    """What goes into the log, encoded. `frees`: it deletes, and adds nothing."""
 
-    raws: list[bytes]
+    elements: Sequence[bytes]
     frees: bool
 
 
@@ -239,18 +252,18 @@ class SyncThread:
             os.write(self._wake_write, b"\0")
 
     def _write_or_make_room(self, group: _Group) -> Synced | NoSpace:
-        end = self._write(group.raws)
+        end = self._write(group.elements)
         if isinstance(end, Synced) or end.errno not in _FULL_DEVICE:
             return end
         if self._room.checkpoint():
-            end = self._write(group.raws)
+            end = self._write(group.elements)
         if isinstance(end, NoSpace) and group.frees and self._room.release_ballast():
-            end = self._write(group.raws)
+            end = self._write(group.elements)
         return end
 
-    def _write(self, raws: list[bytes]) -> Synced | NoSpace:
+    def _write(self, elements: Sequence[bytes]) -> Synced | NoSpace:
         try:
-            frame_bytes = self._wal.append(raws)
+            frame_bytes = self._wal.append(elements)
             began = time.perf_counter()
             self._wal.sync()
             return Synced(frame_bytes, time.perf_counter() - began)

@@ -88,6 +88,7 @@ class LocalEngine:
             groups=counters.groups,
             batches=counters.batches,
             refused=dict(counters.refused),
+            writes_not_made=dict(counters.not_made),
             group_writes=counters.group_writes,
             sync_seconds=counters.sync_seconds,
             appended_bytes=counters.appended_bytes,

@@ -28,7 +28,9 @@ _FRAME: Final = struct.Struct("<4sIIQ")
 _SEALED: Final = struct.Struct("<4sIQ")  # what a frame's checksum covers beside the payload
 _CRC: Final = struct.Struct("<I")
 
-VERSION: Final = 1
+VERSION: Final = 2
+_VERSIONS_READ: Final = (1, 2)
+_READABLE: Final = " and ".join(map(str, _VERSIONS_READ))
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 FRAME_HEADER_BYTES: Final = _FRAME.size
 _HEADER_ROOM: Final = bytes(FRAME_HEADER_BYTES)
@@ -96,8 +98,8 @@ def decode_header(magic: bytes, data: bytes | memoryview) -> Header:
         raise BadHeader("it is not a file of this kind")
     if _CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(data[: _HEADER.size]):
         raise BadHeader("its header is damaged")
-    if version != VERSION:
-        raise OtherVersion(f"it has format version {version}, and this program reads version {VERSION}")
+    if version not in _VERSIONS_READ:
+        raise OtherVersion(f"it has format version {version}, and this program reads versions {_READABLE}")
     return Header(marker, sequence)
 
 

@@ -14,9 +14,7 @@ whose condition holds:
 |                 | before its worker knew of that                                               | same reason      |
 | OUT_OF_ORDER    | it is not the next one: the base, or one more than the last that was         | Gap              |
 |                 | accepted, whichever is higher                                                |                  |
-| NEXT            | none of these                                                                | accept; Refused  |
-|                 |                                                                              | beyond the limit |
-|                 |                                                                              | on the data      |
+| NEXT            | none of these                                                                | accept           |
 
 Why AFTER_REFUSAL: if a later batch was accepted, the refused one would look like a repeat of something applied.
 """
@@ -26,7 +24,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from logd.local.data_limit import DataLimit
 from logd.local.store import SESSIONS_MAX, Store
 from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
 
@@ -95,9 +92,9 @@ def decide(number: int, base: int, applied: int | None, progress: Progress) -> D
 class Intake:
     """Accepts batches, hands them out in groups, and is told what became of each group."""
 
-    def __init__(self, store: Store, data_bytes_max: int = 0) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._applied = store.sessions
-        self._data_limit = DataLimit(store, data_bytes_max) if data_bytes_max else None
         self._sessions: dict[bytes, Progress] = {}
         self._waiting: deque[Accepted] = deque()
 
@@ -107,10 +104,13 @@ class Intake:
         progress = self._sessions.get(session) or self._follow(session)
         decision = decide(number, batch.base, self._applied.get(session), progress)
         if decision is _NEXT:
-            return self._accept(Accepted(raw, batch), progress)
+            progress.accepted = number
+            progress.pending += 1
+            self._waiting.append(Accepted(raw, batch))
+            return None
         match decision:
             case Decision.APPLIED:
-                return Committed(session, [number])
+                return Committed(session, [number], self._store.outcomes_of(session, number))
             case Decision.OUT_OF_ORDER:
                 return Gap(session, number, progress.next(batch.base))
             case Decision.AFTER_REFUSAL:
@@ -118,16 +118,6 @@ class Intake:
                 return Refused(session, [number], progress.reason)
             case Decision.UNKNOWN_SESSION:
                 return Dropped(session, number)
-        return None
-
-    def _accept(self, accepted: Accepted, progress: Progress) -> Reply | None:
-        raw, batch = accepted
-        if self._data_limit and (too_large := self._data_limit.accept(len(raw), batch)):
-            progress.refuse(batch.number, Reason.DATA_LIMIT)
-            return Refused(batch.session, [batch.number], Reason.DATA_LIMIT, too_large)
-        progress.accepted = batch.number
-        progress.pending += 1
-        self._waiting.append(accepted)
         return None
 
     def is_empty(self) -> bool:
@@ -146,8 +136,6 @@ class Intake:
         """The oldest batches that were taken have their replies: they are applied, or never will be."""
         for _, batch in group:
             self._sessions[batch.session].pending -= 1
-        if self._data_limit:
-            self._data_limit.settle(len(group))
 
     def refuse(self, group: Sequence[Accepted], reason: Reason) -> list[tuple[bytes, Reply]]:
         """Take back that these were accepted. With them goes all that is on its way, or there would be a gap."""

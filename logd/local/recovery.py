@@ -25,11 +25,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from logd.local import frame, snapshot, wal
+from logd.local import frame, group, snapshot, wal
 from logd.local.disk import Disk
 from logd.local.publish import no_space_by_name, publish, remove_temporaries
 from logd.local.store import Store
-from logd.shared.protocol import DECODE_ERRORS, decode_write_batches
+from logd.shared.protocol import DECODE_ERRORS
 
 log = logging.getLogger("logd.local.recovery")
 
@@ -261,12 +261,12 @@ class _Replay:
 
     def _apply(self, segment: wal.Segment, each: frame.Frame) -> None:
         try:
-            batches = decode_write_batches(each.payload)
+            batches, data_bytes_max = group.decode(each.payload)
         except DECODE_ERRORS as error:
             detail = f"frame {each.sequence}: {error}"
             raise Damaged(Finding.UNREADABLE_FRAME, segment.name, each.offset, detail) from error
         for batch in batches:
-            self._base.store.apply(batch)
+            self._base.store.apply(batch, data_bytes_max)
 
 
 def _header(segment: wal.Segment, data: bytes) -> frame.Header:

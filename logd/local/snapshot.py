@@ -17,7 +17,7 @@ from logd.local import frame
 from logd.local.disk import Disk
 from logd.local.publish import publish
 from logd.local.store import Store
-from logd.shared.protocol import DECODE_ERRORS
+from logd.shared.protocol import DECODE_ERRORS, Outcomes
 
 MAGIC: Final = b"KVLOGSNP"
 _NAME: Final = re.compile(r"snapshot-(\d{20})\.snap")
@@ -29,9 +29,11 @@ class BadSnapshot(Exception):
 
 
 class Sessions(msgspec.Struct, tag=1, array_like=True, frozen=True):
-    """The last batch number of each session, least recently used first."""
+    """The last batch number of each session, least recently used first, and outcomes that its worker may not have."""
 
     numbers: list[tuple[bytes, int]]
+    outcomes: dict[bytes, dict[int, Outcomes]] = {}
+    """Version 1 of the format did not have them."""
 
 
 class Entries(msgspec.Struct, tag=2, array_like=True, frozen=True):
@@ -89,7 +91,7 @@ def _encode_file(store: Store, sequence: int) -> Iterator[bytes | bytearray]:
 
 
 def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
-    yield Sessions(list(store.sessions.items()))
+    yield Sessions(list(store.sessions.items()), store.outcomes)
     chunk: dict[str, bytes] = {}
     chunk_bytes = 0
     for key, value in store.data.items():
@@ -147,5 +149,6 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
             return chunk
         if isinstance(chunk, Sessions):
             store.sessions.update(chunk.numbers)
+            store.outcomes.update(chunk.outcomes)
         else:
             store.data.update(chunk.data)

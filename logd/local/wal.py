@@ -64,9 +64,9 @@ def list_segments(names: Sequence[str]) -> list[Segment]:
     return sorted(found, key=lambda segment: segment.first)
 
 
-def payload_parts(batches: Sequence[bytes]) -> list[bytes]:
-    """One MessagePack array of batches that are encoded already: its header, and the batches."""
-    return [b"\xdd" + len(batches).to_bytes(4, "big"), *batches]
+def payload_parts(elements: Sequence[bytes]) -> list[bytes]:
+    """One MessagePack array of what is encoded already: its header, and the elements."""
+    return [b"\xdd" + len(elements).to_bytes(4, "big"), *elements]
 
 
 def encode_segment_header(header: frame.Header) -> bytes:
@@ -102,14 +102,15 @@ class Wal:
         """The sequence of the last frame that was appended."""
         return self._next - 1
 
-    def append(self, batches: Sequence[bytes]) -> int:
+    def append(self, elements: Sequence[bytes]) -> int:
         """Write one group as one frame, and return the size of the frame in bytes. It is durable only after `sync`.
 
+        The elements of the group are encoded as logd/local/group.py does it.
         Raises NoSpace, and then the log is as before; InDoubt; another OSError when nothing is known any more.
         """
         if self._file.size >= self._segment_bytes:
             self.seal()
-        encoded = frame.encode_frame(self._marker, self._next, payload_parts(batches))
+        encoded = frame.encode_frame(self._marker, self._next, payload_parts(elements))
         start = self._file.size
         try:
             self._file.append(encoded, self._zeros_ahead_bytes(len(encoded)))

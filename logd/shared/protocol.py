@@ -10,7 +10,12 @@ with the same decoder (logd/FORMAT.md describes them byte by byte).
 Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing and opens the
 session. logd accepts only the next number, answers a repeat as it answered the first, and answers a session that it
 does not know with `Dropped`. `base` is the lowest number whose answer the worker does not have yet (RIFL's "first
-incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them.
+incomplete", SOSP '15): numbers below it are never sent again, so logd may forget that it refused them, and what came of
+them.
+
+Outcomes. What becomes of a `Transaction`, and of a write at the limit on the data, is decided when its batch is
+applied, by what the log holds before it. It is part of the state until the worker has it: a repeat gets the same
+answer, also from a logd that was started since.
 """
 
 from enum import IntEnum
@@ -33,7 +38,7 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 """Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
@@ -49,8 +54,6 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
-    DATA_LIMIT = 2
-    """The data would have grown beyond its limit."""
 
 
 class Exit(IntEnum):
@@ -75,8 +78,33 @@ class Exit(IntEnum):
 # Worker to logd ------------------------------------------------------------------------------------------
 
 
+class Check(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Holds when the present value of `key` has one of these tags; with None for them, when there is a value at all.
+
+    With `negated` it holds when that is not so.
+    """
+
+    key: str
+    tags: list[str] | None
+    negated: bool
+
+
+class Transaction(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Writes that are made at one point of the order of all writes if all checks hold there; else none is made.
+
+    No key is both in `puts` and in `deletes`.
+    """
+
+    checks: list[Check]
+    puts: dict[str, bytes]
+    deletes: list[str]
+
+
 class WriteBatch(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
-    """Writes of one event-loop turn: first `clear`, then `puts` and `deletes`, which share no key."""
+    """Writes of a few event-loop turns, in the order in which they are applied.
+
+    First `clear`, then `puts` and `deletes`, which share no key, then `transactions`, one after the other.
+    """
 
     session: bytes
     number: int
@@ -84,6 +112,8 @@ class WriteBatch(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
     clear: bool
     puts: dict[str, bytes]
     deletes: list[str]
+    transactions: list[Transaction] = []
+    """Version 1 of the format did not have them."""
 
 
 class ReadBatch(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
@@ -133,25 +163,34 @@ class Hello(msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False):
     """The PROTOCOL_VERSION of logd. Version 1 did not send it."""
 
 
+FailedCheck: TypeAlias = tuple[int, str | None]
+"""The index of a check in its transaction, and the tag of the value that was there; None when there was none."""
+
+
+class Outcomes(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Which writes of a batch were not made when it was applied; all others were."""
+
+    over_limit: list[str]
+    """Keys of those puts that would have taken the data beyond its limit."""
+    failed: dict[int, list[FailedCheck]]
+    """By the index of a transaction, the checks that did not hold; none when it was the limit on the data."""
+
+
 class Committed(msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False):
     """These batches of a session are durable and applied."""
 
     session: bytes
     numbers: list[int]
+    outcomes: dict[int, Outcomes] = {}
+    """By number, of those batches of which not every write was made."""
 
 
 class Refused(msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False):
-    """These batches of a session were not applied and never will be.
-
-    With `Reason.DATA_LIMIT` there is one batch, and `too_large` has the keys of the values that do not fit: all other
-    writes may be sent again, in another batch. It is empty when the batch was not evaluated, because it was sent before
-    the worker knew of an earlier refusal: then all of its writes may be sent again.
-    """
+    """These batches of a session were not applied and never will be."""
 
     session: bytes
     numbers: list[int]
     reason: Reason
-    too_large: list[str] = []
 
 
 class Gap(msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False):
@@ -214,6 +253,8 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     batches: int
     refused: dict[str, int]
     """Batches that were answered and not accepted, by reason."""
+    writes_not_made: dict[str, int]
+    """Writes of batches that were applied, by reason; a transaction counts as one."""
     group_writes: Histogram
     sync_seconds: Histogram
     appended_bytes: int
@@ -245,7 +286,5 @@ Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
-decode_write_batch: Final = msgspec.msgpack.Decoder(WriteBatch).decode
-decode_write_batches: Final = msgspec.msgpack.Decoder(list[WriteBatch]).decode
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by the decoders when the bytes are not one of their messages."""

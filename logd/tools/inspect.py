@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from logd.local import frame, recovery, snapshot, wal
+from logd.local import frame, group, recovery, snapshot, wal
 from logd.local.disk import Disk
-from logd.shared.protocol import DECODE_ERRORS, Exit, WriteBatch, decode_write_batches
+from logd.shared.protocol import DECODE_ERRORS, Exit, WriteBatch
 from logd.tools.directory import OpenDirectory
 from logd.tools.streams import print_lines, progress
 
@@ -31,6 +31,7 @@ class FileReport:
     puts: int = 0
     deletes: int = 0
     clears: int = 0
+    transactions: int = 0
     keys: int = 0
     end: str = ""
     """One of `frame.End`; empty when reading did not come so far."""
@@ -114,7 +115,7 @@ def _inspect_segment(disk: Disk, segment: wal.Segment, *, is_last: bool) -> File
         frames = frame.FrameReader(data, wal.decode_segment_header(data), segment.first)
         for each in frames:
             report.last, report.frames = each.sequence, report.frames + 1
-            for batch in decode_write_batches(each.payload):
+            for batch in group.decode(each.payload).batches:
                 _count(report, batch)
     except frame.BadHeader as error:
         report.damage = str(error)
@@ -133,6 +134,7 @@ def _count(report: FileReport, batch: WriteBatch) -> None:
     report.puts += len(batch.puts)
     report.deletes += len(batch.deletes)
     report.clears += batch.clear
+    report.transactions += len(batch.transactions)
 
 
 def _as_json(report: Report) -> str:
@@ -153,7 +155,8 @@ def _contents(file: FileReport) -> str:
     if file.name.startswith("snapshot-"):
         return f"{file.keys} keys as of frame {file.last}"
     frames = f"frames {file.first} to {file.last}" if file.frames else "no frames"
-    return f"{frames}, {file.batches} batches: {file.puts} puts, {file.deletes} deletes, {file.clears} clears"
+    writes = f"{file.puts} puts, {file.deletes} deletes, {file.clears} clears, {file.transactions} transactions"
+    return f"{frames}, {file.batches} batches: {writes}"
 
 
 def summarize(report: Report) -> Iterator[str]:

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from logd.local import frame, snapshot, wal
 from logd.local.disk import DiskFile, LocalDisk
+from logd.local.group import decode as decode_group
 from logd.local.store import Store
 from logd.shared import protocol
-from logd.shared.protocol import Histogram, Stats, WriteBatch
+from logd.shared.protocol import Histogram, Stats, Transaction, WriteBatch
 from tests.support.harness import await_true
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -34,9 +35,10 @@ def batch(
     clear: bool = False,
     puts: dict[str, bytes] | None = None,
     deletes: Iterable[str] = (),
+    transactions: Iterable[Transaction] = (),
 ) -> WriteBatch:
     """A batch of writes; without arguments, the one that opens session A."""
-    return WriteBatch(session, number, base, clear, puts or {}, list(deletes))
+    return WriteBatch(session, number, base, clear, puts or {}, list(deletes), list(transactions))
 
 
 def encode_payload(raws: Iterable[bytes]) -> bytes:
@@ -64,9 +66,10 @@ def state(sequence: int) -> Store:
 
 
 def same(one: Store, other: Store) -> bool:
-    """True for stores that are equal in keys, values, their size, and the order of their sessions."""
+    """True for stores that are equal in keys, values, their size, outcomes, and the order of their sessions."""
     sessions = [list(store.sessions.items()) for store in (one, other)]
-    return (one.data, one.data_bytes, sessions[0]) == (other.data, other.data_bytes, sessions[1])
+    states = [(store.data, store.data_bytes, store.outcomes) for store in (one, other)]
+    return states[0] == states[1] and sessions[0] == sessions[1]
 
 
 GARBAGE = {
@@ -98,6 +101,7 @@ def stats(number: int) -> Stats:
         groups=4,
         batches=5,
         refused={"gap": 6},
+        writes_not_made={"data_limit": 19},
         group_writes=Histogram([1.0], [7, 8], 0.5),
         sync_seconds=Histogram([], [9], 0.0),
         appended_bytes=10,
@@ -174,7 +178,7 @@ def read_log(directory: Path) -> dict[int, list[WriteBatch]]:
     found = {}
     for name, _ in wal.list_segments(os.listdir(directory)):
         for each in read_segment((directory / name).read_bytes())[0]:
-            found[each.sequence] = protocol.decode_write_batches(each.payload)
+            found[each.sequence] = decode_group(each.payload).batches
     return found
 
 

@@ -104,10 +104,6 @@ class Logd:
         """There was no space for these batches."""
         self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
 
-    def refuse_for_data_limit(self, number: int, *too_large: str) -> None:
-        """Of this batch, these values would exceed the limit."""
-        self.reply(Refused(self.session, [number], Reason.DATA_LIMIT, list(too_large)))
-
     async def sends_nothing_more(self, client: Client) -> None:
         """Whatever the client had to send would come before the answer to this."""
         read = start(client.get("marker"))
