@@ -24,6 +24,7 @@ from logd.local import ballast, recovery, snapshot, throttle, wal
 from logd.local.disk import Disk, LocalDisk
 from logd.local.publish import NoSpace
 from logd.shared.protocol import Exit
+from logd.shared.text import printable
 
 log = logging.getLogger("logd.local.checkpoint")
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     The end of standard input ends it, and a byte there hurries it. Signals to the process group are ignored as the
     parent does: that is inherited.
     """
-    setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
+    setproctitle.setproctitle(f"kv: checkpoint {printable(arguments.directory)}")
     os.nice(19)
     threading.Thread(target=_obey_parent, daemon=True).start()
     disk = LocalDisk(arguments.directory)
