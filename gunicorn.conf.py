@@ -18,7 +18,7 @@ from logd.shared import logging_setup
 
 _config = Config.from_environment(os.environ)
 
-bind = f"fd://{Inherited.from_environment(os.environ).listen_fd}"
+bind = [f"fd://{fd}" for fd in Inherited.from_environment(os.environ).listen_fds]
 backlog = 65535  # a worker's listen() sets it anew; the kernel clamps it to somaxconn
 workers = _config.workers
 worker_class = "kv.http.worker.Worker"

@@ -186,19 +186,19 @@ class Gunicorn(Child):
         self.has_workers = False
         """Whether a process of the last gunicorn is left; the next one must not serve beside it."""
 
-    def start(self, listen_fd: int, logd_address: str) -> int:
+    def start(self, listen_fds: Sequence[int], logd_address: str) -> int:
         """Start gunicorn; the read end of a pipe, which ends when the master and all its workers have ended."""
         lifeline_end = self._make_lifeline()
         alive, alive_end = os.pipe()
         inherited = Inherited(
-            listen_fd=listen_fd,
+            listen_fds=tuple(listen_fds),
             lifeline_fd=lifeline_end,
             logd_address=logd_address,
             scoreboard_fd=self._scoreboard.fileno(),
         )
         command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
         environment = self._config.to_environment() | inherited.to_environment()
-        self._spawn(command, environment, (lifeline_end, alive_end), (listen_fd, self._scoreboard.fileno()))
+        self._spawn(command, environment, (lifeline_end, alive_end), (*listen_fds, self._scoreboard.fileno()))
         self.has_workers = True
         self.is_ready = True  # who is killed is killed from outside
         return alive

@@ -7,14 +7,14 @@ once and passes the result to its children in their environment, so that all pro
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar
 
-from kv import __version__
+from kv import __version__, cpus
 from logd.shared import logging_setup
 from logd.shared.protocol import VALUE_BYTES_CEILING
+from logd.shared.text import printable
 
 _MIB: Final = 1 << 20
 _ENVIRONMENT_PREFIX: Final = "KV_"
@@ -56,7 +56,11 @@ def _option(
 class Config:
     """The options."""
 
-    host: str = _option("127.0.0.1", "address to listen on; consider --token-file before others can reach it", _HTTP)
+    host: str = _option(
+        "127.0.0.1",
+        "address, or name of addresses, to listen on; consider --token-file before others can reach it",
+        _HTTP,
+    )
     port: int = _option(8080, "TCP port to listen on", _HTTP, least=1, most=65535)
     token_file: Path | None = _option(
         None,
@@ -68,7 +72,7 @@ class Config:
     working_dir: Path = _option(
         Path("data"), "directory of the log and the snapshots; created if it does not exist", _STORAGE
     )
-    workers: int = _option(max(2, min(os.cpu_count() or 2, 16)), "number of HTTP worker processes", _PROCESSES, least=1)
+    workers: int = _option(max(2, min(cpus.usable(), 16)), "number of HTTP worker processes", _PROCESSES, least=1)
     value_bytes_max: int = _option(
         16 * _MIB, "largest value; a larger one is answered 413", least=1, most=VALUE_BYTES_CEILING
     )
@@ -166,7 +170,7 @@ class Config:
         except ConfigError as error:
             parser.error(str(error))
         if is_check:
-            print(*config._describe(flags, environment), sep="\n")
+            print(*map(printable, config._describe(flags, environment)), sep="\n")
             parser.exit()
         return config
 
@@ -196,8 +200,8 @@ class Config:
 class Inherited:
     """What gunicorn and its workers get from the supervisor beside the options."""
 
-    listen_fd: int
-    """The listening socket."""
+    listen_fds: tuple[int, ...]
+    """The listening sockets."""
     lifeline_fd: int
     """The read end of a pipe whose write end only the supervisor has: end of file means that the supervisor is gone."""
     logd_address: str
@@ -209,7 +213,7 @@ class Inherited:
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Read what `to_environment` wrote. Raises KeyError in a process that no supervisor has started."""
         return cls(
-            listen_fd=int(environment["KV_INHERITED_LISTEN_FD"]),
+            listen_fds=tuple(map(int, environment["KV_INHERITED_LISTEN_FDS"].split(","))),
             lifeline_fd=int(environment["KV_INHERITED_LIFELINE_FD"]),
             logd_address=environment["KV_INHERITED_LOGD_ADDRESS"],
             scoreboard_fd=int(environment["KV_INHERITED_SCOREBOARD_FD"]),
@@ -218,7 +222,7 @@ class Inherited:
     def to_environment(self) -> dict[str, str]:
         """The variables that make `from_environment` give an equal object."""
         return {
-            "KV_INHERITED_LISTEN_FD": str(self.listen_fd),
+            "KV_INHERITED_LISTEN_FDS": ",".join(map(str, self.listen_fds)),
             "KV_INHERITED_LIFELINE_FD": str(self.lifeline_fd),
             "KV_INHERITED_LOGD_ADDRESS": self.logd_address,
             "KV_INHERITED_SCOREBOARD_FD": str(self.scoreboard_fd),
@@ -299,7 +303,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (--help lists the options)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

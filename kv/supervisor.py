@@ -68,11 +68,11 @@ class Supervisor:
             time.monotonic(), period_s=LOOK_SECONDS, timeout_max_s=max(self._gunicorn.stop_s, self._logd.stop_s)
         )
         self._check: subprocess.Popen[bytes] | None = None
-        self._listener: socket.socket
+        self._listeners: list[socket.socket] = []
 
     def run(self) -> int:
         """Serve; the exit status. Raises CannotServe, and UnusableFile at the start."""
-        kept = upgrade.kept_listener(os.environ)
+        kept = upgrade.kept_listeners(os.environ)
         try:
             self._run(kept)
         except (CannotServe, UnusableFile):
@@ -88,12 +88,12 @@ class Supervisor:
         log.info("stopped")
         return 0
 
-    def _run(self, kept: socket.socket | None) -> None:
+    def _run(self, kept: list[socket.socket]) -> None:
         _raise_descriptor_limit()
         _prefer_throughput()
         check_files(self._config)
         tls.warn_if_exposed(self._config)
-        self._listener = kept or listener.bind(self._config.host, self._config.port)
+        self._listeners = kept or listener.bind(self._config.host, self._config.port)
         self._start_logd()
         while not self._has_reached_goal():
             self._turn()
@@ -161,7 +161,8 @@ class Supervisor:
         log.info("stopping on %s", number.name)
         self._goal = _Goal.STOP
         notify.send("STOPPING=1")
-        self._listener.close()  # once the workers have closed theirs too, connections are refused
+        for each in self._listeners:
+            each.close()  # once the workers have closed theirs too, connections are refused
         if self._check:
             self._check.terminate()
 
@@ -203,7 +204,7 @@ class Supervisor:
         self._signals.block()  # one that arrives from here on is for the new code
         self._on_signals()
         if self._goal is _Goal.UPGRADE:
-            upgrade.replace_process(self._listener)
+            upgrade.replace_process(self._listeners)
 
     # Stopping --------------------------------------------------------------------------------------------
 
@@ -236,11 +237,11 @@ class Supervisor:
             self._start_gunicorn()
 
     def _listen(self) -> None:
-        address = listener.listen(self._listener)
+        scheme = "https" if self._config.tls_cert_file else "http"
+        urls = " and ".join(f"{scheme}://{address}" for address in listener.listen(self._listeners))
         self._is_listening = True
-        url = f"{'https' if self._config.tls_cert_file else 'http'}://{address}"
-        log.info("listening on %s, data in %s", url, self._config.working_dir)
-        notify.send(f"READY=1\nSTATUS=listening on {url}")
+        log.info("listening on %s, data in %s", urls, self._config.working_dir)
+        notify.send(f"READY=1\nSTATUS=listening on {urls}")
 
     def _restart_gunicorn(self, now: float) -> None:
         """Start it again when it could serve; a certificate that is just being replaced is no reason to give up."""
@@ -253,7 +254,7 @@ class Supervisor:
             self._start_gunicorn()
 
     def _start_gunicorn(self) -> None:
-        alive = self._gunicorn.start(self._listener.fileno(), self._logd.address)
+        alive = self._gunicorn.start([each.fileno() for each in self._listeners], self._logd.address)
         self._await_pipe(alive, self._gunicorn.on_all_ended)
 
     # Ends of children ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The upgrade: the supervisor's process runs the code on disk from its beginning, and keeps the listening socket.
+"""The upgrade: the supervisor's process runs the code on disk from its beginning, and keeps the listening sockets.
 
 First the code on disk is checked, in a process of its own, while the server serves: the same command line with
 --check-config sets up changed requirements, loads all code, and checks the options and the files that they name. Then,
@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -23,7 +23,7 @@ from kv.errors import CannotServe
 
 _RUN_SH: Final = "KV_RUN_SH"
 """The variable in which run.sh says where it is; missing when the server was started by Python alone."""
-_LISTEN_FD: Final = "KV_UPGRADE_LISTEN_FD"
+_LISTEN_FDS: Final = "KV_UPGRADE_LISTEN_FDS"
 
 
 def start_check() -> subprocess.Popen[bytes]:
@@ -38,14 +38,15 @@ def start_check() -> subprocess.Popen[bytes]:
     )
 
 
-def replace_process(listener: socket.socket) -> NoReturn:
+def replace_process(listeners: Sequence[socket.socket]) -> NoReturn:
     """Become the code on disk. The caller has blocked signals. Raises CannotServe, and does not return otherwise.
 
     Does what the last line of run.sh does, which was good for the check. A shell in between would not do: when it waits
     for a command, it may unblock the signals, and be killed by one.
     """
-    listener.set_inheritable(True)
-    environment = os.environ | {_LISTEN_FD: f"{os.getpid()}:{listener.fileno()}"}
+    for listener in listeners:
+        listener.set_inheritable(True)
+    environment = os.environ | {_LISTEN_FDS: f"{os.getpid()}:{','.join(str(each.fileno()) for each in listeners)}"}
     command = [sys.executable, *sys.orig_argv[1:]]
     if run_sh := os.environ.get(_RUN_SH):
         project = Path(run_sh).resolve().parent
@@ -57,15 +58,16 @@ def replace_process(listener: socket.socket) -> NoReturn:
         raise CannotServe(f"{command[0]} cannot be executed: {error.strerror}") from error
 
 
-def kept_listener(environment: MutableMapping[str, str]) -> socket.socket | None:
-    """The socket that `replace_process` has kept open; None when this process was not started by it.
+def kept_listeners(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """The sockets that `replace_process` has kept open; none when this process was not started by it.
 
     Removes the variable that says so. The pid in it is this process's, unless the variable was meant for another one
     (the idea is that of LISTEN_PID, sd_listen_fds(3)).
     """
-    pid, _, fd = environment.pop(_LISTEN_FD, "").partition(":")
+    pid, _, fds = environment.pop(_LISTEN_FDS, "").partition(":")
     if pid != str(os.getpid()):
-        return None
-    listener = socket.socket(fileno=int(fd))
-    listener.set_inheritable(False)
-    return listener
+        return []
+    listeners = [socket.socket(fileno=int(fd)) for fd in fds.split(",")]
+    for listener in listeners:
+        listener.set_inheritable(False)
+    return listeners

@@ -218,10 +218,10 @@ def test_options_survive_the_environment_unchanged(config):
     assert set(environment) == {variable(name) for name in NAMES}
 
 
-@given(DESCRIPTORS, DESCRIPTORS, TEXTS, DESCRIPTORS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fd, lifeline_fd, address, scoreboard_fd):
+@given(st.lists(DESCRIPTORS, min_size=1), DESCRIPTORS, TEXTS, DESCRIPTORS)
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fds, lifeline_fd, address, scoreboard_fd):
     inherited = Inherited(
-        listen_fd=listen_fd, lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
+        listen_fds=tuple(listen_fds), lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
     )
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited

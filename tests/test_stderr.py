@@ -108,10 +108,10 @@ def read_to_end(fd):
 def test_a_reader_that_is_gone_ends_nothing():
     mine, its = os.pipe()
     os.close(mine)
+    command = [sys.executable, "-c", LOGS, str(os.getuid())]
     process = subprocess.run(
-        [sys.executable, "-c", LOGS, str(os.getuid())], cwd=ROOT, input="\n", capture_output=False, stdout=subprocess.PIPE,
-        stderr=its, text=True, check=False, timeout=30,
-    )  # fmt: skip
+        command, cwd=ROOT, input="\n", stdout=subprocess.PIPE, stderr=its, text=True, check=False, timeout=30
+    )
     os.close(its)
     assert (process.returncode, process.stdout) == (0, "done\n")
 

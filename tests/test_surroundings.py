@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from logd.shared.protocol import Exit
 from tests.support.clients import SlowPut, idle_connection, read_to_end
-from tests.support.harness import ROOT, Server, await_true
+from tests.support.harness import ROOT, Server, await_true, free_port, run_to_end
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root on Linux can mount")
 
@@ -56,7 +57,7 @@ def test_any_directory_for_temporary_files_will_do(tmp_path, temporary):
 class InNamespace(Server):
     """A server that sees other mounts than the rest: `mounts` is a shell script that makes them."""
 
-    mounts: str
+    mounts = ""
 
     def command(self):
         script = f'{self.mounts}\nexec "$@"'
@@ -184,7 +185,9 @@ def test_descriptors_that_are_closed_at_the_start_are_given_to_no_file(tmp_path,
     with server:
         server.put("key", b"value")
         roles = ["supervisor", "logd", "gunicorn", "worker"]
-        opened = {os.readlink(f"/proc/{server.only(role).pid}/fd/{fd}") for role in roles for fd in descriptors}
+        opened = {
+            str(Path(f"/proc/{server.only(role).pid}/fd/{fd}").readlink()) for role in roles for fd in descriptors
+        }
         assert opened == {"/dev/null"}
 
 
@@ -193,8 +196,8 @@ VARIABLES = {
     "GUNICORN_FD": "3",
     "GUNICORN_CMD_ARGS": "--workers=5",
     "LISTEN_FDS": "1",
-    "KV_UPGRADE_LISTEN_FD": "7",
-    "KV_INHERITED_LISTEN_FD": "7",
+    "KV_UPGRADE_LISTEN_FDS": "7:7",
+    "KV_INHERITED_LISTEN_FDS": "7",
     "PYTHONHOME": "/nowhere",
     "PYTHONOPTIMIZE": "2",
     "PYTHONWARNINGS": "error",
@@ -217,7 +220,7 @@ def test_variables_of_other_programs_change_nothing(tmp_path):
         assert len(server.role("worker")) == 1
         assert f"data in {directory}" in server.log
         server.process.send_signal(signal.SIGUSR2)
-        await_true(lambda: server.log.count("listening on") == 2, 30, "the end of the upgrade")
+        await_true(lambda: server.log.count("listening on http") == 2, 30, "the end of the upgrade")
         assert server.get("key") == b"value"
         assert server.stop() == 0
         assert {line.split()[3] for line in server.log.splitlines()} <= {"INFO", "ERROR", "WARNING"}
@@ -294,3 +297,105 @@ def test_a_server_whose_log_nobody_reads_heals_and_stops(tmp_path, pipe):
         assert "logd ended with status -9" in said
         fill(fd)
         assert server.stop() == 0
+
+
+# Addresses -----------------------------------------------------------------------------------------------
+
+
+class Named(InNamespace):
+    """A server on a machine where the name `several` has several addresses."""
+
+    addresses = ("127.0.0.1", "127.0.0.2", "::1")
+    hosts: Path
+
+    @property
+    def mounts(self):
+        self.hosts.write_text("".join(f"{address} several\n" for address in self.addresses))
+        return f"mount --bind {self.hosts} /etc/hosts"
+
+
+@pytest.fixture
+def need_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+
+def get_live(host, port):
+    with socket.create_connection((host, port), 30) as client:
+        client.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        return read_to_end(client)
+
+
+@AS_ROOT
+def test_a_name_of_several_addresses_is_served_on_each_of_them_also_after_an_upgrade(tmp_path, may_mount, need_ipv6):
+    server = Named(tmp_path / "data", "--host=several", "--workers=1")
+    server.hosts = tmp_path / "hosts"
+    with server:
+        for count in (1, 2):
+            for host in Named.addresses:
+                assert get_live(host, server.port).startswith(b"HTTP/1.1 200 ")
+            line = [line for line in server.log.splitlines() if "listening on http" in line][count - 1]
+            for host in ("127.0.0.1", "127.0.0.2", "[::1]"):
+                assert f"http://{host}:{server.port}" in line
+            if count == 1:
+                server.process.send_signal(signal.SIGUSR2)
+                await_true(lambda: server.log.count("listening on http") == 2, 30, "the end of the upgrade")
+        assert server.stop() == 0
+
+
+@AS_ROOT
+def test_a_port_that_is_in_use_on_one_address_of_a_name_is_refused(tmp_path, may_mount):
+    server = Named(tmp_path / "data", "--host=several")
+    server.hosts = tmp_path / "hosts"
+    with socket.create_server(("127.0.0.2", server.port)):
+        server.spawn()
+        assert server.wait() == 1
+    assert server.log.splitlines()[-1].endswith(f"port {server.port} on several is in use")
+
+
+@AS_ROOT
+def test_an_address_that_this_machine_does_not_have_is_no_reason_not_to_use_the_others(tmp_path, may_mount):
+    server = Named(tmp_path / "data", "--host=several", "--workers=1")
+    server.addresses = ("2001:db8::1", "127.0.0.1")
+    server.hosts = tmp_path / "hosts"
+    with server:
+        server.put("key", b"value")
+
+
+def test_an_address_of_ipv6_is_named_as_in_a_url(tmp_path, need_ipv6):
+    server = Server(tmp_path / "data", "--host=::1", "--workers=1")
+    server.spawn()
+    try:
+        await_true(lambda: "listening on" in server.log, 30, "the line that says where it listens")
+        assert f"listening on http://[::1]:{server.port}, " in server.log
+    finally:
+        server.kill_group()
+
+
+# Names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "latin \udcfc", "\x1b[31mred", "tab\there"])
+def test_a_directory_of_any_name_is_served_and_named_on_one_line(tmp_path, name):
+    directory = tmp_path / name / "data"
+    directory.parent.mkdir()
+    shown = name.replace("\n", r"\n").replace("\udcfc", r"\xfc").replace("\x1b", r"\x1b").replace("\t", r"\t")
+    server = Server(directory, "--workers=1", "--segment-bytes=1KiB", "--checkpoint-log-bytes=1KiB")
+    server.log_path = tmp_path / "log"
+    with server:
+        for number in range(5):
+            server.put(f"key{number}", b"x" * 1000)
+        await_true(lambda: "checkpoint as of frame" in server.log, what="a checkpoint")
+        title = Path(f"/proc/{server.only('logd').pid}/cmdline").read_bytes().rstrip(b"\0")
+        assert title == f"kv: logd {tmp_path}/{shown}/data".encode()
+        status, said = run_to_end(f"--port={free_port()}", f"--working-dir={directory}")
+        assert status == Exit.LOCKED
+        assert len([line for line in said if "in use by a living server" in line and shown in line]) == 1
+        status, said = run_to_end(f"--working-dir={directory}", "--check-config")
+        assert (status, said) == (0, [])
+        server.only("logd").kill()
+        assert server.get("key0") == b"x" * 1000
+        assert server.stop() == 0
+        assert {line[:4] for line in server.log.splitlines()} == {time.strftime("%Y")}

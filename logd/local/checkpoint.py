@@ -26,6 +26,7 @@ from logd.local import ballast, recovery, snapshot, throttle, wal
 from logd.local.disk import Disk, LocalDisk
 from logd.local.publish import NoSpace
 from logd.shared.protocol import Exit
+from logd.shared.text import printable
 
 SNAPSHOTS_KEPT: Final = 2
 
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     The end of standard input ends it, and a byte there hurries it. Signals to the process group are ignored as the
     parent does: that is inherited.
     """
-    setproctitle.setproctitle(f"kv: checkpoint {arguments.directory}")
+    setproctitle.setproctitle(f"kv: checkpoint {printable(arguments.directory)}")
     if arguments.make_room:
         throttle.hurry()
     else:
