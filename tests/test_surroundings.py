@@ -136,8 +136,8 @@ def test_a_sync_that_fails_ends_logd_unacknowledged_and_its_successor_serves_wha
     with Server(tmp_path / "data", "--workers=1", environment=failing.environment) as server:
         server.put("k", b"before")
         logd = server.only("logd").pid
-        failing.path.touch()
         with Load(server.port, clients=1) as load:
+            failing.path.touch()
             await_true(lambda: f"ended with status {Exit.DISK_FAILED}" in server.log)
             failing.path.unlink()
             load.await_progress()
