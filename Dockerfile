@@ -33,5 +33,6 @@ VOLUME /app/data
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
     CMD [".venv/bin/python", "-m", "kv.healthcheck"]
-# The shell replaces itself, so that the server is process 1 and gets the signals.
-ENTRYPOINT ["/bin/sh", "-c", "exec .venv/bin/python -m kv --port=\"$PORT\" --working-dir=\"$DATA_DIR\" \"$@\"", "kv"]
+# The shell replaces itself, so that the server is process 1 and gets the signals. The kernel drops a signal that process 1
+# has no handler for yet, unless it is blocked: then the server takes it up.
+ENTRYPOINT ["/bin/sh", "-c", "exec env --block-signal=TERM .venv/bin/python -m kv --port=\"$PORT\" --working-dir=\"$DATA_DIR\" \"$@\"", "kv"]

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Becomes the server: ./run.sh --port 8080 --working-dir DIR (--help lists the options).
-# On the first start, and when requirements.txt has changed, sets up .venv beside this file.
+# On the first start, and when requirements.txt or the Python behind .venv has changed, sets up .venv beside this file,
+# wherever it is called from, and also through a symbolic link.
 set -eu
 # What is closed would be the number of the next file that is opened.
 { true <&0; } 2>/dev/null || exec </dev/null
@@ -16,7 +17,24 @@ unset $(export -p | while read -r _ variable; do
     esac
 done) _
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+trap 'exit 0' TERM INT # until there is a server, this is all that has to stop
+
+# The absolute path of a directory, through no link.
+directory_of() {
+    CDPATH='' cd -- "$(dirname -- "$1")" && pwd -P
+}
+
+here=$(directory_of "$0")
+self=$here/${0##*/}
+while [ -L "$self" ]; do
+    link=$(readlink -- "$self")
+    case $link in
+    /*) ;;
+    *) link=$here/$link ;;
+    esac
+    here=$(directory_of "$link")
+    self=$here/${link##*/}
+done
 
 find_python() {
     for python in python3 python3.14 python3.13 python3.12 python3.11; do
@@ -32,11 +50,26 @@ find_python() {
     exit 1
 }
 
-if ! cmp -s "$here/requirements.txt" "$here/.venv/.requirements.txt" || ! [ -x "$here/.venv/bin/python" ]; then
+venv_is_current() {
+    cmp -s "$here/requirements.txt" "$here/.venv/.requirements.txt" &&
+        "$here/.venv/bin/python" -IS "$here/kv/venv_python.py" "$here/.venv" 2>/dev/null
+}
+
+if ! venv_is_current; then
     find_python
-    "$python" "$here/kv/setup_venv.py" "$here/.venv" "$here/requirements.txt"
+    "$python" "$here/kv/setup_venv.py" "$here/.venv" "$here/requirements.txt" &
+    set_up=$!
+    trap 'kill "$set_up" 2>/dev/null; exit 0' TERM INT # a shell would wait for it first
+    wait "$set_up"
 fi
 # For an upgrade (kv/upgrade.py): the path by which this was called, as a link in it may lead elsewhere by then.
 KV_RUN_SH=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/${0##*/}
 export KV_RUN_SH
-PYTHONPATH=$here PYTHONSAFEPATH=1 PYTHONUTF8=1 exec "$here/.venv/bin/python" -m kv "$@"
+# Python needs a moment before it can react to a signal: one that arrives before is kept until then, where env can do
+# that (GNU coreutils 8.31). The server takes it up (kv/signals.py).
+if env --block-signal=TERM true 2>/dev/null; then
+    set -- env --block-signal=TERM --block-signal=INT "$here/.venv/bin/python" -m kv "$@"
+else
+    set -- "$here/.venv/bin/python" -m kv "$@"
+fi
+PYTHONPATH=$here PYTHONSAFEPATH=1 PYTHONUTF8=1 exec "$@"

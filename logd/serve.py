@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         if error.errno == errno.EIO:
             raise DiskFailed(str(error)) from error
-        log.critical("%s cannot be used: %s", error.filename or directory, error.strerror or error)
+        log.critical("%s cannot be used: %s", directory, error)
         return Exit.UNUSABLE
     engine = _engine(disk, wal, recovered, sizes, arguments)
     _ = engine.data_bytes()  # it is counted when it is first asked for, and now nobody waits yet

@@ -191,7 +191,7 @@ def test_logd_that_dies_with_a_damaged_log_ends_the_service_with_a_line_that_say
 def test_a_process_that_fails_too_often_ends_the_service_with_one_line(tmp_path):
     with Server(tmp_path / "data") as server:
         for _ in range(10):
-            await_true(lambda: server.role("logd"), what="a logd")
+            await_true(lambda: server.role("logd"), 30, what="a logd")
             logd = server.only("logd")
             logd.send_signal(signal.SIGABRT)  # SIGKILL does not count, as it comes from outside
             await_true(lambda logd=logd: not logd.is_running() or logd.status() == psutil.STATUS_ZOMBIE)

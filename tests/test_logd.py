@@ -29,6 +29,8 @@ from logd.shared.protocol import (
     Large,
     ReadBatch,
     ReadLarge,
+    Reason,
+    Refused,
     Stats,
     StatsRequest,
     Status,
@@ -534,21 +536,19 @@ def test_the_directory_and_its_files_are_for_the_user_alone(logd, peer):
 # A disk that fails ---------------------------------------------------------------------------------------
 
 
-def test_after_a_failed_write_it_ends_unacknowledged_and_its_successor_serves_what_was(make, tmp_path, connect):
+def test_a_write_beyond_the_limit_on_file_sizes_is_refused_and_the_next_goes_on(make, tmp_path, connect):
     logd = make(tmp_path, file_bytes_max=4096).start()
     peer = connect(logd)
     peer.open(A)
     assert peer.ask(batch(A, 1, base=1, puts={"k": b"before"})) == Committed(A, [1])
-    peer.send(batch(A, 2, base=2, puts={"k": bytes(5000)}))
-    assert logd.wait() == Exit.DISK_FAILED
-    assert logd.log.count("\n") == 1
-    assert not peer.socket.poll(0)
-
-    logd.file_bytes_max = None
+    assert peer.ask(batch(A, 2, base=2, puts={"k": bytes(5000)})) == Refused(A, [2], Reason.NO_SPACE)
+    assert peer.look_up("k") == [b"before"]
+    assert peer.ask(batch(A, 3, base=3, puts={"k": b"after"})) == Committed(A, [3])
+    assert logd.log.count("File too large: writes are refused until there is room") == 1
+    logd.kill()
     logd.start()
     assert isinstance(peer.receive(), Hello)
-    assert peer.look_up("k") == [b"before"]
-    assert peer.ask(batch(A, 2, base=2, puts={"k": b"after"})) == Committed(A, [2])
+    assert peer.look_up("k") == [b"after"]
 
 
 def test_when_its_files_are_removed_nothing_more_is_acknowledged(logd, peer):

@@ -4,6 +4,7 @@ Copies of run.sh and kv/setup_venv.py, in a directory with a space in its name, 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -35,11 +37,14 @@ class Project:
         self._bin = directory / "bin"
         (self.directory / "kv").mkdir(parents=True)
         self._bin.mkdir()
-        for name in ("run.sh", "kv/setup_venv.py"):
+        for name in ("run.sh", "kv/setup_venv.py", "kv/venv_python.py"):
             shutil.copy(ROOT / name, self.directory / name)
+        for name in ("kv/app.py", "kv/http/worker.py", "logd/__main__.py"):  # what is imported on trial
+            (self.directory / name).parent.mkdir(exist_ok=True)
+            (self.directory / name).touch()
         (self.directory / "kv" / "__main__.py").write_text(SERVER)
         self.requirements.write_text("# nothing\n")
-        for name in ("cmp", "dirname"):
+        for name in ("cmp", "dirname", "readlink", "env", "true"):
             (self._bin / name).symlink_to(shutil.which(name))
         self._started = []
 
@@ -49,10 +54,10 @@ class Project:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, called=None, **environment):
         self._started.append(
             subprocess.Popen(
-                [self.directory / "run.sh", *arguments],
+                [called or self.directory / "run.sh", *arguments],
                 env={"PATH": str(self._bin), "PIP_NO_INDEX": "1", "no_proxy": "*", **environment},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -94,8 +99,8 @@ def used_project(tmp_path_factory):
     project.end()
 
 
-def assert_serves(project):
-    process = project.start("--port", "8080", "--working-dir=a  b")
+def assert_serves(project, called=None):
+    process = project.start("--port", "8080", "--working-dir=a  b", called=called)
     out, err = process.communicate(timeout=60)
     assert process.returncode == SERVED, err
     assert json.loads(out) == [["--port", "8080", "--working-dir=a  b"], str(project.venv), process.pid]
@@ -123,13 +128,89 @@ def test_an_environment_that_is_up_to_date_is_used_as_it_is(used_project):
 def test_other_requirements_are_installed_into_a_new_environment(used_project):
     leftover = used_project.venv / "leftover"
     leftover.touch()
-    used_project.requirements.write_text("# other\n")
+    used_project.requirements.write_text(f"# other\n{make_wheel(used_project.directory.parent)}\n")
     assert_sets_up_and_serves(used_project)
     assert not leftover.exists()
     assert_serves_at_once(used_project)
-    pip = subprocess.run([used_project.venv / "bin" / "pip", "--version"], check=True, capture_output=True, text=True)
-    assert str(used_project.venv) in pip.stdout  # scripts name the environment by the place where it is now
+    tool = subprocess.run([used_project.venv / "bin" / "tool"], check=True, capture_output=True, text=True)
+    assert tool.stdout == f"{used_project.venv}\n"  # scripts name the environment by the place where it is now
     assert {path.name for path in used_project.directory.glob(".venv*")} == {".venv", ".venv.lock"}
+
+
+def make_wheel(directory):
+    """A package with a command, `tool`, that says in which environment it runs; what requires it."""
+    path = directory / "tool-1-py3-none-any.whl"
+    files = {
+        "tool.py": "import sys\ndef main(): print(sys.prefix)\n",
+        "tool-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 1\n",
+        "tool-1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tool-1.dist-info/entry_points.txt": "[console_scripts]\ntool = tool:main\n",
+    }
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+        wheel.writestr("tool-1.dist-info/RECORD", "".join(f"{name},,\n" for name in files))
+    return f"tool @ {path.as_uri()} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def packages(project):
+    """The directory of the packages."""
+    return next(project.venv.glob("lib/python*/site-packages"))
+
+
+def rename_packages(project):
+    """As if they were those of another minor version."""
+    packages(project).parent.rename(project.venv / "lib" / "python3.10")
+
+
+def remove_packages(project):
+    shutil.rmtree(packages(project))
+
+
+def record_another_python(project):
+    record = packages(project) / "kv-python.txt"
+    record.write_text(record.read_text().replace("3.", "3.9", 1))
+
+
+@pytest.mark.parametrize("change", [rename_packages, remove_packages, record_another_python])
+def test_an_environment_whose_python_or_packages_have_changed_is_set_up_again(used_project, change):
+    change(used_project)
+    assert_sets_up_and_serves(used_project)
+    assert_serves_at_once(used_project)
+
+
+def test_an_environment_that_cannot_run_the_server_takes_no_ones_place(used_project):
+    mark = used_project.venv / "mark"
+    mark.touch()
+    requirements = used_project.requirements.read_text()
+    used_project.requirements.write_text("# tried\n")
+    (used_project.directory / "kv" / "app.py").write_text("import missing\n")
+    status, out, err = used_project.run()
+    assert (status, out) == (1, "")
+    assert "No module named 'missing'" in err
+    assert err.splitlines()[-1].startswith("the set-up failed, and is tried again at the next start")
+    assert mark.exists()
+    (used_project.directory / "kv" / "app.py").write_text("")
+    used_project.requirements.write_text(requirements)
+    assert_serves_at_once(used_project)
+
+
+def test_run_sh_may_be_called_through_symbolic_links(used_project, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "absolute").symlink_to(used_project.directory / "run.sh")
+    (tmp_path / "bin" / "relative").symlink_to("../absolute")
+    (tmp_path / "directory").symlink_to(used_project.directory)
+    for called in ("absolute", "bin/relative", "directory/run.sh"):
+        assert assert_serves(used_project, tmp_path / called) == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_set_up_ends_it_with_0(project, number):
+    project.install("python3", REAL_PYTHON)
+    process = project.start()
+    assert process.stderr.readline().startswith("setting up ")
+    process.send_signal(number)
+    assert process.wait(30) == 0
 
 
 def test_an_environment_whose_python_is_gone_is_set_up_again(used_project):

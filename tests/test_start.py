@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -289,3 +290,18 @@ def test_start_recovery_and_stop_log_one_line_each_with_role_and_pid_and_request
         assert count("logd.serve", "recovered") == 1
         assert count("logd.serve", "stopped") == 1
         assert count("kv.http.worker", "started") == count("kv.http.worker", "stopped") == 2
+
+
+@pytest.mark.skipif(
+    subprocess.run(["env", "--block-signal=TERM", "true"], capture_output=True, check=False).returncode != 0,
+    reason="env cannot block signals here, so that one before Python has begun ends the process by itself",
+)
+@pytest.mark.parametrize("after_s", [0.01, 0.03, 0.06, 0.1, 0.2, 0.4])
+def test_sigterm_in_the_first_moments_ends_the_server_with_0(tmp_path, after_s):
+    with Server(tmp_path / "data") as server:
+        assert server.stop() == 0
+        server.spawn()
+        time.sleep(after_s)
+        server.process.terminate()
+        assert server.wait() == 0
+        assert server.left_behind() == []
