@@ -50,7 +50,7 @@ def if_none_match(req: Request) -> Tags | None:
 
 
 def checks(req: Request, key: str) -> list[Check]:
-    """What has to hold for a change of this key; nearly always nothing. Raises Refusal, as `Request.qualifiers` does."""
+    """What has to hold for a change of this key; nearly always nothing. Raises Refusal."""
     if not req.qualifiers(FIELDS):
         return []
     found = []
