@@ -51,6 +51,8 @@ def if_none_match(req: Request) -> Tags | None:
 
 def checks(req: Request, key: str) -> list[Check]:
     """What has to hold for a change of this key; nearly always nothing. Raises Refusal."""
+    if not req.qualifiers(FIELDS):
+        return []
     found = []
     if wanted := _tags(req, IF_MATCH):
         found.append(Check(key, wanted.strong(), negated=False))

@@ -99,17 +99,19 @@ class Request(falcon.asgi.Request):
             raise ClientGone
         return b"".join(parts)
 
-    def refuse_qualifiers(self, known: Container[bytes] = ()) -> None:
-        """Raise Refusal for what narrows a change and is not carried out: a query, a range, a precondition.
+    def qualifiers(self, known: Container[bytes] = ()) -> list[bytes]:
+        """The names of the fields that narrow a change; nearly always none. `known` are those that the caller obeys.
 
-        To skip one would be to do more than was asked for. `known` are the fields that the caller carries out.
+        Raises Refusal for any other, and for a query: to skip one would be to do more than was asked for.
         """
         if query := self.scope["query_string"]:
             name = str(query.partition(b"&")[0].partition(b"=")[0], "ascii", "backslashreplace")
             raise Refusal(falcon.HTTP_400, f"unknown parameter: {name}")
-        for name, _ in self.scope["headers"]:
-            if name.startswith(_QUALIFYING) and name not in known:
+        found = [name for name, _ in self.scope["headers"] if name.startswith(_QUALIFYING)]
+        for name in found:
+            if name not in known:
                 raise Refusal(falcon.HTTP_400, f"{str(name, 'ascii')} not supported")
+        return found
 
     def _content_length(self) -> int | None:
         for name, value in self.scope["headers"]:

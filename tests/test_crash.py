@@ -17,7 +17,8 @@ import pytest
 from logd.local import checkpoint, publish, recovery, wal
 from logd.local.commit import DiskFailed, GroupCommit
 from logd.local.store import Store
-from logd.shared.protocol import Committed, WriteBatch, encode
+from logd.shared.etag import etag
+from logd.shared.protocol import Check, Committed, Outcomes, Transaction, WriteBatch, encode
 from tests.support.simdisk import PowerCut, SimDisk
 
 SEGMENT_BYTES = 240
@@ -62,6 +63,8 @@ class Model:
             raise Broken(f"batch {last} found; {self.certain} certain, {self.attempted} attempted, not {self.refused}")
         if store.data != self.state(last):
             raise Broken(f"after batch {last} the keys are {store.data}")
+        if store.outcomes != ({self.session: {last: _outcomes(last)}} if last > 0 else {}):
+            raise Broken(f"after batch {last} the outcomes are {store.outcomes}")
         return last
 
 
@@ -69,10 +72,23 @@ def _puts(number: int) -> dict[str, bytes]:
     return {"n": b"%d" % number, f"k{number % 5}": b"v" * (number * 7 % 40 + 1)}
 
 
+def _transactions(number: int) -> list[Transaction]:
+    """One whose check holds once the puts of the same batch are made, and one that fails."""
+    value = b"%d" % number
+    return [
+        Transaction([Check("n", [etag(value)], negated=False)], {"left": value, "right": value}, []),
+        Transaction([Check("n", None, negated=True)], {"never": value}, ["n"]),
+    ]
+
+
+def _outcomes(number: int) -> Outcomes:
+    return Outcomes([], {1: [(0, etag(b"%d" % number))]})
+
+
 def _write_to(state: dict[str, bytes], number: int) -> None:
     if number % 7 == 6:
         state.clear()
-    state.update(_puts(number))
+    state.update(_puts(number) | dict.fromkeys(("left", "right"), b"%d" % number))
     state.pop(f"k{(number + 2) % 5}", None)
 
 
@@ -97,7 +113,9 @@ class Process:
         batch = WriteBatch(model.session, number, number, False, {}, [])
         if number:
             deletes = [f"k{(number + 2) % 5}"]
-            batch = WriteBatch(model.session, number, number, number % 7 == 6, _puts(number), deletes)
+            batch = WriteBatch(
+                model.session, number, number, number % 7 == 6, _puts(number), deletes, _transactions(number)
+            )
         model.attempted = max(model.attempted, number)
         assert self._storage.submit(encode(batch), batch) is None
         self._storage.commit()

@@ -11,14 +11,19 @@ import shutil
 import pytest
 
 from logd.__main__ import main
-from logd.local import recovery
+from logd.local import group as groups
+from logd.local import recovery, wal
 from logd.local.disk import DirectoryLock, LocalDisk
-from logd.shared.protocol import Exit
+from logd.shared import protocol
+from logd.shared.protocol import Check, Exit, Transaction
 from logd.tools import export, import_
 from logd.tools.commands import COMMANDS
 from tests.support.builders import (
+    A,
     WatchedDisk,
+    batch,
     contents,
+    encode_payload,
     file_name,
     group,
     lay_out,
@@ -69,7 +74,7 @@ def test_inspect_says_what_is_in_each_file_and_what_recovery_would_do(tmp_path, 
     lines = out.splitlines()
     assert file_name("@3") in lines[0]
     assert f"{len(state(3).data)} keys as of frame 3; ends clean" in lines[0]
-    assert "frames 4 to 6, 3 batches: 6 puts, 3 deletes, 1 clears, 0 transactions; ends clean" in lines[2]
+    assert "frames 4 to 6, 3 batches: 6 puts, 3 deletes, 1 clears; ends clean" in lines[2]
     assert lines[3] == "recovery would: serve [CLEAN]"
     assert lines[4] == f"and have {len(state(6).data)} keys as of frame 6"
 
@@ -115,6 +120,25 @@ def test_dump_writes_the_operations_in_order(tmp_path, capsys):
     assert [line["sequence"] for line in lines] == sorted(line["sequence"] for line in lines)
     assert [line["operation"] for line in lines if line["sequence"] == 4] == ["clear", "put", "put", "delete"]
     assert {"key": "last", "value": "4"}.items() <= lines[-2].items()
+
+
+def test_dump_and_inspect_show_transactions(tmp_path, capsys):
+    transaction = Transaction(
+        [Check("a", ["t"], negated=False), Check("b", None, negated=True)], {"b": "ü".encode()}, ["a"]
+    )
+    raws = [protocol.encode(batch(A, 0, transactions=[transaction]))]
+    payload = encode_payload(groups.elements(raws, 1000))
+    (tmp_path / wal.segment_name(1)).write_bytes(segment([payload]))
+    _, out = run(capsys, "dump", tmp_path)
+    assert json.loads(out) == {
+        "sequence": 1,
+        "session": A.hex(),
+        "batch": 0,
+        "operation": "transaction",
+        "checks": [{"key": "a", "etags": ["t"], "negated": False}, {"key": "b", "etags": "*", "negated": True}],
+        "writes": [{"operation": "put", "key": "b", "value": "ü"}, {"operation": "delete", "key": "a"}],
+    }
+    assert "1 batches: 0 puts, 0 deletes, 0 clears, 1 transactions; ends clean" in run(capsys, "inspect", tmp_path)[1]
 
 
 def test_dump_stops_at_damage_and_says_so(tmp_path, capsys):

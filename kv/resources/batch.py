@@ -55,7 +55,7 @@ class BatchResource(Resource):
 
     async def on_post(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Make all writes, at one point of the order of all writes; or none, when a check does not hold there."""
-        req.refuse_qualifiers()
+        req.qualifiers()
         transaction = parse(await req.body(self._bytes_max, "batch too large"))
         try:
             await self._storage.execute(transaction)

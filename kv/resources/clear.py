@@ -14,5 +14,5 @@ class ClearResource(Resource):
 
     async def on_delete(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Remove every key."""
-        req.refuse_qualifiers()
+        req.qualifiers()
         await self._storage.clear()

@@ -43,7 +43,6 @@ class KeyResource(Resource):
     async def on_put(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Store the body."""
         key = req.key()
-        req.refuse_qualifiers(preconditions.FIELDS)
         checks = preconditions.checks(req, key)
         value = await req.body(self._value_bytes_max)
         check_value(value)
@@ -56,7 +55,6 @@ class KeyResource(Resource):
     async def on_delete(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Remove the key, whether it is there or not."""
         key = req.key()
-        req.refuse_qualifiers(preconditions.FIELDS)
         if checks := preconditions.checks(req, key):
             await self._storage.execute(Transaction(checks, {}, [key]))
         else:

@@ -155,7 +155,8 @@ def _contents(file: FileReport) -> str:
     if file.name.startswith("snapshot-"):
         return f"{file.keys} keys as of frame {file.last}"
     frames = f"frames {file.first} to {file.last}" if file.frames else "no frames"
-    writes = f"{file.puts} puts, {file.deletes} deletes, {file.clears} clears, {file.transactions} transactions"
+    transactions = f", {file.transactions} transactions" if file.transactions else ""
+    writes = f"{file.puts} puts, {file.deletes} deletes, {file.clears} clears{transactions}"
     return f"{frames}, {file.batches} batches: {writes}"
 
 

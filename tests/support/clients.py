@@ -142,7 +142,9 @@ class Connection:
             self._streams[1].transport.abort()
             self._streams = None
 
-    async def call(self, method: str, path: str, body: bytes | None = None) -> Answer:
+    async def call(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
         """One request. Raises OSError or EOFError, and is closed then."""
         if not self._streams:
             await self.open()
@@ -150,16 +152,14 @@ class Connection:
         reader, writer = self._streams
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                writer.write(request_bytes(method, path, body))
+                writer.write(request_bytes(method, path, body, headers))
                 status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-                answer = Answer(
-                    int(status.split()[1]), await reader.readexactly(int(headers["content-length"])), headers
-                )
+                found = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+                answer = Answer(int(status.split()[1]), await reader.readexactly(int(found["content-length"])), found)
         except BaseException:
             self.close()
             raise
-        if headers.get("connection") == "close":
+        if found.get("connection") == "close":
             self.close()
         return answer
 
