@@ -18,7 +18,10 @@ PROGRAMS = sorted(path for directory in ("kv", "logd", "tests") for path in (ROO
 SERVER_FLAGS = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)}
 INSTEAD_OF_SERVING = {"--check-config", "--version", "--help"}
 TOOL_FLAGS = {argument.name for command in COMMANDS for argument in command.arguments if argument.name.startswith("--")}
-FLAGS_OF_UV_AND_WRK = {"--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra", "--latency"}
+FLAGS_OF_OTHERS = {
+    *("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra"),  # uv
+    *("--latency", "--data-binary", "--block-signal", "--cpus"),  # wrk, curl, env, docker
+}
 
 
 def text_of(name):
@@ -48,7 +51,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_exist(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_option_that_a_document_names_exists(document):
-    known = SERVER_FLAGS | INSTEAD_OF_SERVING | TOOL_FLAGS | FLAGS_OF_UV_AND_WRK
+    known = SERVER_FLAGS | INSTEAD_OF_SERVING | TOOL_FLAGS | FLAGS_OF_OTHERS
     for program in (bench, killlab):
         known |= flags_of(text_of(program.__file__))
     assert flags_of(document.read_text()) <= known
