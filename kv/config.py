@@ -7,7 +7,6 @@ once and passes the result to its children in their environment, so that all pro
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar

@@ -79,7 +79,7 @@ def test_what_nobody_reads_is_dropped_and_counted_and_all_else_is_whole_lines(ma
     *lines, report, last = log.decode().replace("\r\n", "\n").splitlines()
     assert last.endswith("INFO the last line")
     dropped = int(re.search(r"WARNING (\d+) lines of the log were dropped", report)[1])
-    assert 0 < dropped
+    assert dropped > 0
     assert (dropped == LINES) == (make is a_stopped_terminal)  # a pipe takes some
     numbers = [int(re.search(r"INFO line (\d+) x*$", line)[1]) for line in lines]
     assert numbers == list(range(LINES - dropped))
@@ -108,10 +108,10 @@ def read_to_end(fd):
 def test_a_reader_that_is_gone_ends_nothing():
     mine, its = os.pipe()
     os.close(mine)
+    command = [sys.executable, "-c", LOGS, str(os.getuid())]
     process = subprocess.run(
-        [sys.executable, "-c", LOGS, str(os.getuid())], cwd=ROOT, input="\n", capture_output=False, stdout=subprocess.PIPE,
-        stderr=its, text=True, check=False, timeout=30,
-    )  # fmt: skip
+        command, cwd=ROOT, input="\n", stdout=subprocess.PIPE, stderr=its, text=True, check=False, timeout=30
+    )
     os.close(its)
     assert (process.returncode, process.stdout) == (0, "done\n")
 

@@ -185,7 +185,9 @@ def test_descriptors_that_are_closed_at_the_start_are_given_to_no_file(tmp_path,
     with server:
         server.put("key", b"value")
         roles = ["supervisor", "logd", "gunicorn", "worker"]
-        opened = {os.readlink(f"/proc/{server.only(role).pid}/fd/{fd}") for role in roles for fd in descriptors}
+        opened = {
+            str(Path(f"/proc/{server.only(role).pid}/fd/{fd}").readlink()) for role in roles for fd in descriptors
+        }
         assert opened == {"/dev/null"}
 
 

@@ -48,7 +48,7 @@ class JsonLines(logging.Formatter):
 class TextLines(logging.Formatter):
     """Lines for people. Whatever is in a message, a line stays one line; only a traceback has more."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is that of the standard library
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """The line of a record."""
         record.message = printable(record.message)
         return super().formatMessage(record)

@@ -40,7 +40,7 @@ class StderrHandler(logging.Handler):
         """Write a line, and before it, where lines were dropped, one that says so."""
         try:
             line = self._line(record)
-        except Exception:  # noqa: BLE001 - as in every handler: a defect in what is logged must not end the program
+        except Exception:
             self.handleError(record)
             return
         if not (self._write_rest() and self._report_dropped() and self._write_line(line)):
