@@ -9,6 +9,7 @@ known mistakes planted in the code, each of which has to be seen.
 import copy
 import errno
 import itertools
+import select
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -131,7 +132,7 @@ class Process:
 
     def _replies(self) -> list:
         while not (replies := self._storage.collect()):
-            pass
+            select.select([self._storage.fileno()], [], [])  # not busily: the sync thread needs the interpreter
         return replies
 
     def _read(self) -> None:
