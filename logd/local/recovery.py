@@ -62,7 +62,7 @@ ENDINGS: Final[Mapping[tuple[frame.End, bool], Finding]] = {
     (frame.End.CORRUPT, True): Finding.DAMAGED_FRAME,
     (frame.End.CORRUPT, False): Finding.DAMAGED_FRAME,
 }
-"""What the end of a segment means, by whether it is the last one. Only what is last may be torn."""
+"""What it means how a segment ends. The second part of the key: is it the last segment? Only that one may be torn."""
 
 
 class Damaged(Exception):
