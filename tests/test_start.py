@@ -262,7 +262,7 @@ def test_a_damaged_log_is_refused_with_file_and_offset_and_not_changed(tmp_path)
 def test_start_recovery_and_stop_log_one_line_each_with_role_and_pid_and_requests_log_none(tmp_path):
     with Server(tmp_path / "data", "--workers=2") as server:
         await_workers(server, 2)
-        pids = {"kv.supervisor": {server.process.pid}, "logd.serve": {server.only("logd").pid}}
+        pids = {"kv.supervisor": {server.process.pid}, "logd": {server.only("logd").pid}}
         pids["kv.http.worker"] = {process.pid for process in server.role("worker")}
         said_before = server.log
         for n in range(50):
@@ -287,8 +287,8 @@ def test_start_recovery_and_stop_log_one_line_each_with_role_and_pid_and_request
         assert count("kv.supervisor", f"listening on http://127.0.0.1:{server.port}") == 1
         assert count("kv.supervisor", "stopping on SIGTERM") == 1
         assert count("kv.supervisor", "stopped") == 1
-        assert count("logd.serve", "recovered") == 1
-        assert count("logd.serve", "stopped") == 1
+        assert count("logd", "recovered") == 1
+        assert count("logd", "stopped") == 1
         assert count("kv.http.worker", "started") == count("kv.http.worker", "stopped") == 2
 
 

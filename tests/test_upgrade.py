@@ -349,7 +349,7 @@ def test_a_stop_while_a_request_delays_the_upgrade_is_a_stop(server, number, to_
 
 
 @pytest.mark.parametrize(
-    "line", ["checking the code", "upgrading:", "logd.serve[%d] INFO stopped", "starting;", "recovered", "listening"]
+    "line", ["checking the code", "upgrading:", "logd[%d] INFO stopped", "starting;", "recovered", "listening"]
 )
 def test_a_stop_at_any_step_of_an_upgrade_ends_the_server_in_order(server, line):
     line = line.replace("%d", str(server.only("logd").pid))

@@ -18,7 +18,7 @@ NAME: Final = "BALLAST"
 FORMER_NAME: Final = "RESERVE"
 """The name that earlier versions gave to this file."""
 
-_MARGIN_BYTES: Final = 256 << 10
+MARGIN_BYTES: Final = 256 << 10
 _BYTES_MIN: Final = 64 << 10
 
 log = logging.getLogger("logd.local.ballast")
@@ -36,8 +36,11 @@ def release(disk: Disk) -> bool:
     return bool(found)
 
 
-def ensure(disk: Disk, size: int) -> None:
-    """Keep `size` bytes free; if there is not that much, at least half of it; else nothing. Never fails."""
+def ensure(disk: Disk, size: int, margin_bytes: int = MARGIN_BYTES) -> None:
+    """Keep `size` bytes free, beyond a margin; if there is not that much, at least half of it; else nothing.
+
+    Never fails.
+    """
     with contextlib.suppress(OSError):
         if FORMER_NAME in disk.names():
             disk.rename(FORMER_NAME, NAME)
@@ -45,7 +48,7 @@ def ensure(disk: Disk, size: int) -> None:
             if disk.size(NAME) == size:
                 return
             disk.remove(NAME)
-        affordable = min(size, disk.free_bytes() - _MARGIN_BYTES)
+        affordable = min(size, disk.free_bytes() - margin_bytes)
         if affordable >= size // 2:
             _make(disk, affordable)
 

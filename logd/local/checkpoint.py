@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         log.error("%s: %s", error.filename or arguments.directory, error.strerror)
         return Exit.CRASHED
     finally:
-        ballast.ensure(disk, arguments.ballast_bytes)
+        # The room that was released is taken back whole: a margin of it would be used up by writes, bit by bit.
+        ballast.ensure(disk, arguments.ballast_bytes, 0 if arguments.make_room else ballast.MARGIN_BYTES)
     return Exit.STOPPED
 
 

@@ -44,7 +44,7 @@ class Room(Protocol):
     """What can be done when there is no room for a write. Used by the sync thread."""
 
     def checkpoint(self) -> bool:
-        """Try to free what the log does not need any more, and wait for it. False when that did not help."""
+        """Try to free what the log does not need any more, and wait for it. False when nothing was tried."""
 
     def release_ballast(self) -> bool:
         """Give up what is kept free for such a moment. False when there is nothing."""

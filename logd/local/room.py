@@ -67,16 +67,19 @@ class RoomMaker:
         self._last_tried: tuple[int, float] = (-1, 0.0)  # how far the log was, and when
 
     def checkpoint(self) -> bool:
-        """Release the ballast for a checkpoint of all that is in the log, and wait for that. False: it did not help."""
+        """Release the ballast for a checkpoint of all that is in the log, and wait for that. False: not tried again.
+
+        Also a checkpoint that failed may have left more room than there was: the sealed segment has no zeros ahead.
+        """
         sequence, at = self._last_tried
         if self._log.last_sequence == sequence and time.monotonic() - at < _RETRY_SECONDS:
             return False
         self.release_ballast()
         with contextlib.suppress(NoSpace):
             self._log.seal()
-        made = self._checkpointer.make_room(self._log.sealed, _WAIT_SECONDS)
+        self._checkpointer.make_room(self._log.sealed, _WAIT_SECONDS)
         self._last_tried = (self._log.last_sequence, time.monotonic())
-        return made
+        return True
 
     def release_ballast(self) -> bool:
         """Give up the ballast: for writes that make the data smaller. False when there is none."""
