@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import kv.app
-import kv.http.worker  # noqa: F401
+import kv.http.worker
 from kv import tls
 from kv.config import Config, Inherited, UnusableFile
 from logd.shared import logging_setup
@@ -44,6 +44,7 @@ def on_starting(server):  # noqa: ANN001, ANN201
     server.SIGNALS = [number for number in server.SIGNALS if number not in (signal.SIGINT, signal.SIGUSR2)]
     server.app.reload = lambda: None  # it would run this file as it is on disk; the options cannot have changed
     tls.reload(_config)
+    kv.http.worker.keep_stops_of_new_workers()
 
 
 def on_reload(server):  # noqa: ANN001, ANN201

@@ -919,3 +919,28 @@ def test_a_body_is_not_asked_for_when_it_is_there_or_its_client_speaks_http_1_0(
     await_true(lambda: ours.happened("/echo/1 begins"))
     client.send(b"abc")
     assert client.answer().status == 200
+
+
+MASTER = """
+import os, signal, sys
+from kv.http import worker
+
+queued = []
+signal.signal(signal.SIGTERM, lambda number, _: queued.append(number))  # gunicorn's master only queues it
+os.register_at_fork(**{sys.argv[1]: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+worker.keep_stops_of_new_workers()
+if not (child := os.fork()):
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(queued))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "status_of_worker", "queued_by_master"),
+    [("before", 0, 1), ("after_in_child", -signal.SIGTERM, 0), ("after_in_parent", 0, 1)],
+)
+def test_a_signal_to_stop_is_not_lost_while_a_worker_is_forked(moment, status_of_worker, queued_by_master):
+    ran = subprocess.run(
+        [sys.executable, "-c", MASTER, moment], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.split() == [str(int(status_of_worker)), str(queued_by_master)]

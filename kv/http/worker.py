@@ -35,6 +35,26 @@ _GC_ALLOCATIONS: Final = 50_000
 log = logging.getLogger("kv.http.worker")
 
 
+def keep_stops_of_new_workers() -> None:
+    """Have a signal to stop end a worker that was just forked. Called once, in the master.
+
+    Until `Worker.init_signals` has run, a worker has the master's handlers, which only queue the signal: the worker
+    would serve on, and be killed with its requests when the time to stop is over.
+    """
+    signals = (signal.SIGTERM, signal.SIGQUIT)
+
+    def take_default() -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signals),
+        after_in_child=take_default,
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals),
+    )
+
+
 class _NoHeartbeatFile:
     """In place of gunicorn's: the heartbeat is in the scoreboard, and no directory for temporary files is needed."""
 
