@@ -258,6 +258,22 @@ def test_reading_pauses_while_requests_wait_and_goes_on_after_their_answers():
     run(check())
 
 
+def test_the_time_for_headers_counts_from_the_answer_before_them(monkeypatch):
+    async def check():
+        clock_s, timeout_s = 1000.0, Config().header_timeout_s
+        monkeypatch.setattr("kv.http.connection.monotonic", lambda: clock_s)
+        client = Client()
+        client.connection.data_received(CANARY + b"GET /kv/ca")
+        assert client.connection.is_overdue(clock_s + timeout_s + 1) is False  # the first has no answer yet
+        clock_s += timeout_s + 1
+        await client.settle()
+        assert len(client.answers()[0]) == 1
+        assert not client.connection.is_overdue(clock_s + timeout_s - 1)
+        assert client.connection.is_overdue(clock_s + timeout_s + 1)
+
+    run(check())
+
+
 def test_a_lost_connection_holds_no_bytes_and_the_application_gets_a_disconnect():
     async def check():
         client = Client()

@@ -234,6 +234,8 @@ class Connection(asyncio.Protocol):
             return
         if exchange.more_body:
             self._discard = Discard(self._active_at)
+        if self._parser.is_in_head:
+            self._head_since = self._active_at  # a client that waits for its answers is not late with what follows
         if self._queue or self._rest or self._refusal or self._is_read_paused or self._phase is not Phase.SERVING:
             self.loop.call_soon(self._go_on)
 
