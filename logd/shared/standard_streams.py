@@ -11,13 +11,14 @@ _STANDARD: Final = (0, 1, 2)
 
 
 def open_missing() -> None:
-    """Open those that are closed on /dev/null. To be called before anything else is opened."""
+    """Open those that are closed on /dev/null, and stderr as a file. To be called before anything else is opened.
+
+    `sys.stdin` and `sys.stdout` stay None, so that a command that needs one can say that it is closed.
+    """
     for fd in _STANDARD:
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
             os.set_inheritable(fd, True)
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - for the life of the process
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
