@@ -36,6 +36,16 @@ from tests.support.scripted_logd import (
 # Batches ------------------------------------------------------------------------------------------------
 
 
+def writes(client, text):
+    """The writes that a text such as "a=1 -a clear" names, in that order."""
+    for word in text.split():
+        key, _, value = word.partition("=")
+        if value:
+            yield client.put(key, value.encode())
+        else:
+            yield client.clear() if word == "clear" else client.delete(word[1:])
+
+
 @scenario(session=False)
 async def test_nothing_is_written_before_the_session_is_open(client, logd):
     tasks = await turn(client.put("a", b"1"))
@@ -64,12 +74,6 @@ async def test_base_is_the_lowest_number_without_an_answer(client, logd):
 
 @scenario()
 async def test_writes_of_one_turn_count_in_the_order_in_which_they_came(client, logd):
-    def request(text):
-        key, _, value = text.partition("=")
-        if value:
-            return client.put(key, value.encode())
-        return client.clear() if text == "clear" else client.delete(text[1:])
-
     expected = {
         "a=1 a=2": (False, {"a": b"2"}, []),
         "a=1 -a": (False, {}, ["a"]),
@@ -80,7 +84,7 @@ async def test_writes_of_one_turn_count_in_the_order_in_which_they_came(client, 
         "a=1 b=1 clear b=2 -c clear d=3 -a": (True, {"d": b"3"}, ["a"]),
     }
     for number, (requests, effect) in enumerate(expected.items(), start=2):
-        tasks = await turn(*map(request, requests.split()))
+        tasks = await turn(*writes(client, requests))
         batch = await logd.receive(WriteBatch)
         assert (batch.clear, batch.puts, batch.deletes) == effect, requests
         logd.commit(number)
@@ -401,12 +405,6 @@ async def test_only_the_values_that_do_not_fit_fail_and_the_rest_of_their_batch_
 async def test_at_a_limit_a_write_never_takes_the_place_of_one_that_may_fit_where_it_does_not(client, logd):
     """So each outcome of a key is that of all its writes in the batch: none is larger than the one before it."""
 
-    def request(text):
-        key, _, value = text.partition("=")
-        if value:
-            return client.put(key, value.encode())
-        return client.clear() if text == "clear" else client.delete(text[1:])
-
     expected = {
         "a=22 a=11 a=3": [{"a": b"3"}],
         "a=1 a=22 b=1": [{"a": b"1"}, {"a": b"22", "b": b"1"}],
@@ -417,7 +415,7 @@ async def test_at_a_limit_a_write_never_takes_the_place_of_one_that_may_fit_wher
     }
     number = 1
     for requests, puts in expected.items():
-        tasks = await turn(*map(request, requests.split()))
+        tasks = await turn(*writes(client, requests))
         for each in puts:
             number += 1
             batch = await logd.receive(WriteBatch)

@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
         if exchange.more_body:
             self._discard = Discard(self._active_at)
         if self._parser.is_in_head:
-            self._head_since = self._active_at  # a client that waits for its answers is not late with what follows
+            self._head_since = self._active_at  # a client that waits, or was not read from, is not late
         if self._queue or self._rest or self._refusal or self._is_read_paused or self._phase is not Phase.SERVING:
             self.loop.call_soon(self._go_on)
 
@@ -253,7 +253,6 @@ class Connection(asyncio.Protocol):
                 self._finish()
         self._update_budget()
         if not self._has_enough() and self._phase is Phase.SERVING:
-            self._head_since = monotonic()  # a client that was not read from cannot be late
             self._resume_reading()
         self._start_next()
 

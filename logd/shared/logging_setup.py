@@ -4,7 +4,7 @@ Owns the two formats and their set-up, for every process of the server, gunicorn
 of who logs what.
 
 The role of a process is its name in the sense of `multiprocessing`, because every log record carries that by itself,
-also one that gunicorn or uvicorn makes, and because a fork inherits it until the child gets a name of its own.
+also one that gunicorn makes, and because a fork inherits it until the child gets a name of its own.
 """
 
 import argparse
