@@ -284,7 +284,9 @@ def _format(field: dataclasses.Field[Any], value: object) -> str:
         for unit, factor in _SIZE_UNITS.items():
             if value and value % factor == 0:
                 return f"{value // factor} {unit}"
-    return _NONE if value is None else str(value).removesuffix(".0")
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return _NONE if value is None else str(value)
 
 
 class _HelpFormatter(argparse.HelpFormatter):

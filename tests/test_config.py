@@ -301,6 +301,12 @@ def test_the_values_that_a_check_prints_can_be_given_as_flags(config):
     assert read(*(f"{flag(name)}={value}" for name, value in lines)) == config
 
 
+def test_a_check_shows_names_as_they_are(capsys):
+    lines = printed(capsys, "--host=0.0.0.0", "--working-dir=/srv/kv-1.0", "--check-config").splitlines()
+    shown = dict(line.split("  # ")[0].split(" = ") for line in lines if " = " in line)
+    assert (shown["host"], shown["working_dir"]) == ("0.0.0.0", "/srv/kv-1.0")
+
+
 def test_a_check_of_the_caller_is_made_before_anything_is_printed_and_only_for_check_config(capsys):
     checked = []
 
