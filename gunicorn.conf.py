@@ -12,14 +12,14 @@ from pathlib import Path
 
 import kv.app
 import kv.http.worker
-from kv import tls
+from kv import listener, tls
 from kv.config import Config, Inherited, UnusableFile
 from logd.shared import logging_setup
 
 _config = Config.from_environment(os.environ)
 
 bind = [f"fd://{fd}" for fd in Inherited.from_environment(os.environ).listen_fds]
-backlog = 65535  # a worker's listen() sets it anew; the kernel clamps it to somaxconn
+backlog = listener.BACKLOG  # a worker's listen() sets it anew
 workers = _config.workers
 worker_class = "kv.http.worker.Worker"
 chdir = str(Path(__file__).parent)

@@ -1,7 +1,8 @@
 """The options of the server: flag, environment variable, default, help text, and the values that are allowed.
 
 An option is declared once, as a field of `Config`. Knows nothing of who uses it. The supervisor reads the command line
-once and passes the result to its children in their environment, so that all processes have the same values.
+once and passes the result on, to gunicorn and its workers in their environment and to logd as flags, so that all
+processes have the same values.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def _option(
     most: float = math.inf,
     choices: Sequence[str] = (),
 ) -> T:
-    """Declare an option. The unit of a number is the last word of its name."""
+    """Declare an option. The unit of a number is a word of its name."""
     metadata = {"help": help_, "group": group, "least": least, "most": most, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 

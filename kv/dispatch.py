@@ -30,8 +30,6 @@ class Response(falcon.asgi.Response):
     _media = None
     _extra_headers = None
     _cookies = None
-    _sse = None
-    _registered_callbacks = None
     context = None  # type: ignore[assignment]  # nothing of this server stores anything there
 
     def __init__(self, options: Any = None) -> None:  # noqa: ANN401 - as in the class above

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 from kv.errors import CannotServe
 from logd.shared.text import printable
 
-_BACKLOG: Final = 65535  # clamped to the kernel's somaxconn
+BACKLOG: Final = 65535  # clamped to the kernel's somaxconn
 _PORT_PATIENCE_SECONDS: Final = 2.0  # the processes of a killed supervisor need a moment to end
 _NOT_ON_THIS_MACHINE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """An address of a name may be of a family that is switched off."""
@@ -72,7 +72,7 @@ def listen(listeners: Sequence[socket.socket]) -> list[str]:
     for listener in listeners:
         host, port = listener.getsockname()[:2]
         try:
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:  # another process had bound the port too, and began to listen first
             raise CannotServe(_describe(host, port, error)) from error
     return [_in_url(*listener.getsockname()[:2]) for listener in listeners]

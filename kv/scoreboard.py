@@ -185,11 +185,6 @@ class Slot:
         self._words[_Word.CPU_SECONDS] = self._earlier_cpu_seconds + time.process_time()
         self._words[_Word.RESIDENT_BYTES] = process_stats.resident_bytes()
 
-    @property
-    def large_reads_waiting(self) -> int:
-        """As it was shown last."""
-        return int(self._words[_GAUGE_WORDS["large_reads_waiting"]])
-
     def _reset(self) -> None:
         self.show(dict.fromkeys(_GAUGE_WORDS, 0))
 

@@ -202,7 +202,7 @@ class Exchange:
         parts, self._parts, self.unread_bytes = self._parts, [], 0
         self._is_announced = True
         self._is_end_known = not self.more_body
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = b"".join(parts)  # one part is not copied
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     def _has_event(self) -> bool:
