@@ -212,6 +212,46 @@ def test_every_try_without_room_gives_its_descriptor_back(disk, log, room):
 
 
 @FULL
+def test_a_segment_that_was_made_but_for_the_sync_of_its_name_is_used_for_the_next_group(disk, log, full):
+    commit(log, b"one")
+    disk.before = failing("sync_directory", full)
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            log.seal()
+        assert (segments(disk), log.sealed.sequence) == ([1, 2], 0)
+    disk.before = lambda _: None
+    commit(log, b"two")
+    commit(log, b"three")
+    assert (frames(disk, 1), frames(disk, 2)) == (payloads([b"one"]), payloads([b"two"], [b"three"]))
+
+
+def test_a_group_that_memory_did_not_suffice_for_is_not_in_the_log_even_if_it_was_written(disk, log, monkeypatch):
+    commit(log, b"one")
+
+    def append_and_fail(data, zeros_bytes=0):
+        append(data, zeros_bytes)
+        raise MemoryError
+
+    append = log._file.append
+    monkeypatch.setattr(log._file, "append", append_and_fail)
+    with pytest.raises(MemoryError):
+        log.append([b"refused"])
+    monkeypatch.undo()
+    assert log.last_sequence == 1
+    commit(log, b"two")
+    assert frames(disk, 1) == payloads([b"one"], [b"two"])
+
+
+def test_zeros_need_no_memory(disk, log, monkeypatch):
+    def without_memory(count):
+        raise MemoryError
+
+    monkeypatch.setattr("logd.local.disk.bytes", without_memory, raising=False)
+    commit(log, b"one")
+    assert frames(disk, 1) == payloads([b"one"])
+
+
+@FULL
 def test_without_room_for_a_directory_entry_nothing_is_left(disk, full):
     disk.before = failing("create", full)
     with pytest.raises(NoSpace):

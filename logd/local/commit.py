@@ -269,7 +269,7 @@ class SyncThread:
             return Synced(frame_bytes, time.perf_counter() - began)
         except NoSpace as error:
             return error
-        except MemoryError:  # before anything was written
+        except MemoryError:  # nothing of the group is in the log
             return NoSpace(errno.ENOMEM, os.strerror(errno.ENOMEM))
         except InDoubt as error:
             self._rewrite(error)

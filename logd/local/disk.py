@@ -152,6 +152,8 @@ class _LocalFile:
     def _write_zeros(self, count: int) -> None:
         try:
             self._zeros_end = self.size + os.pwrite(self._fd, bytes(count), self.size)
+        except MemoryError:
+            pass
         except OSError as error:
             if not is_no_space(error):
                 raise

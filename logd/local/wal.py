@@ -94,6 +94,8 @@ class Wal:
         self._segment: Segment
         self._durable_bytes: int
         """How much of the segment was synced."""
+        self._must_seal = False
+        """The next segment has its name already, perhaps for good: the next frame must not be in this one."""
         self._file = self._open_segment()
         self.sealed = Sealed(0, next_sequence - 1)
 
@@ -106,22 +108,29 @@ class Wal:
         """Write one group as one frame, and return the size of the frame in bytes. It is durable only after `sync`.
 
         The elements of the group are encoded as logd/local/group.py does it.
-        Raises NoSpace, and then the log is as before; InDoubt; another OSError when nothing is known any more.
+        Raises NoSpace or MemoryError, and then the log is as before; InDoubt; another OSError when nothing is known any
+        more.
         """
-        if self._file.size >= self._segment_bytes:
+        if self._must_seal or self._file.size >= self._segment_bytes:
             self.seal()
         encoded = frame.encode_frame(self._marker, self._next, payload_parts(elements))
         start = self._file.size
         try:
             self._file.append(encoded, self._zeros_ahead_bytes(len(encoded)))
+        except MemoryError:
+            self._cut_back(start)
+            raise
         except OSError as error:
             if not is_no_space(error):
                 raise
-            with _doubts(Call.TRUNCATE):
-                self._file.truncate(start)
+            self._cut_back(start)
             raise NoSpace(*error.args) from error
         self._next += 1
         return len(encoded)
+
+    def _cut_back(self, size: int) -> None:
+        with _doubts(Call.TRUNCATE):
+            self._file.truncate(size)
 
     def _zeros_ahead_bytes(self, frame_bytes: int) -> int:
         if frame_bytes > _LARGE_FRAME_BYTES:
@@ -167,7 +176,12 @@ class Wal:
         if self._segment.first == self._next:
             return
         sealed = self._file
-        self._file = self._open_segment()
+        try:
+            self._file = self._open_segment()
+        except NoSpace:  # only the sync of its name may have failed
+            self._must_seal = segment_name(self._next) in self._disk.names()
+            raise
+        self._must_seal = False
         self.sealed = Sealed(self.sealed.bytes + sealed.size, self.last_sequence)
         sealed.close()
 
