@@ -41,7 +41,7 @@ from tests.support.builders import (
     same,
     state,
 )
-from tests.support.harness import ROOT, await_true
+from tests.support.harness import ROOT, await_true, is_gone
 
 
 def break_file(directory, token):
@@ -490,13 +490,6 @@ parent.maybe_start(wal.Sealed(100, 5))
 print("started", flush=True)
 time.sleep(600)
 """
-
-
-def is_gone(process):
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_checkpoint_ends_when_its_parent_is_killed(held):

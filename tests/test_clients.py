@@ -177,7 +177,11 @@ class Proxy:
     def __enter__(self):
         command = [need("nginx"), "-p", str(self._configuration.parent), "-c", str(self._configuration)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        await_true(self._answers, what="an answer of nginx")
+        try:
+            await_true(self._answers, what="an answer of nginx")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):

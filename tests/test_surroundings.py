@@ -351,7 +351,10 @@ def test_a_port_that_is_in_use_on_one_address_of_a_name_is_refused(tmp_path, may
     server.hosts = tmp_path / "hosts"
     with socket.create_server(("127.0.0.2", server.port)):
         server.spawn()
-        assert server.wait() == 1
+        try:
+            assert server.wait() == 1
+        finally:
+            server.kill_group()
     assert server.log.splitlines()[-1].endswith(f"port {server.port} on several is in use")
 
 

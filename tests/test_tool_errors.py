@@ -323,12 +323,14 @@ def test_a_file_in_a_current_directory_that_was_deleted_is_named(place):
 
 def test_an_interrupt_ends_a_command_with_one_line(place):
     held = PipedSegment(place / "held", "1-3 4-6", "4-6")
-    tool = subprocess.Popen(
-        [sys.executable, "-m", "logd", "verify", held.directory], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    with held.reader():
-        tool.send_signal(signal.SIGINT)
-        _, err = tool.communicate(timeout=30)
+    command = [sys.executable, "-m", "logd", "verify", held.directory]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as tool:
+        try:
+            with held.reader():
+                tool.send_signal(signal.SIGINT)
+                _, err = tool.communicate(timeout=30)
+        finally:
+            tool.kill()
     assert tool.returncode == 128 + signal.SIGINT
     assert err.endswith("CRITICAL interrupted\n")
     assert err.count("\n") == 1

@@ -18,7 +18,7 @@ from kv.config import Inherited
 from kv.http import worker
 from kv.http.buffer_budget import BufferBudget
 from tests.support.clients import Answer, call
-from tests.support.harness import ROOT, await_true
+from tests.support.harness import ROOT, await_true, is_gone
 
 WORKER_CLASS = "kv.http.worker.Worker"
 TEXT = "text/plain; charset=utf-8"
@@ -332,13 +332,6 @@ def refusal(client):
     text, end = body[:-1].decode(), body[-1:]
     assert end == b"\n"
     return status, text
-
-
-def is_gone(process):
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # The end, and deadlines ----------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Requests for how logd is. They answer /health and /metrics, so they fail at once when the connection is lost."""
+"""Requests for how logd is. They answer /health and /metrics, which do not wait for a connection.
+
+A new one fails at once when it is known that there is none; those that were sent before are sent again.
+"""
 
 import asyncio
 from dataclasses import dataclass

@@ -89,10 +89,10 @@ class Checkpointer:
                 if not self._child:
                     self._start(sealed)
 
-    def make_room(self, sealed: Sealed, wait_s: float) -> bool:
+    def make_room(self, sealed: Sealed, wait_s: float) -> None:
         """Make a checkpoint at once that keeps only what is needed, after one that runs already, and wait for its end.
 
-        False when it did not end well within that time. It runs on then.
+        When it has not ended by that time it runs on.
         """
         deadline = time.monotonic() + wait_s
         child = self._child
@@ -101,9 +101,10 @@ class Checkpointer:
             child.done.wait(wait_s)
         with self._starting:
             if self._child or self._is_stopping:
-                return False
+                return
             child = self._start(sealed, "--make-room")
-        return child is not None and child.done.wait(max(0.0, deadline - time.monotonic())) and child.status == 0
+        if child:
+            child.done.wait(max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> bool:
         """End a running checkpoint. True when there was one: it may have left a temporary file."""
@@ -159,7 +160,6 @@ class _Child:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
         self._input_lock = threading.Lock()  # one thread writes to the input, another closes it
         self._is_hurried = False
-        self.status: int | None = None
         self.done = threading.Event()
         """Set when it has ended and all of that is recorded."""
 
@@ -174,11 +174,11 @@ class _Child:
 
     def wait(self) -> int:
         """The exit status, once it has ended."""
-        self.status = self._process.wait()
+        status = self._process.wait()
         with self._input_lock:
             if self._process.stdin:
                 self._process.stdin.close()
-        return self.status
+        return status
 
     def kill(self) -> None:
         """End it, and wait until it has."""

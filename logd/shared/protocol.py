@@ -4,8 +4,8 @@ Knows how a message is encoded and what each one promises; does not know who sen
 it.
 
 Every message is one ZeroMQ frame holding one MessagePack array whose first element is its tag.
-A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them
-with the same decoder (logd/FORMAT.md describes them byte by byte).
+A `WriteBatch` is encoded once, by the worker: the same bytes go into the log, and replay decodes them as the same type
+(logd/FORMAT.md describes them byte by byte).
 
 Exactly once. A worker is a *session*: a random id, and batches numbered 1, 2, 3, … Batch 0 writes nothing and opens the
 session. logd accepts only the next number, answers a repeat as it answered the first, and answers a session that it

@@ -29,6 +29,14 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 START_SECONDS: Final = 30.0
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """True when a process has ended, whether it was reaped or not."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def await_true(condition: Callable[[], object], seconds: float = 10.0, what: str = "the condition") -> None:
     """Wait until a condition holds; poll it often. The deadline is to be far beyond what is expected.
 
