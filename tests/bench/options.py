@@ -31,6 +31,7 @@ examples:
   ./tests/bench/run.sh --quick
   ./tests/bench/run.sh --only headline --rounds 9
   ./tests/bench/run.sh --only connections --peer mine=http://127.0.0.1:9000
+  ./tests/bench/run.sh --publish
 
 exit status: 0; 1 when something could not be measured; 2 for an error on the command line.
 """
@@ -50,6 +51,8 @@ class Options:
     """Names and URLs."""
     without_peers: bool
     out: Path
+    publish: bool
+    """Write the figures of the documents too."""
     server_flags: tuple[str, ...]
 
 
@@ -65,6 +68,8 @@ def parse(arguments: Sequence[str]) -> Options:
     parser = _parser()
     given = parser.parse_args(arguments)
     names = [SERVER, HELLO, "etcd", "redis", *(name for name, _ in given.peer)]
+    if given.publish and (Section.CONNECTIONS not in given.only or given.connections):
+        parser.error("--publish needs the section connections, with its own connections")
     if doubled := [name for name, _ in given.peer if names.count(name) > 1]:
         parser.error(f"--peer: the name {doubled[0]!r} is used already")
     return Options(
@@ -76,6 +81,7 @@ def parse(arguments: Sequence[str]) -> Options:
         peers=tuple(given.peer),
         without_peers=given.no_peers,
         out=given.out,
+        publish=given.publish,
         server_flags=tuple(given.server_flags),
     )
 
@@ -100,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
     out = Path("bench-results")
     add("--out", type=Path, default=out, metavar="DIR", help=f"for the results, and the data meanwhile ({out})")
+    add(
+        "--publish", action="store_true", help="write the figures of the README and docs/performance.md, and their plot"
+    )
     add("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
     return parser
 
