@@ -5,6 +5,7 @@ import itertools
 import os
 import queue
 import select
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -470,6 +471,11 @@ def test_it_is_unavailable_until_there_is_room_for_what_was_refused(full):
     full.settle()
     full.disk.room = 0
     assert full.commit.unavailable_reason() == ""  # nothing was refused since
+
+
+def test_it_stays_unavailable_when_the_directory_is_gone_after_a_refusal(full):
+    shutil.rmtree(full.directory)
+    assert full.commit.unavailable_reason() == "no space left on device"
 
 
 def test_a_disk_that_stays_full_refuses_again_and_again_and_then_goes_on(start, full):

@@ -89,9 +89,8 @@ class GroupCommit:
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
-        if self._sync_thread.is_in_doubt or (self._refused_bytes and self._disk.free_bytes() < self._refused_bytes):
-            return "no space left on device"
-        return ""
+        is_full = self._sync_thread.is_in_doubt or (self._refused_bytes and not self._has_room(self._refused_bytes))
+        return "no space left on device" if is_full else ""
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Accept a batch into the next group, or reply to it at once; None when a reply will be collected.
@@ -133,6 +132,13 @@ class GroupCommit:
     def stop(self) -> None:
         """End the sync thread. A group in flight is brought to the disk first, though nobody gets a reply to it."""
         self._sync_thread.stop()
+
+    def _has_room(self, size: int) -> bool:
+        """False also when the directory is gone, which is for the next write to find out."""
+        try:
+            return self._disk.free_bytes() >= size
+        except OSError:
+            return False
 
     def _note_space(self) -> None:
         if self._refused_bytes:
