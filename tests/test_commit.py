@@ -42,8 +42,8 @@ from tests.support.harness import await_true
 PATIENCE_SECONDS = 30
 
 
-def refused(session, *numbers):
-    return (session, Refused(session, list(numbers), Reason.NO_SPACE))
+def refused(session, *numbers, reason=Reason.NO_SPACE):
+    return (session, Refused(session, list(numbers), reason))
 
 
 def committed(session, *numbers):
@@ -726,11 +726,12 @@ def test_a_write_that_cannot_be_cut_off_for_lack_of_room_is_in_doubt_too(engine)
     assert groups(engine) == OPENED
 
 
-@pytest.mark.parametrize("error", [errno.EFBIG, errno.ENOMEM, errno.EMFILE, MemoryError()], ids=repr)
-def test_a_write_that_the_system_refuses_is_refused_and_the_next_goes_on(engine, error):
+@pytest.mark.parametrize("error", [errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, MemoryError()], ids=repr)
+def test_a_write_that_the_system_refuses_is_refused_for_what_is_wanting_and_the_next_goes_on(engine, error):
     engine.disk.before = once(failing("append", error))
     engine.send(A, 1)
-    assert engine.settle() == [refused(A, 1)]
+    assert engine.settle() == [refused(A, 1, reason=Reason.NO_SPACE if error == errno.EFBIG else Reason.SCARCE)]
+    assert engine.commit.unavailable_reason() == ""
     engine.send(A, 2, base=2)
     assert engine.settle() == [committed(A, 2)]
 

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from logd.local import group as groups
 from logd.local.counters import Counters
-from logd.local.disk import Disk
+from logd.local.disk import Disk, is_scarce
 from logd.local.intake import Accepted, Intake
 from logd.local.publish import NoSpace
 from logd.local.store import Store
@@ -180,7 +180,7 @@ class GroupCommit:
             log.error("%s: writes are refused until there is room", why.strerror or "No space left on device")
         refused = group + self._intake.take_group(math.inf)
         self._refused_bytes = sum(len(raw) for raw, _ in refused)
-        replies = self._intake.refuse(refused, Reason.NO_SPACE)
+        replies = self._intake.refuse(refused, Reason.SCARCE if is_scarce(why) else Reason.NO_SPACE)
         self._count(replies)
         return replies
 
