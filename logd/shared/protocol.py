@@ -38,7 +38,7 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
@@ -54,6 +54,8 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
+    SCARCE = 2
+    """The system had no memory or no descriptor for it at that moment."""
 
 
 class Exit(IntEnum):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from kv.config import Config
 from tests.bench.cases import HELLO, SERVER, Section
-from tests.support.arguments import checked
+from tests.support.arguments import checked, positive_count
 
 _ROUNDS = 3
 _SECONDS = 5
@@ -94,14 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add, count = parser.add_argument, checked(positive_count)
     add("--only", type=checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
-    add("--rounds", type=checked(_count), metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
-    add("--seconds", type=checked(_count), metavar="N", help=f"how long a load lasts ({_SECONDS})")
+    add("--rounds", type=count, metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
+    add("--seconds", type=count, metavar="N", help=f"how long a load lasts ({_SECONDS})")
     add("--quick", action="store_true", help="one round of one second: to see that all works, not to measure")
     add("--connections", type=checked(_counts), default=(), metavar="N,…", help="of that section, instead of its own")
     workers = Config().workers
-    add("--workers", type=checked(_count), default=workers, help=f"of the server and the hello-world ({workers})")
+    add("--workers", type=count, default=workers, help=f"of the server and the hello-world ({workers})")
     add("--peer", type=checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
     add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
     out = Path("bench-results")
@@ -113,14 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(f"{text} is less than 1")
-    return number
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part) for part in text.split(",")}))
+    return tuple(sorted({positive_count(part) for part in text.split(",")}))
 
 
 def _sections(text: str) -> tuple[Section, ...]:
