@@ -56,7 +56,7 @@ class LocalEngine:
         return self._commit.submit(raw, batch)
 
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
-        return list(map(self._store.data.get, keys))
+        return self._store.data.get_all(keys)
 
     def commit(self) -> None:
         self._commit.commit()

@@ -151,4 +151,4 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
             store.sessions.update(chunk.numbers)
             store.outcomes.update(chunk.outcomes)
         else:
-            store.data.update(chunk.data)
+            store.data.put_all(chunk.data)

@@ -7,6 +7,7 @@ state, always: replay depends on it, so nothing here may look at a clock, a rand
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from logd.local.table import Table
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, FailedCheck, Outcomes, Transaction, WriteBatch
 
@@ -18,8 +19,8 @@ class Store:
     """Keys, values and sessions. What it holds is durable: a group is applied only after its sync."""
 
     def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-        self.discard: Callable[[dict[str, bytes]], None] = lambda _: None
+        self.data = Table()
+        self.discard: Callable[[Table], None] = lambda _: None
         """Frees what was cleared. Where nobody waits, it may be freed at once."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
@@ -38,7 +39,8 @@ class Store:
         for it.
         """
         if self._data_bytes is None:
-            self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
+            sizes = (sum(map(len, part)) + sum(map(len, part.values())) for part in self.data.parts)
+            self._data_bytes = sum(sizes)
         return self._data_bytes
 
     def apply(self, batch: WriteBatch, data_bytes_max: int = 0) -> bool:
@@ -84,7 +86,7 @@ class Store:
     def _write(self, batch: WriteBatch, bytes_max: int) -> Outcomes | None:
         """Make the writes of a batch; those that were not made, if any."""
         if batch.clear:
-            old, self.data = self.data, {}
+            old, self.data = self.data, Table()
             self.discard(old)
             self._data_bytes = None if self._data_bytes is None else 0
         over_limit = self._over_limit(batch.puts, bytes_max) if bytes_max else []
@@ -120,7 +122,7 @@ class Store:
     def _put(self, puts: dict[str, bytes]) -> None:
         if self._data_bytes is not None:
             self._data_bytes += self._growth_bytes(puts)
-        self.data.update(puts)
+        self.data.put_all(puts)
 
     def _delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -132,11 +134,10 @@ class Store:
 
     def _growth_bytes(self, puts: dict[str, bytes]) -> int:
         """What these would add to the bytes of data; below 0 when they shrink it. Only new keys are looked at."""
-        data = self.data
-        replaced = list(filter(None, map(data.get, puts)))
+        replaced = list(filter(None, self.data.get_all(puts)))
         growth = sum(map(len, puts.values())) - sum(map(len, replaced))
         if len(replaced) < len(puts):
-            growth += sum([len(key) for key in puts if key not in data])
+            growth += sum([len(key) for key in puts if key not in self.data])
         return growth
 
     def _over_limit(self, puts: dict[str, bytes], bytes_max: int) -> list[str]:
