@@ -62,7 +62,7 @@ class Storage:
 
     def _state(self):
         state = Store()
-        state.data = self.data
+        state.load(self.data)
         return state
 
     async def page(self, query):

@@ -16,7 +16,7 @@ PEER = b"peer"
 def store_of(data):
     store = Store()
     store.apply(batch(A, 0))
-    store.data.update(data)
+    store.load(data)
     return store
 
 

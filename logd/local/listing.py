@@ -17,7 +17,7 @@ class Listing:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._keys = store.sort_keys()
+        self._keys = store.sorted_keys
         self._waiting: list[tuple[bytes, PageRequest]] = []
         self.pages = 0
         """That were answered."""
@@ -38,7 +38,7 @@ class Listing:
 
     def sort_some(self) -> None:
         """Put some keys in order, if any are not. To be called while `is_behind`."""
-        self._keys.sort_some(self._store.data.__contains__)
+        self._store.sort_some()
 
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
         """As `logd.engine.Engine.page`."""
