@@ -3,9 +3,9 @@
 Owns what is specific to one request: which part of its body has arrived, how far its answer is, and how an answer's
 head is encoded. Knows a `Channel`, which is its connection; knows no other request, no deadlines and no limits.
 
-The application runs without a task of its own: `step` runs it until it awaits a future, and again when that is done,
-which saves a turn of the event loop for each request. `asyncio.current_task`, and what is built on it
-(`asyncio.timeout`), are not for handlers.
+The application runs without a task of its own: `step` runs it until it awaits a future, and again when that is done;
+when it is a `PromptFuture`, at once, which saves a turn of the event loop for each request. `asyncio.current_task`, and
+what is built on it (`asyncio.timeout`), are not for handlers.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from kv.http.context import Application
 from kv.http.request_parser import FIELD_OVERHEAD_BYTES, Refusal, RequestHead
+from kv.prompt_future import PromptFuture
 
 BODY_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body is buffered while the application does not read it; then the client has to wait."""
@@ -108,6 +109,7 @@ class Exchange:
         self.response_started = False
         self.response_complete = False
         self._connection = connection
+        self._coroutine: Coroutine[Any, Any, None]
         self._parts: list[bytes] = []
         self._is_announced = False  # the application has been given a first event
         self._is_end_known = False  # the application has been given the last event of the body
@@ -116,7 +118,7 @@ class Exchange:
     def start(self) -> None:
         """Run the application until it has to wait."""
         self.is_started = True
-        self._coroutine: Coroutine[Any, Any, None] = self._run()
+        self._coroutine = self._connection.application(self._scope(), self.receive, self.send)
         self.step()
 
     def step(self, _: object = None) -> None:
@@ -124,21 +126,24 @@ class Exchange:
         try:
             awaited = self._coroutine.send(None)
         except StopIteration:
-            return
-        if awaited is None:  # asyncio.sleep(0)
+            self._on_end()
+        except Exception as error:
+            if not (self.is_disconnected and isinstance(error, ConnectionError)):
+                log.exception("%s failed", self.head.method)
+            self._on_end()
+        else:
+            self._wait_for(awaited)
+
+    def _wait_for(self, awaited: Any) -> None:  # noqa: ANN401 - whatever an application awaits
+        if isinstance(awaited, PromptFuture):
+            awaited.resume = self.step
+        elif awaited is None:  # asyncio.sleep(0)
             self._connection.loop.call_soon(self.step)
         else:
             awaited._asyncio_future_blocking = False  # as a task does, to show that it awaits the future
             awaited.add_done_callback(self.step)
 
-    async def _run(self) -> None:
-        try:
-            await self._connection.application(self._scope(), self.receive, self.send)
-        except ConnectionError:
-            if not self.is_disconnected:
-                log.exception("%s failed", self.head.method)
-        except Exception:
-            log.exception("%s failed", self.head.method)
+    def _on_end(self) -> None:
         if not (self.response_complete or self.is_disconnected):
             self._connection.on_no_answer(self)
 
