@@ -156,6 +156,13 @@ class Connection(asyncio.Protocol):
             self._pause_reading()
         self._update_budget()
 
+    def on_request(self, head: RequestHead, body: bytes) -> None:
+        """A request that has arrived completely, with all of its body."""
+        self.on_head(head)
+        if body:
+            self.on_body(body)
+        self.on_end()
+
     def on_head(self, head: RequestHead) -> None:
         """Queue a request; it is started once everything that has arrived is parsed."""
         if self._phase is not Phase.SERVING:
