@@ -18,7 +18,7 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-from kv.http.context import Application
+from kv.http.context import SHORTCUT, TEXT, WITHOUT_BODY, Application
 from kv.http.request_parser import FIELD_OVERHEAD_BYTES, Refusal, RequestHead
 from kv.prompt_future import PromptFuture
 
@@ -31,7 +31,6 @@ PIECE_BYTES_MIN: Final = 128
 _REQUEST_OVERHEAD_BYTES: Final = 1024
 """Memory of a request that waits for the answer to another, beside its fields and its body."""
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -76,7 +75,6 @@ class Exchange:
         "_connection",
         "_coroutine",
         "_encoded_head",
-        "_is_announced",
         "_is_end_known",
         "_parts",
         "_waiter",
@@ -111,7 +109,6 @@ class Exchange:
         self._connection = connection
         self._coroutine: Coroutine[Any, Any, None]
         self._parts: list[bytes] = []
-        self._is_announced = False  # the application has been given a first event
         self._is_end_known = False  # the application has been given the last event of the body
         self._waiter: asyncio.Future[None] | None = None
 
@@ -160,6 +157,7 @@ class Exchange:
             "query_string": head.query,
             "root_path": "",
             "headers": head.fields,
+            SHORTCUT: self,
         }
 
     def waiting_bytes(self) -> int:
@@ -195,8 +193,8 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """The next ASGI event: a piece of the body, or a disconnect when the client is gone or has its answer.
 
-        The first event comes at once, whatever has arrived: the application decides by the head whether it wants the
-        body. Only when it asks for more is `100 Continue` sent to a client that expects it (RFC 9110, 10.1.1).
+        An application that decides by the head does not ask. Only when it does, `100 Continue` is sent to a client that
+        expects it (RFC 9110, 10.1.1).
         """
         while not self._has_event():
             self._connection.on_wait_for_body(self)
@@ -205,13 +203,20 @@ class Exchange:
         if self.is_disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         parts, self._parts, self.unread_bytes = self._parts, [], 0
-        self._is_announced = True
         self._is_end_known = not self.more_body
         body = b"".join(parts)  # one part is not copied
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
+    def take_body(self) -> bytes | None:
+        """As in kv/http/context.py."""
+        if self.more_body or self._is_end_known or self.is_disconnected:
+            return None
+        parts, self._parts, self.unread_bytes = self._parts, [], 0
+        self._is_end_known = True
+        return b"".join(parts)
+
     def _has_event(self) -> bool:
-        if not self._is_announced or self._parts or self.is_disconnected or self.response_complete:
+        if self._parts or self.is_disconnected or self.response_complete:
             return True
         return not (self.more_body or self._is_end_known)
 
@@ -220,6 +225,19 @@ class Exchange:
         return self.head.expects_continue and self.more_body and not self.held_bytes
 
     # The answer ------------------------------------------------------------------------------------------
+
+    def answer(self, status: int, text: bytes, etag: bytes) -> bool:
+        """As in kv/http/context.py. The same bytes as by `send`."""
+        connection = self._connection
+        if self.more_body or self.is_disconnected or self.response_started or connection.is_write_paused:
+            return False
+        if self.head.method == "HEAD" or status in WITHOUT_BODY or len(text) > TLS_PIECE_BYTES:
+            return False
+        self.status = status
+        self.response_started = self.response_complete = True
+        connection.write(encode_text_head(status, len(text), self.head.version, self.keep_alive, etag) + text)
+        connection.on_answered(self)
+        return True
 
     async def send(self, event: dict[str, Any]) -> None:
         """Write the answer: first comes the event with its head, then those with its body. The head waits for the body.
@@ -264,7 +282,7 @@ class Exchange:
         etag = names.pop(b"etag", b"")
         if etag:
             fields = list(names.items())
-        has_length = b"content-length" in names or self.status in _NO_BODY_STATUSES
+        has_length = b"content-length" in names or self.status in WITHOUT_BODY
         if names.get(b"connection") == b"close" or not has_length or self.awaits_continue():
             self.keep_alive = False
         return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, etag)
@@ -273,11 +291,23 @@ class Exchange:
 def encode_refusal(refusal: Refusal) -> bytes:
     """The whole answer to a request that is not served."""
     body = refusal.text.encode() + b"\n"
-    fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-    if refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
-        fields.append((b"retry-after", b"1"))
-    head = encode_head(refusal.status, tuple(fields), "1.1", keep_alive=False)
+    more = ((b"retry-after", b"1"),) if refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE else ()
+    head = encode_head(refusal.status, (*_text_fields(len(body)), *more), "1.1", keep_alive=False)
     return head if refusal.method == "HEAD" else head + body
+
+
+def encode_text_head(status: int, length: int, version: str, keep_alive: bool, etag: bytes = b"") -> bytes:
+    """The head of a plain answer: as `encode_head` for a text of so many bytes."""
+    return _end_head(_encode_text_fields(status, length, _persistence(version, keep_alive)), etag)
+
+
+@functools.lru_cache(maxsize=512)
+def _encode_text_fields(status: int, length: int, connection: bytes) -> bytes:
+    return _encode_fields(status, _text_fields(length), connection)
+
+
+def _text_fields(length: int) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"content-length", b"%d" % length), (b"content-type", TEXT.encode())
 
 
 def encode_head(
@@ -287,9 +317,17 @@ def encode_head(
 
     The ETag is no part of `fields`, which are the same for many answers, and are encoded once for them.
     """
-    connection = b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
-    head = _encode_fields(status, fields, connection) + _date_line(int(time.time()))
-    return b"%betag: %b\r\n\r\n" % (head, etag) if etag else head + b"\r\n"
+    return _end_head(_encode_fields(status, fields, _persistence(version, keep_alive)), etag)
+
+
+def _end_head(head: bytes, etag: bytes) -> bytes:
+    date = _date_line(int(time.time()))
+    return b"%b%betag: %b\r\n\r\n" % (head, date, etag) if etag else b"%b%b\r\n" % (head, date)
+
+
+def _persistence(version: str, keep_alive: bool) -> bytes:
+    """The value of a Connection field; empty when there is none."""
+    return b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
 
 
 @functools.lru_cache(maxsize=512)
