@@ -139,16 +139,17 @@ class RequestParser:
     def feed(self, data: bytes | memoryview) -> Refusal | None:
         """Parse what has arrived, at most `MAX_AT_ONCE_BYTES`. Returns the refusal that ends the connection, if any."""
         is_between = not (self.is_in_message or self.raw_bytes)
-        if is_between and self._hand_over_known(data):
-            return None
         refusal = self._parse(data)
         if is_between and not refusal:
             self._remember(data)
         return refusal
 
-    def _hand_over_known(self, data: bytes | memoryview) -> bool:
-        """Hand over a whole request whose fields are known. False when it is anything else."""
-        if not isinstance(data, bytes) or not (line := _PLAIN_LINE.match(data)):
+    def feed_known(self, data: bytes | memoryview) -> bool:
+        """Hand over a whole request whose fields are known. False when it is anything else: then `feed` parses it."""
+        if self.is_in_message or self.raw_bytes or not isinstance(data, bytes):
+            return False
+        line = _PLAIN_LINE.match(data)
+        if line is None:
             return False
         end = data.find(_END_OF_HEAD, line.end()) + len(_END_OF_HEAD)
         known = self._known.find(data[line.end() : end])
