@@ -5,7 +5,7 @@ Does not know how a request is answered (kv/request.py, kv/resources), nor how t
 
 import logging
 import os
-from typing import Any, Final
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -13,6 +13,7 @@ import falcon.asgi
 from kv import dispatch, request, scoreboard
 from kv.auth import TokenAuth
 from kv.config import Config, Inherited
+from kv.http.context import TEXT
 from kv.log_client.client import Client
 from kv.log_client.outcomes import RequestFailed
 from kv.metrics import MetricsResource
@@ -24,8 +25,6 @@ from kv.resources.key import KeyResource
 from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
 from kv.resources.storage import Storage
-
-_TEXT: Final = "text/plain; charset=utf-8"
 
 log = logging.getLogger("kv.app")
 
@@ -72,7 +71,7 @@ class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=_TEXT, middleware=middleware)
+        super().__init__(media_type=TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""
@@ -86,17 +85,6 @@ class Application(dispatch.App):
         """Serve a path."""
         self.add_route(path, resource)
         self._allowed_methods[path] = resource.allowed_methods()
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:  # type: ignore[override]  # noqa: ANN401
-        """Answer one request, and release what it kept.
-
-        Falcon closes no stream of a HEAD, nor one whose client is gone before the head of the answer is sent.
-        """
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if request.HELD in scope:
-                scope[request.HELD].release()
 
     def gauges(self) -> dict[str, float]:
         """queued_writes, queued_bytes, large_bytes, large_reads_waiting, pages_waiting: as they are now."""

@@ -28,10 +28,9 @@ from kv.log_client.outcomes import (
     PreconditionFailed,
     RequestFailed,
     Unavailable,
-    fail,
-    fail_overdue,
 )
 from kv.log_client.part import Link, Replies
+from kv.log_client.pending import Pending, fail, fail_overdue
 from logd.shared import protocol
 from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Reason, Refused, Transaction, WriteBatch
 
@@ -49,18 +48,17 @@ _SESSION_DROPPED: Final = OutcomeUnknown(
 log = logging.getLogger("kv.log_client.writes")
 
 
-@dataclass(slots=True)
-class _Write:
+class _Write(Pending[None]):
     """Without a value it is a delete, without a key a clear, unless it is a transaction.
 
     Once it is sent, a message holds what is to be written.
     """
 
+    __slots__ = ("key", "size", "transaction", "value")
+
     key: str | None
     value: bytes | None
     transaction: Transaction | None
-    future: asyncio.Future[None]
-    deadline: float
     size: int
 
 
@@ -141,14 +139,16 @@ class Writes:
     ) -> asyncio.Future[None]:
         loop = self._link.loop
         size += _WRITE_OVERHEAD_BYTES
-        write = _Write(key, value, transaction, loop.create_future(), loop.time() + self._timeout_s, size)
+        write = _Write(loop)
+        write.key, write.value, write.transaction, write.size = key, value, transaction, size
+        write.deadline = loop.time() + self._timeout_s
         if self.queue_bytes and self.queue_bytes + size > self._queue_bytes_max:
-            fail(write.future, Unavailable("too many writes are waiting; this one was not written"))
-            return write.future
+            fail(write, Unavailable("too many writes are waiting; this one was not written"))
+            return write
         self.queue_bytes += size
         self.queue.append(write)
         self._link.flush_soon()
-        return write.future
+        return write
 
     def flush(self) -> None:
         """Send the writes that wait, once the session is open and nothing has to be drained."""
@@ -171,7 +171,7 @@ class Writes:
         while self.queue and self.queue[0].deadline <= now:
             write = self.queue.popleft()
             self.queue_bytes -= write.size
-            fail(write.future, Unavailable(reason or NOT_REACHABLE))
+            fail(write, Unavailable(reason or NOT_REACHABLE))
         unknown = f"{reason or 'the deadline passed'}; whether the write was applied is not known"
         for sent in self._session.unanswered.values():
             if not fail_overdue(sent.writes, now, OutcomeUnknown(unknown)):
@@ -214,8 +214,8 @@ class Writes:
                 if number in reply.outcomes:
                     _fail_not_made(sent, reply.outcomes[number])
                 for write in sent.writes:
-                    if not write.future.done():
-                        write.future.set_result(None)
+                    if not write.done():
+                        write.set_result(None)
         if not self._session.is_open:  # batch 0 was the only one
             self._session.is_open = True
             self._link.flush_soon()
@@ -257,13 +257,13 @@ class Writes:
     def _fail_batch(self, number: int, failure: RequestFailed) -> None:
         if sent := self._take_answered(number):
             for write in sent.writes:
-                fail(write.future, failure)
+                fail(write, failure)
 
     def _fail_queue(self, failure: RequestFailed) -> None:
-        for write in self.queue:
+        while self.queue:
+            write = self.queue.popleft()
             self.queue_bytes -= write.size
-            fail(write.future, failure)
-        self.queue.clear()
+            fail(write, failure)
 
     def _take_answered(self, number: int) -> _SentWrites | None:
         """Remove a batch that is answered; None when it was answered before."""
@@ -330,12 +330,12 @@ class _Batch:
 def _fail_not_made(sent: _SentWrites, outcomes: Outcomes) -> None:
     """Fail those writes of an applied batch that were not made."""
     for index, checks in outcomes.failed.items():
-        fail(sent.transactions[index].future, PreconditionFailed(checks) if checks else _DATA_LIMIT_REACHED)
+        fail(sent.transactions[index], PreconditionFailed(checks) if checks else _DATA_LIMIT_REACHED)
     if outcomes.over_limit:
         over_limit = set(outcomes.over_limit)
         for write in sent.writes:
             if write.key in over_limit:
-                fail(write.future, _DATA_LIMIT_REACHED)
+                fail(write, _DATA_LIMIT_REACHED)
 
 
 def _transaction_size(transaction: Transaction) -> int:
