@@ -33,7 +33,7 @@ from tests.support.history import (
 from tests.support.load import Load
 from tests.support.recorder import BROKEN, REFUSED, TIMED_OUT, Clients, Failure, Record, make_each
 
-OK, REFUSED_OUTCOME, UNKNOWN = Outcome
+OK, REFUSED_OUTCOME, UNKNOWN, NOT_MET = Outcome
 
 
 # The command ---------------------------------------------------------------------------------------------
