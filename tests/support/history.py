@@ -65,6 +65,11 @@ class Kind(enum.IntEnum):
     BATCH = 5
     READ = 6
     """Of several keys at once."""
+    COUNT = 7
+    """An increment of a counter, on the condition that nobody else has changed it. It is counted, and not judged."""
+
+
+READS: Final = frozenset({Kind.GET, Kind.READ})
 
 
 class Outcome(enum.IntEnum):
