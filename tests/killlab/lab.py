@@ -118,11 +118,13 @@ def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
     killer = Killer(server, options.orders, random.Random(options.seed))
     result.began = time.monotonic_ns()
     try:
-        with Clients(server.port, record, scripts), contextlib.closing(killer):
+        ends_a_show = contextlib.suppress(KeyboardInterrupt) if options.live else contextlib.nullcontext()
+        with Clients(server.port, record, scripts), contextlib.closing(killer), ends_a_show:
             _kill_what_is_due(killer, server, result, progress)
     finally:
         result.ended = time.monotonic_ns()
-        result.not_carried_out = killer.waiting
+        elapsed_s = (result.ended - result.began) / 1e9
+        result.not_carried_out = [order for order in killer.waiting if order.at_s < elapsed_s]
 
 
 def _offered(mix: Mix, server: Server) -> Mix:
@@ -150,8 +152,8 @@ def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: 
 
 def _until_next(killer: Killer, elapsed_s: float) -> float:
     """Seconds to sleep: a turn, or less when an order is due before."""
-    due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
-    return min([_TURN_SECONDS, *due])
+    due = (order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s)
+    return min(_TURN_SECONDS, next(due, _TURN_SECONDS))
 
 
 def _read_back(server: Server, result: Result, progress: Progress) -> None:

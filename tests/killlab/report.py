@@ -65,10 +65,12 @@ def _load_lines(result: Result, figures: Figures) -> list[str]:
 
 
 def _outcome_lines(figures: Figures) -> list[str]:
-    rows = [
-        (_KINDS[kind], *(f"{counts[outcome]:,}" for outcome in _OUTCOMES)) for kind, counts in figures.outcomes.items()
-    ]
+    rows = [(str(kind), *(f"{count:,}" for count in counts)) for kind, *counts in _outcome_rows(figures)]
     return _table(("request", *_OUTCOMES.values()), rows) if rows else []
+
+
+def _outcome_rows(figures: Figures) -> list[tuple[str | int, ...]]:
+    return [(_KINDS[kind], *(counts[outcome] for outcome in _OUTCOMES)) for kind, counts in figures.outcomes.items()]
 
 
 def _kill_lines(result: Result, figures: Figures) -> list[str]:
@@ -184,6 +186,7 @@ def _page_data(result: Result, figures: Figures, arguments: Iterable[str]) -> di
         "latency": figures.latency and vars(figures.latency),
         "failed": figures.failed,
         "bucket_ms": figures.bucket_ms,
+        "outcomes": [("request", *_OUTCOMES.values()), *_outcome_rows(figures)],
         "buckets": [_bucket_data(bucket) for bucket in figures.buckets],
         "kills": [
             {
