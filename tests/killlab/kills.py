@@ -4,6 +4,7 @@ Owns the orders and the signals. Knows nothing of load, requests or reports.
 """
 
 import contextlib
+import itertools
 import random
 import re
 import signal
@@ -102,7 +103,7 @@ class Killer:
     def carry_out_due(self, elapsed_s: float) -> Iterator[Kill]:
         """Carry out the orders whose time has come, and resume what was frozen long enough."""
         self._thaw(elapsed_s)
-        for order in [order for order in self.waiting if order.at_s <= elapsed_s]:
+        for order in list(itertools.takewhile(lambda order: order.at_s <= elapsed_s, self.waiting)):
             if kill := self._carry_out(order, elapsed_s):
                 self.waiting.remove(order)
                 yield kill

@@ -22,7 +22,7 @@ from tests.killlab.kills import Kill, Killer, Order
 from tests.killlab.mix import Mix
 from tests.killlab.options import Options
 from tests.support.harness import Server
-from tests.support.history import Kind, Outcome, Verdict, check, missing_writes
+from tests.support.history import ABSENT, Kind, Outcome, Verdict, check, missing_writes
 from tests.support.recorder import Clients, Record, make_each
 
 _TURN_SECONDS: Final = 0.05
@@ -54,6 +54,8 @@ class Result:
     reads_at_rest: int = 0
     unread: int = 0
     missing: list[str] = field(default_factory=list)
+    counter: int | None = None
+    """What it was at the end; None when it was not read."""
     verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
     judged_s: float = 0.0
     is_interrupted: bool = False
@@ -70,6 +72,8 @@ def run(options: Options, progress: Progress) -> Result:
     result = Result(options, Record(keys, options.value_bytes))
     with _directory(result) as directory:
         with Server(directory, *options.server_flags) as server:
+            if options.live:
+                progress.log(f"to watch it: http://127.0.0.1:{server.port}/console (Ctrl-C ends it)")
             _preload(server, result, progress)
             try:
                 _put_under_load(server, result, progress)
@@ -109,16 +113,24 @@ def _preload(server: Server, result: Result, progress: Progress) -> None:
 def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
     """The experiment proper."""
     options, record = result.options, result.record
-    mix = Mix(options.read_share, options.delete_share, options.clear_share)
+    mix = _offered(options.mix, server)
     scripts = [mix.script(options.keys, random.Random(f"{options.seed}/{n}")) for n in range(options.clients)]
     killer = Killer(server, options.orders, random.Random(options.seed))
     result.began = time.monotonic_ns()
     try:
-        with Clients(server.port, record, scripts), contextlib.closing(killer):
+        ends_a_show = contextlib.suppress(KeyboardInterrupt) if options.live else contextlib.nullcontext()
+        with Clients(server.port, record, scripts), contextlib.closing(killer), ends_a_show:
             _kill_what_is_due(killer, server, result, progress)
     finally:
         result.ended = time.monotonic_ns()
-        result.not_carried_out = killer.waiting
+        elapsed_s = (result.ended - result.began) / 1e9
+        result.not_carried_out = [order for order in killer.waiting if order.at_s < elapsed_s]
+
+
+def _offered(mix: Mix, server: Server) -> Mix:
+    """A mix without reads of several keys where the server has none."""
+    is_offered = server.call("GET", "/keys?key=x&values=1").status == 200
+    return mix if is_offered else mix._replace(reads=mix.reads + mix.reads_of_many, reads_of_many=0.0)
 
 
 def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: Progress) -> None:
@@ -140,8 +152,8 @@ def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: 
 
 def _until_next(killer: Killer, elapsed_s: float) -> float:
     """Seconds to sleep: a turn, or less when an order is due before."""
-    due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
-    return min([_TURN_SECONDS, *due])
+    due = (order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s)
+    return min(_TURN_SECONDS, next(due, _TURN_SECONDS))
 
 
 def _read_back(server: Server, result: Result, progress: Progress) -> None:
@@ -155,6 +167,8 @@ def _read_back(server: Server, result: Result, progress: Progress) -> None:
         server.crash()
         server.start()
         _read_all(server, result)
+        counter = server.call("GET", f"/kv/{result.record.counter}")
+        result.counter = result.record.value(counter.body) if counter.status == 200 else ABSENT
     except AssertionError as error:  # of the harness: the server did not start
         result.errors.append(f"after the load: {error}")
 

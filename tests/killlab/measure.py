@@ -15,11 +15,12 @@ from typing import Final
 
 from tests.killlab.kills import Kill
 from tests.killlab.lab import Result
-from tests.support.history import Fault, Kind, Outcome
+from tests.support.history import READS, Fault, Kind, Outcome
 from tests.support.recorder import BROKEN
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
 _BUCKETS_MAX: Final = 1_200
+_ANSWERED: Final = (Outcome.OK, Outcome.NOT_MET)
 _SILENCE_MIN: Final = 1_000_000  # nanoseconds; a shorter one is none
 _LAST_ANSWERS: Final = 50_000_000  # nanoseconds; so long after a kill answers may still arrive from before it
 
@@ -49,6 +50,7 @@ class Bucket:
     """What ended in one stretch of time: requests that succeeded, their latency, and those that failed."""
 
     reads: int
+    """With the writes whose condition did not hold."""
     writes: int
     latency: Latency | None
     failed: Counter[str]
@@ -64,6 +66,7 @@ class Figures:
     acknowledged_writes: int
     latency: Latency | None
     failed: Counter[str]
+    outcomes: dict[Kind, Counter[Outcome]]
     effects: list[Effect]
     bucket_ms: int
     buckets: list[Bucket]
@@ -86,7 +89,7 @@ def measure(result: Result) -> Figures:
     history = result.record.history
     succeeded = array("Q")  # there may be many millions
     for i, (end, outcome) in enumerate(zip(history.end, history.outcome, strict=True)):
-        if result.began <= end <= result.ended and outcome == Outcome.OK:
+        if result.began <= end <= result.ended and outcome in _ANSWERED:
             succeeded.append(i)
     bucket_ms = _bucket_ms(result.ended - result.began)
     buckets = _buckets(result, succeeded, bucket_ms)
@@ -96,10 +99,28 @@ def measure(result: Result) -> Figures:
         acknowledged_writes=sum(bucket.writes for bucket in buckets),
         latency=_latency([history.end[i] - history.start[i] for i in succeeded]),
         failed=sum((bucket.failed for bucket in buckets), Counter()),
+        outcomes=_outcomes(result),
         effects=_effects(result, (history.end[i] for i in succeeded)),
         bucket_ms=bucket_ms,
         buckets=buckets,
     )
+
+
+def _outcomes(result: Result) -> dict[Kind, Counter[Outcome]]:
+    """How often each outcome came of each kind of request, before and after the load too."""
+    history = result.record.history
+    counts = Counter(zip(history.kind, history.outcome, strict=True))
+    outcomes: dict[Kind, Counter[Outcome]] = defaultdict(Counter)
+    for (kind, outcome), count in sorted(counts.items()):
+        outcomes[Kind(kind)][Outcome(outcome)] = count
+    return outcomes
+
+
+def increments(result: Result) -> tuple[int, int]:
+    """The least and the most that the counter may be: what was acknowledged, and what is not known."""
+    history = result.record.history
+    counts = Counter(outcome for kind, outcome in zip(history.kind, history.outcome, strict=True) if kind == Kind.COUNT)
+    return counts[Outcome.OK], counts[Outcome.OK] + counts[Outcome.UNKNOWN]
 
 
 def lost_and_doubled(result: Result) -> tuple[int, int]:
@@ -120,6 +141,9 @@ def problems(result: Result, figures: Figures) -> list[str]:
     if not result.verdict.is_linearizable:
         count = len(result.verdict.violations) + result.verdict.unexplained
         found.append(f"the history of {count} keys is not linearizable")
+    least, most = increments(result)
+    if result.counter is not None and not least <= result.counter <= most:
+        found.append(f"the counter is {result.counter:,}, and {_range(least, most)} increments were made")
     if result.unread:
         found.append(f"{result.unread} keys could not be read at the end")
     if unexpected := Counter(each.reason for each in result.record.failures if not each.is_allowed):
@@ -129,6 +153,10 @@ def problems(result: Result, figures: Figures) -> list[str]:
         if of_logd:
             found.append(f"requests failed when logd was killed: {_in_words(of_logd)}")
     return found
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _in_words(failed: dict[str, int]) -> str:
@@ -151,7 +179,7 @@ def _buckets(result: Result, succeeded: Sequence[int], bucket_ms: int) -> list[B
             failed[min((failure.end - began) // width, count - 1)][failure.reason] += 1
     return [
         Bucket(
-            reads=(reads := sum(history.kind[i] == Kind.GET for i in members)),
+            reads=(reads := sum(history.kind[i] in READS or history.outcome[i] != Outcome.OK for i in members)),
             writes=len(members) - reads,
             latency=_latency([history.end[i] - history.start[i] for i in members]),
             failed=failed[n],
