@@ -66,11 +66,10 @@ class SortedKeys:
             keys += self._unsorted.pop()
         keys = sorted(dict.fromkeys(filter(is_key, keys)))  # once each, and still in order where they were
         last = self._chunks[-1]
-        if not last:
-            last += keys
-        elif keys and keys[0] > last[-1]:
-            self._chunks.append(keys)
-            self._lows.append(keys[0])
+        if not keys:
+            return
+        if not last or keys[0] > last[-1]:
+            self._append(keys)
         else:
             for key in keys:
                 self._insert(key)
@@ -87,6 +86,15 @@ class SortedKeys:
         held = self._chunks + self._unsorted
         self._chunks, self._lows, self._unsorted = [[]], [""], []
         return held
+
+    def _append(self, keys: list[str]) -> None:
+        """Add keys that come after all others, in order."""
+        last = self._chunks[-1]
+        if len(last) + len(keys) <= _CHUNK_KEYS_MAX:
+            last += keys
+        else:
+            self._chunks.append(keys)
+            self._lows.append(keys[0])
 
     def _insert(self, key: str) -> None:
         index = bisect_right(self._lows, key) - 1
