@@ -133,6 +133,16 @@ def test_keys_that_were_removed_and_added_again_while_they_waited_are_there_once
     assert list(keys) == ["a"]
 
 
+def test_keys_that_come_one_by_one_are_not_kept_one_by_one():
+    for order in (1, -1):
+        keys = SortedKeys()
+        for name in names(range(5000))[::order]:
+            keys.add([name])
+            keys.sort_some(lambda key: True)
+        assert list(keys) == names(range(5000))
+        assert len(keys.empty()) < 10
+
+
 def test_a_queue_of_keys_leaves_nothing_behind():
     keys = SortedKeys()
     for first in range(0, 50_000, 1000):

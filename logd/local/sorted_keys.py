@@ -73,11 +73,10 @@ class SortedKeys:
             self._unsorted.popleft()
         keys = sorted(dict.fromkeys(filter(is_key, some)))  # once each, and still in order where they were
         last = self._chunks[-1]
-        if not last:
-            last += keys
-        elif keys and keys[0] > last[-1]:
-            self._chunks.append(keys)
-            self._lows.append(keys[0])
+        if not keys:
+            return
+        if not last or keys[0] > last[-1]:
+            self._append(keys)
         else:
             for key in keys:
                 self._insert(key)
@@ -94,6 +93,15 @@ class SortedKeys:
         held = [*self._chunks, *self._unsorted]
         self._chunks, self._lows, self._unsorted = [[]], [""], deque()
         return held
+
+    def _append(self, keys: list[str]) -> None:
+        """Add keys that come after all others, in order."""
+        last = self._chunks[-1]
+        if len(last) + len(keys) <= _CHUNK_KEYS_MAX:
+            last += keys
+        else:
+            self._chunks.append(keys)
+            self._lows.append(keys[0])
 
     def _insert(self, key: str) -> None:
         index = bisect_right(self._lows, key) - 1
