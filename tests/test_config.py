@@ -5,15 +5,14 @@ import dataclasses
 import io
 import re
 import socket
-import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kv
 from kv.config import Config, ConfigError, Inherited, UnusableFile
-from tests.support.harness import ROOT
 
 NAMES = [field.name for field in dataclasses.fields(Config)]
 DEFAULTS = Config()
@@ -277,8 +276,7 @@ def test_help_gives_the_unit_of_a_number(capsys, name, unit):
 
 
 def test_the_version_is_that_of_the_project(capsys):
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert printed(capsys, "--version") == f"kv {version}\n"
+    assert printed(capsys, "--version") == f"kv {kv.__version__}\n"
 
 
 def test_a_check_prints_each_option_and_its_source(capsys):

@@ -94,6 +94,11 @@ def test_the_options_have_a_row_each_with_their_default_and_there_are_no_others(
     assert dict(rows) == expected
 
 
+def test_every_limit_on_clients_is_explained_by_what_it_is_against():
+    limits = flags_of(section(text_of("docs/configuration.md"), "Limits and time-outs"))
+    assert limits - flags_of(text_of("docs/limits.md")) == {"--stop-timeout-s"}
+
+
 def test_the_http_api_has_a_row_for_every_path_and_method_of_the_description_and_every_status():
     text = text_of("docs/http-api.md")
     requests = section(text, "Requests")

@@ -452,7 +452,7 @@ _read_snapshot = functools.partial(snapshot.read, name="snapshot")
 
 def _golden_store() -> Store:
     store = Store()
-    store.data = {"k": b"v"}
+    store.load({"k": b"v"})
     store.sessions = {A: 3, B: 0}
     store.outcomes = {A: {3: Outcomes(["x"], {1: [(0, "t")]})}}
     return store
@@ -517,7 +517,7 @@ def test_a_snapshot_with_too_much_or_too_little_is_bad(data):
 @SIZES
 def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
     store = Store()
-    store.data = {"small": b"s", "big": bytes(size), "last": b"l"}
+    store.load({"small": b"s", "big": bytes(size), "last": b"l"})
     snapshot.write(LocalDisk(tmp_path), store, 1)
     assert snapshot.read(LocalDisk(tmp_path), snapshot.snapshot_name(1))[0].data == store.data
 
