@@ -143,12 +143,11 @@ class Logd(Child):
         self._socket = LocalSocket()
         self.address = self._socket.address
         """Where workers connect."""
+        self._served = ""
+        """The id of the directory that was served; nothing may be served in its place."""
 
-    def start(self, *, must_exist: bool) -> int:
-        """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
-
-        With `must_exist` it refuses an empty directory.
-        """
+    def start(self) -> int:
+        """Start logd; the read end of a pipe, which gets a line once logd has recovered, for `recovered`."""
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         options = {
@@ -165,9 +164,14 @@ class Logd(Child):
         }
         command = ["-m", "logd", "serve", str(self._config.working_dir)]
         command += [text for option, value in options.items() for text in (option, str(value))]
-        command += ["--must-exist"] if must_exist else []
+        command += ["--served", self._served] if self._served else []
         self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
+
+    def recovered(self, line: bytes) -> None:
+        """React to the line from that pipe."""
+        self.is_ready = True
+        self._served = line.decode().strip()
 
     def stop(self) -> None:
         self._cut_lifeline()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from logd.local import wal
+from logd.local import recovery, wal
+from logd.local.disk import LocalDisk, directory_id
 from logd.shared import protocol
 from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import (
@@ -551,7 +552,7 @@ def test_a_directory_that_cannot_be_made_is_refused_with_one_line(make, tmp_path
 
 def test_a_directory_that_has_to_exist_is_not_begun_anew(make, tmp_path):
     for directory in (tmp_path / "missing", tmp_path):
-        logd = make(directory, "--must-exist")
+        logd = make(directory, "--served", directory_id(tmp_path))
         logd.spawn()
         assert not logd.await_ready_or_end()
         assert logd.wait() == Exit.UNUSABLE
@@ -559,7 +560,7 @@ def test_a_directory_that_has_to_exist_is_not_begun_anew(make, tmp_path):
     assert not (tmp_path / "missing").exists()
     assert wal.list_segments(os.listdir(tmp_path)) == []
     lay_out(tmp_path, "1-5")
-    assert make(tmp_path, "--must-exist").start().stop() == Exit.STOPPED
+    assert make(tmp_path, "--served", directory_id(tmp_path)).start().stop() == Exit.STOPPED
 
 
 def test_the_directory_and_its_files_are_for_the_user_alone(logd, peer):
@@ -591,6 +592,35 @@ def test_when_its_files_are_removed_nothing_more_is_acknowledged(logd, peer):
     peer.send(batch(A, 1, base=1, puts={"k": b"v"}))
     assert logd.wait() == Exit.DISK_FAILED
     assert not peer.socket.poll(0)
+
+
+def test_in_another_directory_that_took_its_place_nothing_is_changed_and_all_answered_writes_are_in_its_own(
+    make, tmp_path, connect
+):
+    place, moved = tmp_path / "data", tmp_path / "moved"
+    logd = make(place, segment_bytes=1024).start()
+    served = directory_id(place)
+    peer = connect(logd)
+    peer.open(A)
+    place.rename(moved)
+    shutil.copytree(moved, place)
+    before = contents(place)
+    answered = 0
+    while logd.process.poll() is None:  # until the next segment is to be made
+        number = answered + 1
+        peer.send(batch(A, number, base=number, puts={f"k{number}": bytes(100)}))
+        if peer.socket.poll(500):
+            assert peer.receive() == Committed(A, [number])
+            answered = number
+    assert logd.wait() == Exit.DISK_FAILED
+    assert contents(place) == before
+    assert len(recovery.load(LocalDisk(moved)).store.data) == answered > 3
+    successor = make(place, "--served", served)
+    successor.spawn()
+    assert not successor.await_ready_or_end()
+    assert successor.wait() == Exit.UNUSABLE
+    assert "another directory has taken the place" in successor.log
+    assert contents(place).keys() == before.keys()
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------
