@@ -67,7 +67,7 @@ def test_clients_need_a_certificate_and_what_it_names_is_who_they_are(tmp_path):
         with pytest.raises(Refused, match="permission denied"):
             nodes.etcdctl("put", "other/a", "x", credentials=as_kv)
         with pytest.raises(Refused):
-            nodes.etcdctl("put", "kv/a", "x", credentials=[])
+            nodes.etcdctl("put", "kv/a", "x", credentials=["--command-timeout=1s"])
 
 
 def test_clients_need_a_password(tmp_path):

@@ -1,7 +1,7 @@
 """A cluster of real etcd nodes on 127.0.0.1: started, killed, frozen, and replaced as an operator would.
 
 Owns the processes, directories and certificates of the nodes. `EtcdNodes` is a context manager that leaves none of its
-processes behind, also when a test fails. Nodes are numbered from 0. Knows nothing of the server that uses them.
+processes behind, also when a test fails. Nodes are numbered from 0. Of the server that uses them, it knows the flags.
 
 etcd is found on PATH, or in `.etcd`, where `tests/bring_etcd.sh` brings it; without it, `EtcdNodes` raises SkipTest.
 """
@@ -28,7 +28,7 @@ from tests.support.harness import ROOT, await_true
 _PATH: Final = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{ROOT / '.etcd/usr/bin'}"
 _PORTS: Final = range(20_000, 32_000)
 """Below those from which the kernel takes the ports of clients, so that a node finds its own free when it returns."""
-_ANSWER_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 1.0
 _READY_SECONDS: Final = 30.0
 
 
@@ -117,16 +117,14 @@ class EtcdNodes:
 
     def __enter__(self) -> Self:
         try:
-            for number in range(len(self.nodes)):
-                self.spawn(number)
-            self.await_ready()
+            self.start_all()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in list(self._processes):
+        for number in self.running:
             self.kill(number)
 
     # What clients need ------------------------------------------------------------------------------------
@@ -140,12 +138,22 @@ class EtcdNodes:
         """Where clients find all of them: URLs, separated by commas."""
         return ",".join(self.url(number) for number in range(len(self.nodes)))
 
+    @property
+    def server_flags(self) -> tuple[str, ...]:
+        """What makes a server use them."""
+        return ("--engine=etcd", f"--etcd-endpoints={self.endpoints}")
+
     def etcdctl(self, *arguments: str, node: int | None = None, credentials: Sequence[str] | None = None) -> Any:  # noqa: ANN401
         """What etcdctl answers, by way of all nodes or of one. Raises Refused.
 
         Credentials are its flags; without them it is the administrator who asks.
         """
-        command = [self._etcdctl, "--write-out=json", *(self._administrator if credentials is None else credentials)]
+        command = [
+            self._etcdctl,
+            "--write-out=json",
+            "--dial-timeout=1s",
+            *(self._administrator if credentials is None else credentials),
+        ]
         command += [f"--endpoints={self.endpoints if node is None else self.url(node)}", *arguments]
         if self._certificates:
             command.append(f"--cacert={self._certificates.ca}")
@@ -185,12 +193,22 @@ class EtcdNodes:
         except (OSError, http.client.HTTPException):
             return None
 
+    @property
+    def running(self) -> list[int]:
+        """The nodes whose process is there."""
+        return list(self._processes)
+
+    def leads(self, number: int) -> bool:
+        """True for a node that knows itself to be the leader."""
+        status = self.status(number)
+        return status is not None and status.get("leader") == status["header"]["member_id"]
+
     def leader(self) -> int:
         """The node that leads, once there is one that knows it."""
         found: list[int] = []
 
         def is_there() -> bool:
-            found[:] = [number for number in self._processes if self._leads(number)]
+            found[:] = [number for number in self.running if self.leads(number)]
             return len(found) == 1
 
         await_true(is_there, _READY_SECONDS, "a leader")
@@ -199,11 +217,11 @@ class EtcdNodes:
     def followers(self) -> list[int]:
         """The other nodes whose process is there."""
         leader = self.leader()
-        return [number for number in self._processes if number != leader]
+        return [number for number in self.running if number != leader]
 
     def await_ready(self, numbers: Sequence[int] | None = None) -> None:
         """Wait until these nodes, or all, take requests."""
-        for number in self._processes if numbers is None else numbers:
+        for number in self.running if numbers is None else numbers:
             await_true(lambda: self._is_ready(number), _READY_SECONDS, f"readiness of etcd's node {number}")  # noqa: B023
 
     def log(self, number: int) -> str:
@@ -224,6 +242,12 @@ class EtcdNodes:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start_all(self) -> None:
+        """Start every node, and wait until all take requests."""
+        for number in range(len(self.nodes)):
+            self.spawn(number)
+        self.await_ready()
 
     def start(self, number: int) -> None:
         """Start a node that does not run, and wait until it takes requests."""
@@ -300,10 +324,6 @@ class EtcdNodes:
         return command
 
     # Over its JSON gateway --------------------------------------------------------------------------------
-
-    def _leads(self, number: int) -> bool:
-        status = self.status(number)
-        return status is not None and status.get("leader") == status["header"]["member_id"]
 
     def _is_ready(self, number: int) -> bool:
         returncode = self._processes[number].poll()
