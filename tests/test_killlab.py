@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 
 from tests.killlab import kills, lab, measure, options, report
+from tests.killlab.cluster import FOLLOWER, LEADER, ROLES_OF
 from tests.killlab.kills import Kill, Order
 from tests.killlab.mix import Mix
 from tests.support.harness import await_true, free_port, running_tool
@@ -107,8 +108,16 @@ def test_orders_that_make_no_sense_are_refused(text):
 
 def test_without_orders_each_role_is_killed_once():
     parsed = options.parse(["--seconds", "14"])
-    assert [str(order) for order in parsed.orders] == [f"{role}@{2 * n}s" for n, role in enumerate(kills.ROLES, 1)]
+    assert [str(order) for order in parsed.orders] == [
+        f"{role}@{2 * n}s" for n, role in enumerate(ROLES_OF["local"], 1)
+    ]
     assert [order.role for order in options.parse(["--roles=logd,worker"]).orders] == ["logd", "worker"]
+
+
+def test_with_etcd_its_nodes_have_roles_too_and_there_is_no_checkpoint():
+    parsed = options.parse(["--engine=etcd", "--servers=2"])
+    assert {LEADER, FOLLOWER} < {order.role for order in parsed.orders} == set(ROLES_OF["etcd"])
+    assert not any("checkpoint" in flag for flag in parsed.server_flags)
 
 
 def test_random_orders_follow_from_the_seed():
@@ -138,6 +147,9 @@ def test_flags_of_the_server_come_last():
         (["--kill=nobody@3s"], "neither ROLE@3s"),
         (["--kill=logd@31s"], "comes after the end"),
         (["--roles=nobody"], "is no role"),
+        (["--kill=etcd-leader@3s"], "there is no etcd-leader with --engine local"),
+        (["--engine=etcd", "--kill=checkpoint@3s"], "there is no checkpoint with --engine etcd"),
+        (["--servers=2"], "--servers needs --engine etcd"),
         (["--read-share=1.5"], "not between 0 and 1"),
         (["--read-share=0.9", "--delete-share=0.2"], "more than 1 together"),
         (["--clients=0"], "less than 1"),
@@ -436,6 +448,32 @@ def test_only_when_asked_strictly_a_failure_after_a_kill_of_logd_is_an_error():
     failures = [(BROKEN, 999, 1_001), ("503", 4_999, 5_001)]
     result = a_result("--strict", killed=[("worker", 1_000), ("logd", 5_000)], failures=failures)
     assert measure.problems(result, measure.measure(result)) == ["requests failed when logd was killed: 1 × 503"]
+
+
+def test_a_leader_of_etcd_is_to_be_missed_by_nobody():
+    result = a_result("--engine=etcd", "--strict", killed=[(LEADER, 5_000)], failures=[("503", 4_999, 5_001)])
+    assert measure.problems(result, measure.measure(result)) == ["requests failed when etcd-leader was killed: 1 × 503"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "flags", "is_right"),
+    [
+        (4, (), True),
+        (3, (), True),  # the one whose outcome is unknown was not made
+        (5, (), False),  # but five were not sent, but for one that was refused
+        (2, (), False),
+        (2, ("--clear-share=0.1",), True),  # counted from the last clear on
+        (5, ("--clear-share=0.1",), False),
+    ],
+)
+def test_puts_are_as_many_as_the_engine_counts(counted, flags, is_right):
+    result = lab.Result(
+        options.parse(["--engine=etcd", *flags]), Record([f"key{n}" for n in range(lab.COUNTED_KEYS)], 20)
+    )
+    for value, outcome in enumerate([OK, OK, OK, UNKNOWN, REFUSED_OUTCOME], 1):
+        result.record.history.add(0, Operation(0, Kind.PUT, value, value, value + 1, outcome))
+    result.puts_counted = {"key0": counted}
+    assert (measure.miscounted(result) == []) == is_right
 
 
 # The report ----------------------------------------------------------------------------------------------

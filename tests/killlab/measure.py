@@ -13,12 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tests.killlab.cluster import DISK, FOLLOWER, LEADER
 from tests.killlab.kills import Kill
-from tests.killlab.lab import Result
+from tests.killlab.lab import COUNTED_KEYS, Result
 from tests.support.history import Fault, Kind, Outcome
 from tests.support.recorder import BROKEN
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
+UNNOTICED: Final = ("logd", LEADER, FOLLOWER, DISK)
+"""Roles whose death should fail no request."""
 _BUCKETS_MAX: Final = 1_200
 _SILENCE_MIN: Final = 1_000_000  # nanoseconds; a shorter one is none
 _LAST_ANSWERS: Final = 50_000_000  # nanoseconds; so long after a kill answers may still arrive from before it
@@ -109,6 +112,28 @@ def lost_and_doubled(result: Result) -> tuple[int, int]:
     return len(lost.union(result.missing)), result.verdict.count(Fault.CAME_BACK)
 
 
+def miscounted(result: Result) -> list[str]:
+    """Keys of whose puts the engine counts more than can have been made, or fewer than were acknowledged.
+
+    Fewer are no error where several clients write a key, since the last of several concurrent puts replaces the others.
+    """
+    history = result.record.history
+    acknowledged: Counter[int] = Counter()
+    possible: Counter[int] = Counter()
+    for kind, key, outcome in zip(history.kind, history.key, history.outcome, strict=True):
+        if kind == Kind.PUT:
+            acknowledged[key] += outcome == Outcome.OK
+            possible[key] += outcome != Outcome.REFUSED
+    written_by_one = len(history.keys) - COUNTED_KEYS
+    is_cleared = result.options.clear_share > 0
+    return [
+        name
+        for key, name in enumerate(history.keys)
+        if (count := result.puts_counted.get(name, 0)) > possible[key]
+        or (count < acknowledged[key] and key >= written_by_one and not is_cleared)
+    ]
+
+
 def problems(result: Result, figures: Figures) -> list[str]:
     """Why not all is well, in words."""
     found = ["interrupted"] if result.is_interrupted else []
@@ -122,12 +147,16 @@ def problems(result: Result, figures: Figures) -> list[str]:
         found.append(f"the history of {count} keys is not linearizable")
     if result.unread:
         found.append(f"{result.unread} keys could not be read at the end")
+    if result.puts_counted and (keys := miscounted(result)):
+        found.append(f"the engine counts other puts than were made of {len(keys)} keys: {', '.join(keys[:3])}")
     if unexpected := Counter(each.reason for each in result.record.failures if not each.is_allowed):
         found.append(f"answers that no request should get: {_in_words(unexpected)}")
     if result.options.strict:
-        of_logd = sum((each.failed for each in figures.effects if each.kill.what == "logd"), Counter[str]())
-        if of_logd:
-            found.append(f"requests failed when logd was killed: {_in_words(of_logd)}")
+        found += [
+            f"requests failed when {role} was killed: {_in_words(failed)}"
+            for role in UNNOTICED
+            if (failed := sum((each.failed for each in figures.effects if each.kill.what == role), Counter[str]()))
+        ]
     return found
 
 
