@@ -240,7 +240,7 @@ class Supervisor:
         scheme = "https" if self._config.tls_cert_file else "http"
         urls = " and ".join(f"{scheme}://{address}" for address in listener.listen(self._listeners))
         self._is_listening = True
-        log.info("listening on %s, data in %s", urls, self._config.working_dir)
+        log.info("listening on %s, data in %s", urls, self._config.place())
         notify.send(f"READY=1\nSTATUS=listening on {urls}")
 
     def _restart_gunicorn(self, now: float) -> None:

@@ -294,8 +294,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def few_sessions(monkeypatch):
-    for module in (store, intake):
-        monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(store, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(intake, "FOLLOWED_MAX", 6)
 
 
 @pytest.mark.parametrize("seed", range(45))

@@ -16,6 +16,7 @@ from typing import Final
 
 import zmq
 
+from kv.config import UNLIMITED, BatchLimits
 from kv.log_client.large_values import Found
 from kv.log_client.part import Part
 from kv.log_client.reads import Reads
@@ -72,6 +73,7 @@ class Client:
         queue_bytes_max: int,
         large_bytes_max: int,
         has_data_limit: bool = False,
+        batch_limits: BatchLimits = UNLIMITED,
     ) -> None:
         self._address = address
         self._request_timeout_s = request_timeout_s
@@ -81,7 +83,9 @@ class Client:
         self._is_flush_due = False
         self._gathering = _Gathering()
         self._reads = Reads(self, request_timeout_s, large_bytes_max)
-        self._writes = Writes(self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit)
+        self._writes = Writes(
+            self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit, limits=batch_limits
+        )
         self._status = StatusRequests(self, request_timeout_s)
         self._parts: tuple[Part, ...] = (self._reads, self._writes, self._status)
         self._replies = {
