@@ -17,6 +17,7 @@ from tests.killlab import kills, lab, measure, options, report
 from tests.killlab.cluster import FOLLOWER, LEADER, ROLES_OF
 from tests.killlab.kills import Kill, Order
 from tests.killlab.mix import Mix
+from tests.support.etcd_nodes import find_program
 from tests.support.harness import await_true, free_port, running_tool
 from tests.support.history import (
     ABSENT,
@@ -69,6 +70,21 @@ def test_a_short_run_with_kills_of_every_role(tmp_path):
     assert len(data["kills"]) == 6
     assert data["requests"] > 1_000
     assert sum(data["failed"].values()) > 0
+
+
+def test_a_short_run_on_etcd_with_two_servers():
+    find_program("etcd")
+    orders = "etcd-leader@1s,logd@5s,group@5.5s,stop:etcd-follower@6.5s+1s"
+    load = ("--clients=8", "--keys=20", "--clear-share=0.001", "--strict")
+    with running_lab(
+        "--engine=etcd", "--servers=2", "--seconds=9", "--kill", orders, *load, "--", "--workers=2"
+    ) as lab:
+        output, log = lab.communicate()
+        print(output, log)
+        assert lab.returncode == 0
+    assert "all is well" in output
+    assert "the engine counts too many or too few: 0 of" in output
+    assert len([line for line in log.splitlines() if ", pid " in line]) == 4
 
 
 def test_ctrl_c_ends_everything_and_the_history_is_still_judged():

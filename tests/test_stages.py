@@ -72,21 +72,25 @@ def test_clear_removes_every_key_and_the_store_goes_on(server):
 
 
 class OverHttp:
-    """A server, as the contract asks it."""
+    """A server, as the contract asks it. Most lines change nothing, so it is filled again only after those that do."""
 
     def __init__(self, server):
         self._server = server
+        self._stored = None
 
     def fill(self, data):
-        assert self._server.call("DELETE", "/clear").status == 200
-        for key, value in data.items():
-            self._server.put(key, value)
+        if self._stored != data:
+            assert self._server.call("DELETE", "/clear").status == 200
+            for key, value in data.items():
+                self._server.put(key, value)
 
     def ask(self, method, target, body, headers):
+        self._stored = None
         return self._server.call(method, target, body, headers)
 
     def stored(self, keys):
-        return {key: value for key in keys if (value := self._server.get(key)) is not None}
+        self._stored = {key: value for key in keys if (value := self._server.get(key)) is not None}
+        return self._stored
 
 
 @pytest.fixture(scope="module", params=["local", "etcd"])
@@ -97,12 +101,12 @@ def limited(request, tmp_path_factory):
     with contextlib.ExitStack() as stack:
         if request.param == "etcd":
             flags += stack.enter_context(EtcdNodes(directory / "etcd")).server_flags
-        yield stack.enter_context(Server(directory / "data", *flags))
+        yield OverHttp(stack.enter_context(Server(directory / "data", *flags)))
 
 
 @pytest.mark.parametrize("line", http_contract.LINES, ids=str)
 def test_each_line_of_the_contract_holds(limited, line):
-    http_contract.assert_holds(line, OverHttp(limited))
+    http_contract.assert_holds(line, limited)
 
 
 def test_a_value_may_be_long(server):
