@@ -1,5 +1,6 @@
 """The three stages of the public challenge, as its harness tests them: HTTP API, persistence, crash recovery."""
 
+import contextlib
 import random
 import signal
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support import http_contract
 from tests.support.clients import exchange, read_all, send_all
+from tests.support.etcd_nodes import EtcdNodes
 from tests.support.harness import Server, await_true, need_descriptors
 
 DEADLINE_SECONDS = 15.0  # what the contract gives a stop, and a burst of 10,000 writes
@@ -87,11 +89,15 @@ class OverHttp:
         return {key: value for key in keys if (value := self._server.get(key)) is not None}
 
 
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("contract") / "data"
-    with Server(directory, f"--value-bytes-max={http_contract.VALUE_BYTES_MAX}") as server:
-        yield server
+@pytest.fixture(scope="module", params=["local", "etcd"])
+def limited(request, tmp_path_factory):
+    """A server on each engine: what is promised does not depend on it."""
+    directory = tmp_path_factory.mktemp("contract")
+    flags = [f"--value-bytes-max={http_contract.VALUE_BYTES_MAX}"]
+    with contextlib.ExitStack() as stack:
+        if request.param == "etcd":
+            flags += stack.enter_context(EtcdNodes(directory / "etcd")).server_flags
+        yield stack.enter_context(Server(directory / "data", *flags))
 
 
 @pytest.mark.parametrize("line", http_contract.LINES, ids=str)
