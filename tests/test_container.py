@@ -229,10 +229,6 @@ def test_arguments_after_the_name_of_the_image_are_flags():
     assert done.stdout == f"kv {kv.__version__}\n"
 
 
-def test_its_labels_name_the_version():
-    assert IMAGE.variables("LABEL")["org.opencontainers.image.version"] == kv.__version__
-
-
 def test_the_builder_is_sent_only_what_is_copied():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"

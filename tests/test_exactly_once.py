@@ -24,8 +24,8 @@ from kv.log_client.outcomes import (
     RequestFailed,
     Unavailable,
 )
-from logd import server
-from logd.local import commit, intake, publish, store, wal
+from logd import intake, server
+from logd.local import commit, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
 from logd.local.group import decode as decode_group

@@ -18,6 +18,7 @@ from logd.shared import protocol
 from logd.shared.protocol import (
     DECODE_ERRORS,
     Check,
+    ClusterStats,
     Committed,
     Dropped,
     Gap,
@@ -163,6 +164,10 @@ _of_type = {
     dict[str, int]: st.dictionaries(st.text(), _number, max_size=3),
     Histogram: st.builds(Histogram, st.lists(_float, max_size=3), st.lists(_number, max_size=3), _float),
 }
+_of_type |= {type_ | None: st.none() | of_type for type_, of_type in _of_type.items()}
+_of_type[ClusterStats | None] = st.none() | st.builds(
+    ClusterStats, **{field.name: _of_type[field.type] for field in msgspec.structs.fields(ClusterStats)}
+)
 _request = st.one_of(
     _write_batch,
     st.builds(ReadBatch, _number, st.lists(st.text(), max_size=5)),

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import grpc
 
@@ -80,7 +80,7 @@ class Link:
 
     def __init__(
         self,
-        endpoints: "Sequence[Endpoint]",
+        endpoints: "Sequence[Member]",
         *,
         user: User | None = None,
         on_unanswered: Callable[[], None] = lambda: None,
@@ -228,6 +228,20 @@ class Link:
             self._token = response.token
 
 
+class Member(Protocol):
+    """What a link needs of an endpoint."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    def call(self, method: str, message: bytes, seconds: float, metadata: tuple[tuple[str, str], ...] | None) -> Any:  # noqa: ANN401
+        """Send a request once: txn, compact, status or authenticate. Raises grpc.RpcError; ValueError after `close`."""
+
+    def close(self) -> None:
+        """End all calls."""
+
+
 class Endpoint:
     """One member of the cluster, and the calls that it offers."""
 
@@ -246,7 +260,6 @@ class Endpoint:
         }
 
     def call(self, method: str, message: bytes, seconds: float, metadata: tuple[tuple[str, str], ...] | None) -> Any:  # noqa: ANN401
-        """Send a request once. Raises grpc.RpcError; ValueError after `close`."""
         return self._methods[method](message, timeout=seconds, metadata=metadata)
 
     def close(self) -> None:

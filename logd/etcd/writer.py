@@ -79,7 +79,7 @@ class Writer:
 
         Raises Fenced when others do the same, link.Closed.
         """
-        standing = self._look((), through_log=False)
+        standing = self._await_look((), through_log=False)
         while True:
             table = Table.of(standing.record) if standing.record else Table()
             request = transactions.take_over(
@@ -90,7 +90,7 @@ class Writer:
             except Rejected as error:
                 log.error("lane %d cannot be taken over: %s", self.lane, error)
                 self.link.pause(_RETRY_SECONDS)
-                standing = self._look((), through_log=True)
+                standing = self._await_look((), through_log=True)
             else:
                 if response.succeeded:
                     self.revision = response.header.revision
@@ -104,7 +104,10 @@ class Writer:
         """Apply a group; what it came to. Raises Fenced, link.Closed."""
         keys = sorted(checked_keys(group))
         attempts: dict[int, Folded] = {}
-        standing = self._look(keys, through_log=False) if keys else Standing(0, None, self.generation.value, {})
+        try:
+            standing = self._look(keys, through_log=False) if keys else Standing(0, None, self.generation.value, {})
+        except Rejected as error:  # nothing was sent that could be applied
+            return _refusal(error)
         with contextlib.ExitStack() as held:
             while True:
                 if len(attempts) < _LOST_MAX:
@@ -119,7 +122,7 @@ class Writer:
                     return self._applied_before(end, attempts)
                 self.generation.saw(end.generation)
                 is_of_other_keys = keys and end.generation != standing.generation
-                standing = self._look(keys, through_log=False) if is_of_other_keys else end
+                standing = self._await_look(keys, through_log=False) if is_of_other_keys else end
 
     def _attempt(
         self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded]
@@ -138,7 +141,7 @@ class Writer:
             except Rejected as error:
                 is_in_doubt = is_in_doubt or error.is_in_doubt
                 if error.verdict is Verdict.NO_SPACE:
-                    standing = self._look(keys, through_log=True)
+                    standing = self._await_look(keys, through_log=True)
                     if standing.revision != self.revision:
                         return standing
                 if not is_in_doubt:
@@ -161,19 +164,26 @@ class Writer:
         return attempts[record.number]
 
     def _look(self, keys: Sequence[str], *, through_log: bool) -> Standing:
-        """How things stand; waits until the cluster tells."""
+        """How things stand. Raises Rejected."""
         while True:
             generation = self.generation.value
             request = transactions.look(self.layout, self.lane, generation, keys, through_log=through_log)
-            try:
-                standing = transactions.standing(self.link.txn(request), keys)
-            except Rejected as error:
-                log.error("the state of lane %d cannot be read: %s", self.lane, error)
-                self.link.pause(_RETRY_SECONDS)
-                continue
+            standing = transactions.standing(self.link.txn(request), keys)
             self.generation.saw(standing.generation)
             if standing.generation == generation or not keys:
                 return standing
+
+    def _await_look(self, keys: Sequence[str], *, through_log: bool) -> Standing:
+        """How things stand, once the cluster tells."""
+        reported = ""
+        while True:
+            try:
+                return self._look(keys, through_log=through_log)
+            except Rejected as error:
+                if error.text != reported:
+                    log.error("the state of lane %d cannot be read: %s", self.lane, error)
+                    reported = error.text
+                self.link.pause(_RETRY_SECONDS)
 
 
 def _refusal(error: Rejected) -> Refusal:

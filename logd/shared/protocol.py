@@ -54,7 +54,7 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
-    UNREACHABLE = 2
+    UNREACHABLE = 3
     """What makes writes durable does not answer, or refuses to."""
 
 
