@@ -46,11 +46,11 @@ class _ServerOnEtcd(_OnNodes):
     """The server of this project, with the engine on etcd."""
 
     name = SERVER_ON_ETCD
-    note = "our server; three nodes of etcd"
 
     def __init__(self, nodes: EtcdNodes, cases: Sequence[Case], directory: Path, flags: Sequence[str]) -> None:
         super().__init__(nodes, cases)
         self._server = Server(directory, *nodes.server_flags, *flags)
+        self.note = f"our server; three nodes of etcd {nodes.version()}"
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(self._server)

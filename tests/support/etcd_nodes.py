@@ -193,6 +193,11 @@ class EtcdNodes:
         except (OSError, http.client.HTTPException):
             return None
 
+    def version(self) -> str:
+        """The version of the nodes."""
+        status = self.status(0)
+        return str(status["version"]) if status else "unknown"
+
     @property
     def running(self) -> list[int]:
         """The nodes whose process is there."""
