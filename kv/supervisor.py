@@ -282,10 +282,12 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token and the certificate can be used. Raises UnusableFile."""
+    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

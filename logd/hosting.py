@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+from collections.abc import Callable
 
 import zmq
 
@@ -24,14 +25,18 @@ def ignore_group_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def serve(engine: Engine, arguments: argparse.Namespace) -> None:
-    """Serve until the lifeline closes, then stop the engine. Raises what `Engine.collect` raises."""
+def serve(engine: Engine, arguments: argparse.Namespace, at_end: Callable[[], None] = lambda: None) -> None:
+    """Serve until the lifeline closes, then stop the engine; `at_end` is called before that, unless serving failed.
+
+    Raises what `Engine.collect` raises.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = server.open_socket(context, arguments.socket_fd, arguments.message_bytes_max)
         os.write(arguments.ready_fd, b"\n")
         os.close(arguments.ready_fd)
         server.Server(socket, engine, arguments.lifeline_fd).run()
+        at_end()
     finally:
         engine.stop()
     socket.close()

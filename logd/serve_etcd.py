@@ -25,7 +25,7 @@ from logd.shared.text import printable
 if TYPE_CHECKING:
     from logd.etcd.engine import EtcdEngine
 
-_READY_SECONDS: Final = 5.0
+_READY_SECONDS: Final = 3.0
 
 log = logging.getLogger("logd")
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         engine = _engine(arguments)
         _await_ready(engine, arguments.lifeline_fd)
-        hosting.serve(engine, arguments)
+        hosting.serve(engine, arguments, at_end=engine.give_up_records)
     except Unusable as error:
         log.critical("%s", error)
         return Exit.USAGE

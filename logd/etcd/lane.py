@@ -112,6 +112,15 @@ class Lane:
         """True when no reply is still to come. What is kept for a record that is not ours gets none."""
         return self.in_flight is None and not self._intake.waiting
 
+    def give_up(self) -> None:
+        """Begin to remove the record, unless a group is in flight. No worker may be left that could send again."""
+        if not self.is_held and self.is_idle():
+            self._groups.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join(seconds)
+
     def stop(self) -> None:
         """End the thread. The link has to be closed by then."""
         self._groups.put(None)
@@ -134,6 +143,8 @@ def _run(
         while (job := groups.get()) is not None:
             began = time.perf_counter()
             ended.put(Ended(writer.lane, writer.write(*job), time.perf_counter() - began))
+        if not writer.link.is_closed:
+            writer.give_up()
     except Closed:
         return
     except Exception as error:  # whatever it is, the main thread has to learn of it

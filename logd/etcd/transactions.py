@@ -78,6 +78,14 @@ def take_over(layout: Layout, lane: int, revision: int, record: bytes) -> pb.Txn
     return request
 
 
+def give_up(layout: Layout, lane: int, revision: int) -> pb.TxnRequest:
+    """Remove the record with this revision."""
+    request = pb.TxnRequest()
+    _expect_revision(request, layout.record(lane), revision)
+    request.success.add().request_delete_range.key = layout.record(lane)
+    return request
+
+
 def look(layout: Layout, lane: int, generation: int, keys: Sequence[str], *, through_log: bool) -> pb.TxnRequest:
     """Get a standing. Through the log, it is not before any transaction that has been answered, even by an error."""
     request = pb.TxnRequest()

@@ -100,6 +100,10 @@ class Writer:
                 self.revision = standing.revision
                 return table
 
+    def give_up(self) -> None:
+        """Remove the record. No worker may be left that could send again. Raises Rejected, link.Closed."""
+        self.link.txn(transactions.give_up(self.layout, self.lane, self.revision))
+
     def write(self, group: Sequence[Accepted], table: Table) -> Folded | Refusal:
         """Apply a group; what it came to. Raises Fenced, link.Closed."""
         keys = sorted(checked_keys(group))
