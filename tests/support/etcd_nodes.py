@@ -301,6 +301,13 @@ class EtcdNodes:
         self.spawn(number, "--initial-cluster-state=existing")
         self.await_ready([number])
 
+    def restore(self, number: int, snapshot: Path) -> None:
+        """Have a node that does not run begin with a snapshot: "Restore" in docs/scaling.md."""
+        node = self.nodes[number]
+        shutil.rmtree(node.directory)
+        flags = [f"--name={node.name}", f"--data-dir={node.directory}", f"--initial-cluster={self._initial_cluster()}"]
+        self.etcdctl("snapshot", "restore", str(snapshot), *flags, f"--initial-advertise-peer-urls={node.peer_url}")
+
     def _is_added(self, node: Node) -> bool:
         try:
             self.etcdctl("member", "add", node.name, f"--peer-urls={node.peer_url}")
@@ -321,12 +328,14 @@ class EtcdNodes:
         ]
         command += [f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"]
         command += [f"--listen-peer-urls={node.peer_url}", f"--initial-advertise-peer-urls={node.peer_url}"]
-        command.append("--initial-cluster=" + ",".join(f"{each.name}={each.peer_url}" for each in self.nodes))
-        command.append(f"--initial-cluster-token={self._token}")
+        command += [f"--initial-cluster={self._initial_cluster()}", f"--initial-cluster-token={self._token}"]
         if own := self._certificates:
             command += ["--client-cert-auth", f"--trusted-ca-file={own.ca}"]
             command += [f"--cert-file={own.server}", f"--key-file={own.server_key}"]
         return command
+
+    def _initial_cluster(self) -> str:
+        return ",".join(f"{each.name}={each.peer_url}" for each in self.nodes)
 
     # Over its JSON gateway --------------------------------------------------------------------------------
 
