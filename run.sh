@@ -3,6 +3,7 @@
 # On the first start, and when the requirements or the Python behind .venv have changed, sets up .venv beside this file,
 # wherever it is called from, and also through a symbolic link.
 set -eu
+trap 'exit 0' TERM INT # until there is a server, this is all that has to stop
 # What is closed would be the number of the next file that is opened.
 { true <&0; } 2>/dev/null || exec </dev/null
 { true >&1; } 2>/dev/null || exec >/dev/null
@@ -16,8 +17,6 @@ unset $(export -p | while read -r _ variable; do
         PYTHON* | PIP_* | GUNICORN_*) echo "${variable%%=*}" ;;
     esac
 done) _
-
-trap 'exit 0' TERM INT # until there is a server, this is all that has to stop
 
 # The absolute path of a directory, through no link.
 directory_of() {

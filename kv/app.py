@@ -21,6 +21,7 @@ from kv.resources.batch import BatchResource
 from kv.resources.clear import ClearResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
+from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
 from kv.resources.storage import Storage
 
@@ -67,6 +68,7 @@ def create_app(
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
+    app.add_resource("/keys", KeysResource(storage))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_checks_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
@@ -80,7 +82,7 @@ class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=_TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
+        super().__init__(media_type=_TEXT, middleware=middleware)
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""
@@ -103,15 +105,15 @@ class Application(dispatch.App):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if request.LARGE_VALUE in scope:
-                scope[request.LARGE_VALUE].release()
+            if request.HELD in scope:
+                scope[request.HELD].release()
 
     def gauges(self) -> dict[str, float]:
-        """queued_writes, queued_bytes, large_bytes, large_reads_waiting: as they are now."""
+        """queued_writes, queued_bytes, large_bytes, large_reads_waiting, pages_waiting: as they are now."""
         return self._storage.gauges()
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until clients have read others."""
+        """True when reads of large values, or of pages, wait until clients have read others."""
         return self._storage.reads_wait_for_room()
 
     async def _on_http_error(

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 from kv.http.context import Application
-from kv.http.request_parser import FIELD_OVERHEAD_BYTES, Refusal, RequestHead
+from kv.http.request_parser import FIELD_OVERHEAD_BYTES, FinalRefusal, RequestHead
 
 BODY_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body is buffered while the application does not read it; then the client has to wait."""
@@ -256,16 +256,19 @@ class Exchange:
 
     def _encode_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         names = dict(fields)
-        etag = names.pop(b"etag", b"")
-        if etag:
+        etag, link = names.pop(b"etag", b""), names.pop(b"link", b"")
+        own = b"etag: %b\r\n" % etag if etag else b""
+        if link:
+            own += b"link: %b\r\n" % link
+        if own:
             fields = list(names.items())
         has_length = b"content-length" in names or self.status in _NO_BODY_STATUSES
         if names.get(b"connection") == b"close" or not has_length or self.awaits_continue():
             self.keep_alive = False
-        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, etag)
+        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, own)
 
 
-def encode_refusal(refusal: Refusal) -> bytes:
+def encode_refusal(refusal: FinalRefusal) -> bytes:
     """The whole answer to a request that is not served."""
     body = refusal.text.encode() + b"\n"
     fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
@@ -276,15 +279,14 @@ def encode_refusal(refusal: Refusal) -> bytes:
 
 
 def encode_head(
-    status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool, etag: bytes = b""
+    status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool, own: bytes = b""
 ) -> bytes:
     """The head of an answer. Without a length, the end of the connection is the end of the body.
 
-    The ETag is no part of `fields`, which are the same for many answers, and are encoded once for them.
+    `own` are the lines that only this answer has. `fields` are the same for many, and are encoded once for them.
     """
     connection = b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
-    head = _encode_fields(status, fields, connection) + _date_line(int(time.time()))
-    return b"%betag: %b\r\n\r\n" % (head, etag) if etag else head + b"\r\n"
+    return b"%b%b%b\r\n" % (_encode_fields(status, fields, connection), _date_line(int(time.time())), own)
 
 
 @functools.lru_cache(maxsize=512)

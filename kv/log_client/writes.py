@@ -38,8 +38,9 @@ from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Reason, Refu
 
 _WRITE_OVERHEAD_BYTES: Final = 512  # what a waiting write takes beside its key and value
 _ENTRY_OVERHEAD_BYTES: Final = 16  # what a check or a write of a transaction takes beside its key, tags and value
-_REFUSALS: Final[dict[Reason, RequestFailed]] = {
+_REFUSED: Final[dict[Reason, RequestFailed]] = {
     Reason.NO_SPACE: NoSpace("no space left on device"),
+    Reason.SCARCE: Unavailable("the log writer is short of memory or descriptors; nothing was written"),
     Reason.UNREACHABLE: Unavailable("the data cannot be reached; nothing was written"),
 }
 _DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
@@ -89,6 +90,8 @@ class _Session:
     """No batch is sent before this one and all before it are answered."""
     resent_from: int = -1
     """Since the connection was made."""
+    refused_for: Reason = Reason.NO_SPACE
+    """Why batches were refused the last time."""
 
     @property
     def base(self) -> int:
@@ -129,8 +132,6 @@ class Writes:
         self.queue: deque[_Write] = deque()
         """Not sent yet."""
         self._session = _Session()
-        self._refusal = _REFUSALS[Reason.NO_SPACE]
-        """Why the last batch was refused."""
         self.replies: Replies = {
             Committed: self._on_committed,
             Refused: self._on_refused,
@@ -236,13 +237,13 @@ class Writes:
     def _on_refused(self, reply: Refused) -> None:
         if reply.session != self._session.id:
             return
+        self._session.refused_for = reply.reason
         self._session.drain()
-        self._refusal = _REFUSALS[reply.reason]
         for number in reply.numbers:
-            self._fail_batch(number, self._refusal)
+            self._fail_batch(number, _REFUSED[reply.reason])
         if not self._session.is_open:  # batch 0 was refused, so its number is used up
             self._session = _Session()
-            self._fail_queue(self._refusal)
+            self._fail_queue(_REFUSED[reply.reason])
 
     def _on_gap(self, reply: Gap) -> None:
         session = self._session
@@ -251,7 +252,7 @@ class Writes:
         if reply.expected not in session.unanswered:
             # The expected one was refused, and logd ended before it refused this one too: it was never accepted.
             session.drain()
-            self._fail_batch(reply.number, self._refusal)
+            self._fail_batch(reply.number, _REFUSED[session.refused_for])
         elif session.resent_from != reply.expected:
             session.resent_from = reply.expected
             for number, sent in session.unanswered.items():

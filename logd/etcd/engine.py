@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import grpc
@@ -27,11 +28,22 @@ from logd.etcd.lane import Ended, Lane, Replies
 from logd.etcd.layout import Layout
 from logd.etcd.link import Endpoint, Link, User
 from logd.etcd.mailbox import Mailbox
-from logd.etcd.reads import Answered, Reader, Reads
+from logd.etcd.pages import page
+from logd.etcd.reads import Answered, Job, PageOf, Reader, Reads, look_up_all
 from logd.etcd.records import Table
 from logd.etcd.writer import Refusal, Writer
 from logd.shared import process_stats
-from logd.shared.protocol import ClusterStats, Committed, Reason, Reply, Stats, WriteBatch
+from logd.shared.protocol import (
+    ClusterStats,
+    Committed,
+    LargeEntry,
+    Page,
+    PageRequest,
+    Reason,
+    Reply,
+    Stats,
+    WriteBatch,
+)
 
 LANES: Final = 4
 """Groups in flight at the same time. More bring nothing (8 as many writes as 4)."""
@@ -85,7 +97,7 @@ class EtcdEngine:
             request_bytes_max=settings.request_bytes_max,
             on_failed=self._results.put,
         )
-        self._reads = Reads(reader, self._results)
+        self._reads = Reads(partial(_carry_out, reader), self._results)
         owner, courtesy = os.urandom(_OWNER_BYTES), threading.Lock()
         self._lanes = [
             Lane(
@@ -99,6 +111,7 @@ class EtcdEngine:
         ]
         self._no_space = ""
         self.counters = Counters()
+        self._pages = 0
         self._read_seconds = counters.empty(counters.SECONDS)
 
     def fileno(self) -> int:
@@ -118,6 +131,10 @@ class EtcdEngine:
         self._reads.add(keys, origin)
         return None
 
+    def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
+        self._reads.add_page(request, peer)
+        return None
+
     def commit(self) -> None:
         for lane in self._lanes:
             lane.begin()
@@ -126,12 +143,16 @@ class EtcdEngine:
     def collect(self) -> Collected:
         replies: Replies = []
         reads: list[tuple[Origin, Found]] = []
+        pages: list[tuple[bytes, Page | LargeEntry]] = []
         for result in self._results.take():
             if isinstance(result, Answered):
                 if result.failure:
                     raise result.failure
-                reads += result.requests
-                counters.observe(self._read_seconds, result.seconds)
+                reads += result.reads
+                pages += result.pages
+                self._pages += len(result.pages)
+                if result.reads:
+                    counters.observe(self._read_seconds, result.seconds)
                 self._reads.end()
             elif isinstance(result, Ended):
                 replies += self._end(result)
@@ -141,7 +162,7 @@ class EtcdEngine:
             replies += lane.refuse_if_stalled()
         for _, reply in replies:
             self._count(reply)
-        return Collected(replies, reads)
+        return Collected(replies, reads, pages)
 
     def idle(self) -> bool:
         return self._reads.is_idle() and all(lane.is_idle() for lane in self._lanes)
@@ -168,6 +189,7 @@ class EtcdEngine:
             writes_not_made=dict(counted.not_made),
             group_writes=counted.group_writes,
             sync_seconds=counted.sync_seconds,
+            pages=self._pages,
             cpu_seconds=time.process_time(),
             resident_bytes=process_stats.resident_bytes(),
             cluster=ClusterStats(
@@ -226,3 +248,10 @@ class EtcdEngine:
         if isinstance(reply, Committed):
             for outcomes in reply.outcomes.values():
                 self.counters.count_outcomes(outcomes)
+
+
+def _carry_out(reader: Reader, job: Job) -> Answered:
+    """In a thread of the reads. Raises link.Closed."""
+    if isinstance(job, PageOf):
+        return Answered(pages=[(job.peer, page(reader, job.request))])
+    return Answered(reads=look_up_all(reader, job))

@@ -30,6 +30,10 @@ class Layout:
         """What the keys of a generation begin with."""
         return b"%s/d/%d/" % (self._prefix, generation)
 
+    def range_end(self, generation: int, prefix: str) -> bytes:
+        """Before what the keys of a generation are that begin with this prefix; every key does with an empty one."""
+        return span_of(self.data(generation) + prefix.encode()).end
+
     def data_of_others(self, generation: int) -> "list[Span]":
         """Where the keys of all other generations are."""
         every, own = span_of(self._prefix + b"/d/"), span_of(self.data(generation))

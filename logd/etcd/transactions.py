@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from logd.etcd import kv_pb2 as pb
 from logd.etcd import records
 from logd.etcd.group import Folded, Present
-from logd.etcd.layout import Layout
+from logd.etcd.layout import Layout, Span
 from logd.etcd.records import Record
 from logd.shared.etag import etag
 
@@ -136,6 +136,26 @@ def read_at(layout: Layout, generation: int, keys: Iterable[str], revision: int)
     return request
 
 
+def read_range(
+    layout: Layout, generation: int, span: Span, limit: int, *, keys_only: bool, through_log: bool
+) -> pb.TxnRequest:
+    """Get the first keys of a span if the generation is this one; else get the generation."""
+    request = pb.TxnRequest()
+    _expect_generation(request, layout, generation)
+    _get_range(request, span, limit, keys_only=keys_only)
+    request.failure.add().request_range.key = layout.generation
+    if through_log:
+        _make_proposal(request, layout)
+    return request
+
+
+def read_range_at(span: Span, limit: int, revision: int, *, keys_only: bool) -> pb.TxnRequest:
+    """Get the first keys of a span as they were at a revision."""
+    request = pb.TxnRequest()
+    _get_range(request, span, limit, keys_only=keys_only).revision = revision
+    return request
+
+
 def values(response: pb.TxnResponse) -> list[bytes | None]:
     """The values that a read has found, in the order of its keys."""
     return [found[0].value if (found := each.response_range.kvs) else None for each in response.responses]
@@ -166,6 +186,14 @@ def _expect_generation(request: pb.TxnRequest, layout: Layout, generation: int) 
     compare.target = pb.Compare.VALUE
     compare.key = layout.generation
     compare.value = b"%d" % generation
+
+
+def _get_range(request: pb.TxnRequest, span: Span, limit: int, *, keys_only: bool) -> pb.RangeRequest:
+    range_ = request.success.add().request_range
+    range_.key, range_.range_end = span
+    range_.limit = limit
+    range_.keys_only = keys_only
+    return range_
 
 
 def _put(request: pb.TxnRequest, key: bytes, value: bytes) -> None:

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, Protocol
 from logd.counters import Counters
 from logd.intake import Accepted, Intake
 from logd.local import group as groups
-from logd.local.disk import Disk
+from logd.local.disk import Disk, is_scarce
 from logd.local.publish import NoSpace
 from logd.local.store import Store
 from logd.local.wal import InDoubt, Wal
@@ -84,14 +84,17 @@ class GroupCommit:
         self.counters = Counters()
 
     def fileno(self) -> int:
-        """Readable when `collect` has something to do."""
+        """Readable when `collect` has something to do, and while `set_awake` has made it so."""
         return self._sync_thread.fileno()
+
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer."""
+        self._sync_thread.set_awake(is_awake)
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
-        if self._sync_thread.is_in_doubt or (self._refused_bytes and self._disk.free_bytes() < self._refused_bytes):
-            return "no space left on device"
-        return ""
+        is_full = self._sync_thread.is_in_doubt or (self._refused_bytes and not self._has_room(self._refused_bytes))
+        return "no space left on device" if is_full else ""
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Accept a batch into the next group, or reply to it at once; None when a reply will be collected.
@@ -134,6 +137,13 @@ class GroupCommit:
         """End the sync thread. A group in flight is brought to the disk first, though nobody gets a reply to it."""
         self._sync_thread.stop()
 
+    def _has_room(self, size: int) -> bool:
+        """False also when the directory is gone, which is for the next write to find out."""
+        try:
+            return self._disk.free_bytes() >= size
+        except OSError:
+            return False
+
     def _note_space(self) -> None:
         if self._refused_bytes:
             log.info("there is space again: writes are accepted")
@@ -174,7 +184,7 @@ class GroupCommit:
             log.error("%s: writes are refused until there is room", why.strerror or "No space left on device")
         refused = group + self._intake.take_group(math.inf)
         self._refused_bytes = sum(len(raw) for raw, _ in refused)
-        replies = self._intake.refuse(refused, Reason.NO_SPACE)
+        replies = self._intake.refuse(refused, Reason.SCARCE if is_scarce(why) else Reason.NO_SPACE)
         self._count(replies)
         return replies
 
@@ -209,12 +219,22 @@ class SyncThread:
         self._groups: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
+        self._is_awake = False
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when a group has ended."""
+        """Readable when a group has ended, or while awake."""
         return self._wake_read
+
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer. It is one byte more in the pipe."""
+        if is_awake != self._is_awake:
+            self._is_awake = is_awake
+            if is_awake:
+                os.write(self._wake_write, b"\0")
+            else:
+                os.read(self._wake_read, 1)
 
     def begin(self, group: _Group) -> None:
         """Bring a group to the disk. The one before it must have ended."""
