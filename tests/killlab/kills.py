@@ -5,6 +5,7 @@ Owns the orders, and when each is carried out. Knows nothing of load, requests o
 
 import contextlib
 import functools
+import itertools
 import random
 import re
 import signal
@@ -104,7 +105,7 @@ class Killer:
     def carry_out_due(self, elapsed_s: float) -> Iterator[Kill]:
         """Carry out the orders whose time has come, and bring back what was away long enough."""
         self._bring_back(elapsed_s)
-        for order in [order for order in self.waiting if order.at_s <= elapsed_s]:
+        for order in list(itertools.takewhile(lambda order: order.at_s <= elapsed_s, self.waiting)):
             if kill := self._carry_out(order, elapsed_s):
                 self.waiting.remove(order)
                 yield kill

@@ -23,14 +23,15 @@ from tests.killlab.cluster import Cluster
 from tests.killlab.kills import Kill, Killer, Order
 from tests.killlab.mix import Mix
 from tests.killlab.options import Options
+from tests.support.clients import call
 from tests.support.etcd_nodes import Refused
-from tests.support.history import Kind, Outcome, Verdict, check, missing_writes
+from tests.support.history import ABSENT, Kind, Outcome, Verdict, check, missing_writes
 from tests.support.recorder import Clients, Record, make_each
 
 _TURN_SECONDS: Final = 0.05
 _READ_ATTEMPTS: Final = 3
-COUNTED_KEYS: Final = 8
-"""Keys that one client each writes, and nothing else, so that an engine that counts puts has to count the same."""
+_COUNTED_KEYS: Final = 8
+"""Keys that one client each writes, so that an engine that counts puts has to count as many."""
 
 
 class Progress(Protocol):
@@ -58,6 +59,8 @@ class Result:
     reads_at_rest: int = 0
     unread: int = 0
     missing: list[str] = field(default_factory=list)
+    counter: int | None = None
+    """What it was at the end; None when it was not read."""
     puts_counted: Mapping[str, int] = field(default_factory=dict)
     """How often the engine says that each key was put since it was last created; empty where it does not count."""
     verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
@@ -72,11 +75,13 @@ class Result:
 def run(options: Options, progress: Progress) -> Result:
     """Carry out an experiment."""
     mark = secrets.token_hex(4)  # so that keys of an earlier experiment in the same directory do not matter
-    counted = COUNTED_KEYS if options.engine == "etcd" else 0
+    counted = _COUNTED_KEYS if options.engine == "etcd" else 0
     keys = [f"lab-{mark}-{n}" for n in range(options.keys + options.preload + counted)]
     result = Result(options, Record(keys, options.value_bytes))
     with _directory(result) as directory:
         with Cluster(options.engine, options.servers, directory, options.server_flags) as cluster:
+            if options.live:
+                progress.log(f"to watch it: http://127.0.0.1:{cluster.ports[0]}/console (Ctrl-C ends it)")
             _preload(cluster, result, progress)
             try:
                 _put_under_load(cluster, result, progress)
@@ -116,19 +121,26 @@ def _preload(cluster: Cluster, result: Result, progress: Progress) -> None:
 def _put_under_load(cluster: Cluster, result: Result, progress: Progress) -> None:
     """The experiment proper."""
     options, record = result.options, result.record
-    mix = Mix(options.read_share, options.delete_share, options.clear_share)
+    mix = _offered(options.mix, cluster)
     scripts = [mix.script(options.keys, random.Random(f"{options.seed}/{n}")) for n in range(options.clients)]
-    scripts += [
-        itertools.repeat((Kind.PUT, key)) for key in range(options.keys + options.preload, len(record.history.keys))
-    ]
+    first_counted = options.keys + options.preload
+    scripts += [itertools.repeat((Kind.PUT, key)) for key in range(first_counted, len(record.history.keys))]
     killer = Killer(cluster, options.orders, random.Random(options.seed))
     result.began = time.monotonic_ns()
     try:
-        with Clients(cluster.ports, record, scripts), contextlib.closing(killer):
+        ends_a_show = contextlib.suppress(KeyboardInterrupt) if options.live else contextlib.nullcontext()
+        with Clients(cluster.ports, record, scripts), contextlib.closing(killer), ends_a_show:
             _kill_what_is_due(killer, cluster, result, progress)
     finally:
         result.ended = time.monotonic_ns()
-        result.not_carried_out = killer.waiting
+        elapsed_s = (result.ended - result.began) / 1e9
+        result.not_carried_out = [order for order in killer.waiting if order.at_s < elapsed_s]
+
+
+def _offered(mix: Mix, cluster: Cluster) -> Mix:
+    """A mix without reads of several keys where the server has none."""
+    is_offered = call(cluster.ports[0], "GET", "/keys?key=x&values=1").status == 200
+    return mix if is_offered else mix._replace(reads=mix.reads + mix.reads_of_many, reads_of_many=0.0)
 
 
 def _kill_what_is_due(killer: Killer, cluster: Cluster, result: Result, progress: Progress) -> None:
@@ -148,8 +160,8 @@ def _kill_what_is_due(killer: Killer, cluster: Cluster, result: Result, progress
 
 def _until_next(killer: Killer, elapsed_s: float) -> float:
     """Seconds to sleep: a turn, or less when an order is due before."""
-    due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
-    return min([_TURN_SECONDS, *due])
+    due = (order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s)
+    return min(_TURN_SECONDS, next(due, _TURN_SECONDS))
 
 
 def _read_back(cluster: Cluster, result: Result, progress: Progress) -> None:
@@ -163,6 +175,8 @@ def _read_back(cluster: Cluster, result: Result, progress: Progress) -> None:
         cluster.crash()
         cluster.start()
         _read_all(cluster, result)
+        counter = call(cluster.ports[0], "GET", f"/kv/{result.record.counter}")
+        result.counter = result.record.value(counter.body) if counter.status == 200 else ABSENT
         result.puts_counted = cluster.puts_counted()
     except (AssertionError, Refused) as error:  # of the harness: something did not start
         result.errors.append(f"after the load: {error}")

@@ -12,9 +12,21 @@ from pathlib import Path
 
 from tests.killlab.cluster import ROLES_OF
 from tests.killlab.kills import ROLES, Order, at_intervals, at_random, one_of_each, parse_orders, parse_seconds
+from tests.killlab.mix import Mix
 from tests.support.arguments import checked, positive_count
 
 _SERVER_FLAGS = ("--segment-bytes=1048576", "--checkpoint-log-bytes=2097152")
+_SHARES = (
+    ("--read-share", 0.4, "reads; all shares are of the requests, and what is left of 1 are puts"),
+    ("--delete-share", 0.05, "deletes"),
+    ("--clear-share", 0.0, "deletes of everything"),
+    ("--conditional-share", 0.1, "compare-and-set, each after a read"),
+    ("--batch-share", 0.05, "batches"),
+    ("--count-share", 0.03, "increments of a counter, each tried twice; none with --clear-share"),
+    ("--read-many-share", 0.1, "reads of several keys at once, where the server has them"),
+)
+_LIVE_INTERVAL_SECONDS = 3.0
+_LIVE_SECONDS = 24 * 3600.0
 _EPILOG = f"""
 roles: {", ".join(ROLES_OF["local"])} (all processes of a server at once). Without --kill, --random and
 --every, each of --roles is killed once. After the death of the supervisor or the group the server is started again,
@@ -31,6 +43,7 @@ examples:
   python -m tests.killlab --minutes 10 --every 2s
   python -m tests.killlab --kill stop:logd@5s+2s --clients 200 -- --workers=4
   python -m tests.killlab --engine etcd --servers 2 --kill etcd-leader@5s,stop:etcd-leader@12s+4s,etcd-disk@20s
+  python -m tests.killlab --live --clients 8
 
 exit status: 0 when all is well, 1 when it is not, 2 for an error on the command line.
 """
@@ -48,11 +61,10 @@ class Options:
     clients: int
     keys: int
     preload: int
-    read_share: float
-    delete_share: float
-    clear_share: float
+    mix: Mix
     value_bytes: int
     strict: bool
+    live: bool
     directory: Path | None
     report: Path | None
     server_flags: tuple[str, ...]
@@ -62,6 +74,9 @@ def parse(arguments: Sequence[str]) -> Options:
     """Parse the command line. Ends the process with a line on stderr when it makes no sense."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.live:
+        given.every = given.every or _LIVE_INTERVAL_SECONDS
+        given.seconds = _LIVE_SECONDS
     seconds = given.minutes * 60 if given.minutes else given.seconds
     rng = random.Random(given.seed)
     orders = [order for part in given.kill for order in part]
@@ -78,8 +93,9 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.error("--servers needs --engine etcd, because a directory is of one server")
     if late := [order for order in orders if order.at_s >= seconds]:
         parser.error(f"{late[0]} comes after the end; --seconds is {seconds:g}")
-    if given.read_share + given.delete_share + given.clear_share > 1:
-        parser.error("--read-share, --delete-share and --clear-share are more than 1 together")
+    mix = _mix(given)
+    if sum(mix) > 1:
+        parser.error("the shares are more than 1 together")
     return Options(
         engine=given.engine,
         servers=given.servers,
@@ -89,14 +105,25 @@ def parse(arguments: Sequence[str]) -> Options:
         clients=given.clients,
         keys=given.keys,
         preload=given.preload,
-        read_share=given.read_share,
-        delete_share=given.delete_share,
-        clear_share=given.clear_share,
+        mix=mix,
         value_bytes=given.value_bytes,
         strict=given.strict,
+        live=given.live,
         directory=given.directory,
         report=given.report,
         server_flags=(*(_SERVER_FLAGS if given.engine == "local" else ()), *given.server_flags),
+    )
+
+
+def _mix(given: argparse.Namespace) -> Mix:
+    return Mix(
+        given.read_share,
+        given.delete_share,
+        given.clear_share,
+        given.conditional_share,
+        given.batch_share,
+        0.0 if given.clear_share else given.count_share,
+        given.read_many_share,
     )
 
 
@@ -142,12 +169,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="keys written before the load and verified after it (0)",
     )
-    load.add_argument("--read-share", type=checked(_share), default=0.5, metavar="X", help="of the requests (0.5)")
-    load.add_argument("--delete-share", type=checked(_share), default=0.05, metavar="X", help="of the requests (0.05)")
-    load.add_argument("--clear-share", type=checked(_share), default=0.0, metavar="X", help="of the requests (0)")
+    for name, share, what in _SHARES:
+        load.add_argument(name, type=checked(_share), default=share, metavar="X", help=f"{what} ({share:g})")
     load.add_argument("--value-bytes", type=checked(positive_count), default=100, metavar="N", help="at least 16 (100)")
     parser.add_argument(
         "--seed", type=int, default=int.from_bytes(os.urandom(4)), help="of everything random; shown in the report"
+    )
+    length.add_argument(
+        "--live", action="store_true", help="a show: until Ctrl-C, a random kill every few seconds (see --every)"
     )
     parser.add_argument(
         "--strict", action="store_true", help="a request that fails when logd, or a node of etcd, is killed is an error"
