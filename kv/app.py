@@ -32,18 +32,27 @@ log = logging.getLogger("kv.app")
 def main() -> "Application":
     """The application as gunicorn hosts it, from what the supervisor left in the environment."""
     config = Config.from_environment(os.environ)
+    limits = config.batch_limits()
     client = Client(
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
         has_data_limit=config.data_bytes_max > 0,
+        batch_limits=limits,
     )
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
         middleware.append(TokenAuth(config.token_file))
     board = scoreboard.of_this_process()
-    return create_app(client, config.value_bytes_max, middleware, shared=board, workers=config.workers)
+    return create_app(
+        client,
+        config.value_bytes_max,
+        middleware,
+        shared=board,
+        workers=config.workers,
+        batch_checks_max=limits.checks_max,
+    )
 
 
 def create_app(
@@ -53,12 +62,13 @@ def create_app(
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
+    batch_checks_max: int | None = None,
 ) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
     app.add_resource("/keys", KeysResource(storage))
-    app.add_resource("/batch", BatchResource(storage, value_bytes_max))
+    app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_checks_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())

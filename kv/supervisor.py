@@ -243,7 +243,7 @@ class Supervisor:
         scheme = "https" if self._config.tls_cert_file else "http"
         urls = " and ".join(f"{scheme}://{address}" for address in listener.listen(self._listeners))
         self._is_listening = True
-        log.info("listening on %s, data in %s", urls, self._config.working_dir)
+        log.info("listening on %s, data in %s", urls, self._config.place())
         notify.send(f"READY=1\nSTATUS=listening on {urls}")
 
     def _restart_gunicorn(self, now: float) -> None:
@@ -285,10 +285,12 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token and the certificate can be used. Raises UnusableFile."""
+    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What `server.py` knows of an engine: one narrow protocol, and nothing of files or of other machines.
 
 An engine owns the data. It brings all writes into one order, makes them durable, and answers reads from what is
-durable. There is one today: a directory of this machine (logd/local/engine.py).
+durable. There are two: a directory of this machine (logd/local/engine.py), and a cluster of etcd (logd/etcd/engine.py).
 
 The server calls it from one thread, in turns:
 

@@ -25,8 +25,8 @@ from kv.log_client.outcomes import (
     RequestFailed,
     Unavailable,
 )
-from logd import server
-from logd.local import commit, intake, publish, store, wal
+from logd import intake, server
+from logd.local import commit, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
 from logd.local.group import decode as decode_group
@@ -366,8 +366,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def few_sessions(monkeypatch):
-    for module in (store, intake):
-        monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(store, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(intake, "FOLLOWED_MAX", 6)
 
 
 @pytest.mark.parametrize("seed", range(45))

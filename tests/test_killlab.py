@@ -16,8 +16,10 @@ import pytest
 
 from logd.shared.etag import etag
 from tests.killlab import kills, lab, measure, options, report
+from tests.killlab.cluster import FOLLOWER, LEADER, ROLES_OF
 from tests.killlab.kills import Kill, Order
 from tests.killlab.mix import Mix
+from tests.support.etcd_nodes import find_program
 from tests.support.harness import await_true, free_port, running_tool
 from tests.support.history import (
     ABSENT,
@@ -83,6 +85,21 @@ def test_a_short_run_with_kills_of_every_role(tmp_path):
     assert sum(data["failed"].values()) > 0
 
 
+def test_a_short_run_on_etcd_with_two_servers():
+    find_program("etcd")
+    orders = "etcd-leader@1s,logd@5s,group@5.5s,stop:etcd-follower@6.5s+1s"
+    load = ("--clients=8", "--keys=20", "--clear-share=0.001", "--strict")
+    with running_lab(
+        "--engine=etcd", "--servers=2", "--seconds=9", "--kill", orders, *load, "--", "--workers=2"
+    ) as lab:
+        output, log = lab.communicate()
+        print(output, log)
+        assert lab.returncode == 0
+    assert "all is well" in output
+    assert "the engine counts too many or too few: 0, of" in output
+    assert len([line for line in log.splitlines() if ", pid " in line]) == 4
+
+
 def test_ctrl_c_is_the_end_of_a_show_and_all_that_was_seen_is_judged():
     with running_lab("--live", "--every=1s", "--roles=logd", "--clients=4") as process:
         assert process.stderr
@@ -131,8 +148,16 @@ def test_orders_that_make_no_sense_are_refused(text):
 
 def test_without_orders_each_role_is_killed_once():
     parsed = options.parse(["--seconds", "14"])
-    assert [str(order) for order in parsed.orders] == [f"{role}@{2 * n}s" for n, role in enumerate(kills.ROLES, 1)]
+    assert [str(order) for order in parsed.orders] == [
+        f"{role}@{2 * n}s" for n, role in enumerate(ROLES_OF["local"], 1)
+    ]
     assert [order.role for order in options.parse(["--roles=logd,worker"]).orders] == ["logd", "worker"]
+
+
+def test_with_etcd_its_nodes_have_roles_too_and_there_is_no_checkpoint():
+    parsed = options.parse(["--engine=etcd", "--servers=2"])
+    assert {LEADER, FOLLOWER} < {order.role for order in parsed.orders} == set(ROLES_OF["etcd"])
+    assert not any("checkpoint" in flag for flag in parsed.server_flags)
 
 
 def test_random_orders_follow_from_the_seed():
@@ -170,6 +195,9 @@ def test_flags_of_the_server_come_last():
         (["--kill=nobody@3s"], "neither ROLE@3s"),
         (["--kill=logd@31s"], "comes after the end"),
         (["--roles=nobody"], "is no role"),
+        (["--kill=etcd-leader@3s"], "there is no etcd-leader with --engine local"),
+        (["--engine=etcd", "--kill=checkpoint@3s"], "there is no checkpoint with --engine etcd"),
+        (["--servers=2"], "--servers needs --engine etcd"),
         (["--read-share=1.5"], "not between 0 and 1"),
         (["--read-share=0.9", "--delete-share=0.2"], "more than 1 together"),
         (["--live", "--seconds=3"], "not allowed with"),
@@ -539,6 +567,34 @@ def test_only_when_asked_strictly_a_failure_after_a_kill_of_logd_is_an_error():
     failures = [(BROKEN, 999, 1_001), ("503", 4_999, 5_001)]
     result = a_result("--strict", killed=[("worker", 1_000), ("logd", 5_000)], failures=failures)
     assert measure.problems(result, measure.measure(result)) == ["requests failed when logd was killed: 1 × 503"]
+
+
+def test_a_leader_of_etcd_is_to_be_missed_by_nobody():
+    result = a_result("--engine=etcd", "--strict", killed=[(LEADER, 5_000)], failures=[("503", 4_999, 5_001)])
+    assert measure.problems(result, measure.measure(result)) == ["requests failed when etcd-leader was killed: 1 × 503"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "others", "is_right"),
+    [
+        (4, [], True),
+        (3, [], True),  # the one whose outcome is unknown was not made
+        (5, [], False),  # five were sent, and one of them was refused
+        (2, [], False),
+        (2, [Operation(1, Kind.DELETE, ABSENT, 9, 10, OK)], True),  # they are counted from there on
+        (2, [Operation(1, Kind.PUT, 6, 9, 10, OK)], True),  # of concurrent ones, only the last may be made
+        (5, [Operation(1, Kind.PUT, 6, 9, 10, OK)], True),
+        (6, [Operation(1, Kind.PUT, 6, 9, 10, OK)], False),
+    ],
+)
+def test_puts_are_as_many_as_the_engine_counts(counted, others, is_right):
+    result = lab.Result(options.parse(["--engine=etcd"]), Record(["a"], 20))
+    for value, outcome in enumerate([OK, OK, OK, UNKNOWN, REFUSED_OUTCOME], 1):
+        result.record.history.add(0, Operation(0, Kind.PUT, value, value, value + 1, outcome))
+    for each in others:
+        result.record.history.add(0, each)
+    result.puts_counted = {"a": counted}
+    assert (measure.counts(result).wrong == []) == is_right
 
 
 # The report ----------------------------------------------------------------------------------------------

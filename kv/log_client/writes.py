@@ -8,7 +8,7 @@ What a reply means:
 
 * `Committed`: all writes of these batches were applied, but those that it names as not made: transactions whose checks
   did not hold, and what would have taken the data beyond its limit.
-* `Refused`: no write of these batches was applied, for lack of space or of memory; all fail.
+* `Refused`: no write of these batches was applied, for the reason that it names; all fail.
 * `Gap`: an earlier batch was lost with a connection; it is sent again, with all after it.
 * `Dropped`: logd does not know the session (any more), so all outcomes are unknown. Another session is begun.
 """
@@ -20,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from kv.config import UNLIMITED, BatchLimits
 from kv.log_client.outcomes import (
     NOT_REACHABLE,
     DataLimitReached,
@@ -39,6 +40,7 @@ _ENTRY_OVERHEAD_BYTES: Final = 16  # what a check or a write of a transaction ta
 _REFUSED: Final[dict[Reason, RequestFailed]] = {
     Reason.NO_SPACE: NoSpace("no space left on device"),
     Reason.SCARCE: Unavailable("the log writer is short of memory or descriptors; nothing was written"),
+    Reason.UNREACHABLE: Unavailable("the data cannot be reached; nothing was written"),
 }
 _DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
 _SESSION_DROPPED: Final = OutcomeUnknown(
@@ -109,11 +111,20 @@ class _Session:
 class Writes:
     """The writes of one worker."""
 
-    def __init__(self, link: Link, timeout_s: float, queue_bytes_max: int, *, has_data_limit: bool = False) -> None:
+    def __init__(
+        self,
+        link: Link,
+        timeout_s: float,
+        queue_bytes_max: int,
+        *,
+        has_data_limit: bool = False,
+        limits: BatchLimits = UNLIMITED,
+    ) -> None:
         self._link = link
         self._timeout_s = timeout_s
         self._queue_bytes_max = queue_bytes_max
         self._has_data_limit = has_data_limit
+        self._limits = limits
         self.queue_bytes = 0
         """Of all writes that have no answer."""
         self.queue: deque[_Write] = deque()
@@ -188,8 +199,11 @@ class Writes:
     def _send_writes(self) -> None:
         """Send the writes that wait as one batch, or the first of them."""
         batch = _Batch()
-        while self.queue and batch.size < protocol.BATCH_BYTES_SOFT_MAX:
+        checks_max = self._limits.checks_max
+        while self.queue and batch.size < self._limits.bytes_soft_max:
             if self._has_data_limit and batch.hides(self.queue[0]):
+                break
+            if checks_max is not None and batch.writes and batch.checks_with(self.queue[0]) > checks_max:
                 break
             batch.add(self.queue.popleft())
         self._send_batch(batch)
@@ -308,6 +322,11 @@ class _Batch:
         else:
             self._puts[write.key] = write.value
             self._deletes.discard(write.key)
+
+    def checks_with(self, write: _Write) -> int:
+        """How many checks there are when this one is added."""
+        added = write.transaction.checks if write.transaction else ()
+        return sum(len(each.checks) for each in self._transactions) + len(added)
 
     def hides(self, write: _Write) -> bool:
         """True when a write would take the place of others that fit where it may not: at a limit on the data.

@@ -11,14 +11,17 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
+from tests.killlab.cluster import DISK, FOLLOWER, LEADER
 from tests.killlab.kills import Kill
 from tests.killlab.lab import Result
 from tests.support.history import READS, Fault, Kind, Outcome
 from tests.support.recorder import BROKEN
 
 _BUCKETS_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000)
+UNNOTICED: Final = ("logd", LEADER, FOLLOWER, DISK)
+"""Roles whose death should fail no request."""
 _BUCKETS_MAX: Final = 1_200
 _ANSWERED: Final = (Outcome.OK, Outcome.NOT_MET)
 _SILENCE_MIN: Final = 1_000_000  # nanoseconds; a shorter one is none
@@ -130,6 +133,32 @@ def lost_and_doubled(result: Result) -> tuple[int, int]:
     return len(lost.union(result.missing)), result.verdict.count(Fault.CAME_BACK)
 
 
+class Counts(NamedTuple):
+    """How an engine that counts the puts of each key agrees with the clients."""
+
+    wrong: list[str]
+    """Keys with more puts than can have been made, or fewer than were acknowledged."""
+    exact: int
+    """Keys of which it is known how many puts are the least: one client made all writes, and they are puts."""
+
+
+def counts(result: Result) -> Counts:
+    """Compare. Where several clients write a key, fewer puts are right: the last of concurrent ones replaces others."""
+    history, wrong, exact = result.record.history, [], 0
+    for key, operations in history.registers():
+        puts = [each for each in operations if each.kind == Kind.PUT]
+        acknowledged = sum(each.outcome == Outcome.OK for each in puts)
+        possible = sum(each.outcome != Outcome.REFUSED for each in puts)
+        is_exact = {each.kind for each in operations} <= {Kind.GET, Kind.PUT} and len(
+            {each.client for each in puts}
+        ) == 1
+        exact += is_exact
+        counted = result.puts_counted.get(history.keys[key], 0)
+        if counted > possible or (is_exact and counted < acknowledged):
+            wrong.append(history.keys[key])
+    return Counts(wrong, exact)
+
+
 def problems(result: Result, figures: Figures) -> list[str]:
     """Why not all is well, in words."""
     found = ["interrupted"] if result.is_interrupted else []
@@ -146,12 +175,16 @@ def problems(result: Result, figures: Figures) -> list[str]:
         found.append(f"the counter is {result.counter:,}, and {_range(least, most)} increments were made")
     if result.unread:
         found.append(f"{result.unread} keys could not be read at the end")
+    if result.puts_counted and (wrong := counts(result).wrong):
+        found.append(f"the engine counts other puts than were made of {len(wrong)} keys: {', '.join(wrong[:3])}")
     if unexpected := Counter(each.reason for each in result.record.failures if not each.is_allowed):
         found.append(f"answers that no request should get: {_in_words(unexpected)}")
     if result.options.strict:
-        of_logd = sum((each.failed for each in figures.effects if each.kill.what == "logd"), Counter[str]())
-        if of_logd:
-            found.append(f"requests failed when logd was killed: {_in_words(of_logd)}")
+        found += [
+            f"requests failed when {role} was killed: {_in_words(failed)}"
+            for role in UNNOTICED
+            if (failed := sum((each.failed for each in figures.effects if each.kill.what == role), Counter[str]()))
+        ]
     return found
 
 

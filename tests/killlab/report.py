@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.killlab.cluster import ROLES_OF
 from tests.killlab.lab import Result
-from tests.killlab.measure import Bucket, Figures, Latency, increments, lost_and_doubled, problems
+from tests.killlab.measure import UNNOTICED, Bucket, Figures, Latency, counts, increments, lost_and_doubled, problems
 from tests.killlab.mix import Mix
 from tests.support import machine
 from tests.support.history import Kind, Outcome
@@ -122,8 +123,6 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
     is_read = bool(result.reads_at_rest) and not result.unread
     often = ("never", "once", "twice, the second time after a SIGKILL of all and a start")[result.reads_at_rest]
     least, most = increments(result)
-    of_logd = [effect for effect in figures.effects if effect.kill.what == "logd"]
-    failed = sum(effect.failed.total() for effect in of_logd)
     return [
         (not lost, f"lost writes: {lost}"),
         (not doubled, f"writes applied twice, or undone: {doubled}"),
@@ -139,11 +138,26 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
             else "the counter: not incremented",
         ),
         (is_read, f"every key was read at the end: {often}"),
-        (
-            failed == 0 if of_logd else None,
-            f"requests failed when logd was killed: {failed if of_logd else 'it was not'}",
-        ),
+        *_checks_of_counts(result),
+        *(_check_of_role(role, figures) for role in UNNOTICED if role in ROLES_OF[result.options.engine]),
     ]
+
+
+def _checks_of_counts(result: Result) -> list[tuple[bool | None, str]]:
+    if not result.puts_counted:
+        return []
+    wrong, exact = counts(result)
+    text = f"keys of whose puts the engine counts too many or too few: {len(wrong)}, of {exact} exactly known"
+    return [(not wrong, text)]
+
+
+def _check_of_role(role: str, figures: Figures) -> tuple[bool | None, str]:
+    effects = [effect for effect in figures.effects if effect.kill.what == role]
+    failed = sum(effect.failed.total() for effect in effects)
+    return (
+        failed == 0 if effects else None,
+        f"requests failed when {role} was killed: {failed if effects else 'it was not'}",
+    )
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -226,6 +240,7 @@ def _circumstances(result: Result, arguments: Iterable[str]) -> list[tuple[str, 
         ("command", shlex.join(["python", "-m", "tests.killlab", *arguments])),
         ("seed", str(options.seed)),
         ("load", load + (f"; {options.preload:,} further keys" if options.preload else "")),
+        ("engine", options.engine + (f", shared by {options.servers} servers" if options.servers > 1 else "")),
         ("server flags", " ".join(options.server_flags)),
         *([("not carried out", f"{orders}: there was no such process")] if orders else []),
         ("machine", machine.machine()),

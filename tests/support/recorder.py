@@ -51,6 +51,10 @@ Values: TypeAlias = Mapping[int, int]
 """By key, the numbers of values, or ABSENT."""
 
 
+Ports: TypeAlias = int | Sequence[int]
+"""Where the server listens; or where several do, to which the clients go in turn."""
+
+
 class Failure(NamedTuple):
     """A request that was not carried out, or whose client cannot know. Times are in nanoseconds."""
 
@@ -384,9 +388,9 @@ class Clients:
     """Clients that go on, one for each script, in a thread of their own, until the end of a `with` block."""
 
     def __init__(
-        self, port: int, record: Record, scripts: Sequence[Iterator[Request]], timeout_s: float = TIMEOUT_SECONDS
+        self, port: Ports, record: Record, scripts: Sequence[Iterator[Request]], timeout_s: float = TIMEOUT_SECONDS
     ) -> None:
-        self.clients = [Client(number, port, record, script, timeout_s) for number, script in enumerate(scripts)]
+        self.clients = _clients(port, record, scripts, timeout_s)
         self._pool = ThreadPoolExecutor(1)
         self._running: Future[None]
 
@@ -407,11 +411,17 @@ class Clients:
 
 
 def make_each(
-    port: int, clients: int, record: Record, requests: Sequence[Request], timeout_s: float = TIMEOUT_SECONDS
+    port: Ports, clients: int, record: Record, requests: Sequence[Request], timeout_s: float = TIMEOUT_SECONDS
 ) -> None:
     """Make each of these requests once, by whichever of the clients is free."""
-    script = iter(requests)
-    run_async(_run_all([Client(number, port, record, script, timeout_s) for number in range(clients)]))
+    run_async(_run_all(_clients(port, record, [iter(requests)] * clients, timeout_s)))
+
+
+def _clients(port: Ports, record: Record, scripts: Sequence[Iterator[Request]], timeout_s: float) -> list[Client]:
+    ports = [port] if isinstance(port, int) else port
+    return [
+        Client(number, ports[number % len(ports)], record, script, timeout_s) for number, script in enumerate(scripts)
+    ]
 
 
 async def _run_all(clients: Sequence[Client]) -> None:
