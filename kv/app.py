@@ -19,9 +19,11 @@ from kv.metrics import MetricsResource
 from kv.request import Request, Resource
 from kv.resources.batch import BatchResource
 from kv.resources.clear import ClearResource
+from kv.resources.console import ConsoleFileResource, ConsoleResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
 from kv.resources.openapi import DescriptionResource
+from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
 
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -43,7 +45,14 @@ def main() -> "Application":
     if config.token_file:
         middleware.append(TokenAuth(config.token_file))
     board = scoreboard.of_this_process()
-    return create_app(client, config.value_bytes_max, middleware, shared=board, workers=config.workers)
+    return create_app(
+        client,
+        config.value_bytes_max,
+        middleware,
+        shared=board,
+        workers=config.workers,
+        has_console=config.console == "on",
+    )
 
 
 def create_app(
@@ -53,16 +62,23 @@ def create_app(
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
+    has_console: bool = True,
 ) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
+    board = shared or scoreboard.Scoreboard()
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())
-    app.add_resource("/metrics", MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
+    app.add_resource("/metrics", MetricsResource(storage, board, workers))
+    app.add_resource("/status", StatusResource(board))
     app.add_resource("/openapi.yaml", DescriptionResource())
+    if has_console:
+        files = ConsoleFileResource()
+        app.add_resource("/console", ConsoleResource(files))
+        app.add_resource("/console/{file}", files)
     return app
 
 

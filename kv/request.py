@@ -30,6 +30,7 @@ _KEY_PREFIX: Final = "/kv/"
 _QUALIFYING: Final = (b"if-", b"content-range")
 """How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
+JSON: Final = "application/json"
 LARGE_VALUE: Final = "kv.large_value"
 """Where the scope of a request has the large value that is released at its end."""
 

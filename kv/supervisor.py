@@ -59,7 +59,8 @@ class Supervisor:
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         board = scoreboard.Scoreboard(scoreboard.make(config.workers))
-        board.started(scoreboard.Role.SUPERVISOR)
+        board.started(scoreboard.Role.SUPERVISOR, os.getpid())
+        board.ready(scoreboard.Role.SUPERVISOR)
         self._logd = Logd(config, board)
         self._gunicorn = Gunicorn(config, board)
         self._heartbeats = Heartbeats(board)
@@ -231,7 +232,8 @@ class Supervisor:
 
     def _on_recovered(self, data: bytes) -> None:
         """logd has recovered, or, without data, has died before."""
-        self._logd.is_ready = self._logd.is_ready or bool(data)
+        if data:
+            self._logd.became_ready()
         if data and not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()
