@@ -22,6 +22,7 @@ from kv.resources.clear import ClearResource
 from kv.resources.console import ConsoleFileResource, ConsoleResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
+from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
 from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
@@ -68,6 +69,7 @@ def create_app(
     app = Application(storage, middleware)
     board = shared or scoreboard.Scoreboard()
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
+    app.add_resource("/keys", KeysResource(storage))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
@@ -109,15 +111,15 @@ class Application(dispatch.App):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if request.LARGE_VALUE in scope:
-                scope[request.LARGE_VALUE].release()
+            if request.HELD in scope:
+                scope[request.HELD].release()
 
     def gauges(self) -> dict[str, float]:
-        """queued_writes, queued_bytes, large_bytes, large_reads_waiting: as they are now."""
+        """queued_writes, queued_bytes, large_bytes, large_reads_waiting, pages_waiting: as they are now."""
         return self._storage.gauges()
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until clients have read others."""
+        """True when reads of large values, or of pages, wait until clients have read others."""
         return self._storage.reads_wait_for_room()
 
     async def _on_http_error(

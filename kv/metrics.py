@@ -106,6 +106,8 @@ _OF_LOGD: Final = (
     ),
     _LogdMetric("snapshot_bytes", _gauge, "kv_snapshot_bytes", "Size of the newest snapshot."),
     _LogdMetric("keys", _gauge, "kv_keys", "Keys."),
+    _LogdMetric("unsorted_keys", _gauge, "kv_keys_unsorted", "Keys that pages wait for until they are in order."),
+    _LogdMetric("pages", _counter, "kv_pages", "Pages of keys that were read."),
     _LogdMetric("data_bytes", _gauge, "kv_data_bytes", "Keys and values, without the memory that holding them costs."),
     _LogdMetric("sessions", _gauge, "kv_sessions", "Sessions of workers that logd remembers, dead ones included."),
     _LogdMetric("recovery_seconds", _gauge, "kv_recovery_duration_seconds", "Duration of reading the data at a start."),

@@ -14,7 +14,7 @@ import falcon
 import falcon.asgi
 from falcon.constants import HTTP_METHODS
 
-from kv.log_client.large_values import LargeValue
+from kv.log_client.large_values import Held
 from kv.log_client.outcomes import (
     DataLimitReached,
     NoSpace,
@@ -30,9 +30,8 @@ _KEY_PREFIX: Final = "/kv/"
 _QUALIFYING: Final = (b"if-", b"content-range")
 """How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
-JSON: Final = "application/json"
-LARGE_VALUE: Final = "kv.large_value"
-"""Where the scope of a request has the large value that is released at its end."""
+HELD: Final = "kv.held"
+"""Where the scope of a request has what is released at its end: a large value, or a page."""
 
 _STATUS_OF_FAILURE: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
@@ -100,14 +99,19 @@ class Request(falcon.asgi.Request):
             raise ClientGone
         return b"".join(parts)
 
+    def parameters(self) -> list[tuple[str, str]]:
+        """The names in the query, as they are, and their values, percent-decoded. No byte beyond ASCII is left."""
+        query: bytes = self.scope["query_string"]
+        pairs = [each.partition(b"=")[::2] for each in query.split(b"&")] if query else []
+        return [(_ascii(name), _ascii(unquote_to_bytes(value))) for name, value in pairs]
+
     def qualifiers(self, known: Container[bytes] = ()) -> list[bytes]:
         """The names of the fields that narrow a change; nearly always none. `known` are those that the caller obeys.
 
         Raises Refusal for any other, and for a query: to skip one would be to do more than was asked for.
         """
-        if query := self.scope["query_string"]:
-            name = str(query.partition(b"&")[0].partition(b"=")[0], "ascii", "backslashreplace")
-            raise Refusal(falcon.HTTP_400, f"unknown parameter: {name}")
+        if self.scope["query_string"]:
+            raise Refusal(falcon.HTTP_400, f"unknown parameter: {self.parameters()[0][0]}")
         found = [name for name, _ in self.scope["headers"] if name.startswith(_QUALIFYING)]
         for name in found:
             if name not in known:
@@ -120,9 +124,13 @@ class Request(falcon.asgi.Request):
                 return int(value)
         return None
 
-    def release_at_end(self, value: LargeValue) -> None:
-        """Have a large value released when the application is done with this request, however it ends."""
-        self.scope[LARGE_VALUE] = value
+    def release_at_end(self, held: Held) -> None:
+        """Have a large value, or a page, released when the application is done with this request, however it ends."""
+        self.scope[HELD] = held
+
+
+def _ascii(text: bytes) -> str:
+    return str(text, "ascii", "backslashreplace")
 
 
 def check_key(key: bytes) -> None:

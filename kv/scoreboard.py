@@ -47,8 +47,11 @@ GAUGES: Final = (
     Gauge("held_bytes", "kv_http_held_bytes", "Memory of requests that are not complete, or wait for others."),
     Gauge("queued_writes", "kv_http_queued_writes", "Writes that wait for logd."),
     Gauge("queued_bytes", "kv_http_queued_bytes", "Memory of the writes that wait for logd."),
-    Gauge("large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB that are being read."),
+    Gauge(
+        "large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB, and of pages of keys, being read."
+    ),
     Gauge("large_reads_waiting", "kv_http_large_reads_waiting", "Reads of such values that wait for room."),
+    Gauge("pages_waiting", "kv_http_pages_waiting", "Reads of pages that wait for the one before, or for room."),
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "POST")

@@ -13,10 +13,10 @@ The server calls it from one thread, in turns:
 No call waits for a sync or for a network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from logd.shared.protocol import Reply, Stats, WriteBatch
+from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageRequest, Reply, Stats, WriteBatch
 
 Found: TypeAlias = list[bytes | None]
 """The values of keys, in their order; None for a key that is not there."""
@@ -33,6 +33,8 @@ class Collected(NamedTuple):
     """To writes that were accepted, each with its session: `Committed`, `Refused` or `Dropped`."""
     reads: Sequence[tuple[Origin, Found]] = ()
     """Only those for which `read` returned None."""
+    pages: Sequence[tuple[bytes, Page | LargeEntry]] = ()
+    """Only those for which `page` returned None, each with the connection that it is for."""
 
 
 class Engine(Protocol):
@@ -56,6 +58,12 @@ class Engine(Protocol):
         write whose reply was collected before this call.
         """
 
+    def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
+        """A page of keys (`cut_page`) at once, or None: then it will be collected, with `peer`.
+
+        What is seen is what `read` would see.
+        """
+
     def commit(self) -> None:
         """Begin to make durable what was accepted, as far as the engine can at this moment.
 
@@ -66,7 +74,7 @@ class Engine(Protocol):
         """Finish what is durable. Raises an exception when nothing can be known any more: the process has to end."""
 
     def idle(self) -> bool:
-        """True when no reply and no read is still to be collected."""
+        """True when no reply, no read and no page is still to be collected."""
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused now; empty when they would be accepted."""
@@ -76,3 +84,29 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Release everything, whether or not it is idle. No call may follow."""
+
+
+def cut_page(request: PageRequest, entries: Iterable[tuple[str, bytes | None]]) -> Page | LargeEntry:
+    """The page that begins with these entries: keys in order, with their values, or b"" where none are asked for.
+
+    Entries are taken only as far as the page goes, and one more. None for a value: there is no such key.
+    """
+    query = request.query
+    keys: list[str] = []
+    values: list[bytes] = []
+    size = seen = 0
+    for key, value in entries:
+        if value is not None:
+            entry_size = len(key) + len(value)
+            if size + entry_size > request.bytes_max and not keys:
+                return LargeEntry(request.number, entry_size)
+            if len(keys) == query.limit or size >= PAGE_BYTES_MAX or size + entry_size > request.bytes_max:
+                break
+            keys.append(key)
+            values.append(value)
+            size += entry_size
+        seen += 1
+    else:
+        return Page(request.number, keys, values if query.with_values else [], 0)
+    left = 1 if query.keys is None else len(query.keys) - seen
+    return Page(request.number, keys, values if query.with_values else [], left)

@@ -18,6 +18,7 @@ from logd.shared.protocol import (
     Committed,
     Hello,
     Large,
+    PageRequest,
     ReadBatch,
     ReadLarge,
     Reply,
@@ -113,6 +114,9 @@ class Server:
             self._read(request.keys, (peer, request.number, protocol.LARGE_VALUE_BYTES))
         elif isinstance(request, ReadLarge):
             self._read([request.key], (peer, request.number, request.bytes_max))
+        elif isinstance(request, PageRequest):
+            if page := self._engine.page(request, peer):
+                self._send(peer, page)
         elif isinstance(request, StatusRequest):
             self._send(peer, Status(request.number, self._engine.unavailable_reason()))
         elif isinstance(request, StatsRequest):
@@ -138,6 +142,8 @@ class Server:
                 self._peers.pop(session, None)
         for origin, found in collected.reads:
             self._send_values(origin, found)
+        for peer, page in collected.pages:
+            self._send(peer, page)
 
     def _send_values(self, origin: Origin, found: Found) -> None:
         peer, number, value_bytes_max = origin

@@ -15,7 +15,10 @@ import pytest
 from kv.app import create_app
 from kv.log_client.large_values import LargeValue
 from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, PreconditionFailed, Unavailable
+from kv.log_client.pages import HeldPage
+from logd.local.listing import Listing
 from logd.local.store import Store
+from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, PageRequest
 from tests.support import http_contract
 
 LIMIT = http_contract.VALUE_BYTES_MAX
@@ -60,6 +63,17 @@ class Storage:
         state = Store()
         state.data = self.data
         return state
+
+    async def page(self, query):
+        """As logd does it (logd/local/listing.py)."""
+        self._fail()
+        listing = Listing(self._state())
+        while listing.is_behind:
+            listing.sort_some()
+        page = listing.page(PageRequest(1, query, PAGE_BYTES_MAX), b"")
+        if isinstance(page, LargeEntry):
+            page = listing.page(PageRequest(1, query, page.size), b"")
+        return HeldPage(page, lambda: None)
 
     async def clear(self):
         self._fail()

@@ -42,7 +42,7 @@ class _SentLargeRead:
 class Reads:
     """The reads of one worker."""
 
-    def __init__(self, link: Link, timeout_s: float, large_bytes_max: int) -> None:
+    def __init__(self, link: Link, timeout_s: float, budget: Budget) -> None:
         self._link = link
         self._timeout_s = timeout_s
         self._last_request_id = 0
@@ -52,7 +52,7 @@ class Reads:
         """By request id."""
         self._sent_large: dict[int, _SentLargeRead] = {}
         """Kept until answered, also past the deadline: what logd sends takes room."""
-        self.budget = Budget(large_bytes_max, link.flush_soon)
+        self.budget = budget
         self.replies: Replies = {Values: self._on_values, Large: self._on_large}
 
     def get(self, key: str) -> asyncio.Future[Found]:
@@ -98,7 +98,7 @@ class Reads:
             self._link.flush_soon()
 
     def gauges(self) -> dict[str, float]:
-        """Bytes of large values that are being read, and how many reads of such values wait."""
+        """Bytes of large values and of pages that are being read, and how many reads of such values wait."""
         return {"large_bytes": self.budget.held_bytes, "large_reads_waiting": len(self.budget.waiting)}
 
     def _new_request_id(self) -> int:
@@ -165,11 +165,3 @@ class Reads:
             found = LargeValue(value, large.room.release)
         if not future.done():
             future.set_result(found)
-
-
-def release_unclaimed(read: object) -> None:
-    """Release the large value of a read whose reader was cancelled after the value had arrived."""
-    if not isinstance(read, asyncio.Future) or not read.done() or read.cancelled() or read.exception():
-        return
-    if isinstance(found := read.result(), LargeValue):
-        found.release()

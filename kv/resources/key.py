@@ -7,8 +7,7 @@ import falcon
 import falcon.asgi
 
 from kv import preconditions
-from kv.log_client.large_values import LargeValue
-from kv.log_client.reads import release_unclaimed
+from kv.log_client.large_values import LargeValue, release_unclaimed
 from kv.request import Request, Resource, answer_error, check_value, set_etag
 from kv.resources.storage import Storage
 from logd.shared.etag import etag

@@ -8,7 +8,7 @@ import time
 import falcon.asgi
 import msgspec
 
-from kv.request import JSON, Request, Resource
+from kv.request import Request, Resource
 from kv.scoreboard import Process, Scoreboard
 from logd.shared import recent_warnings
 from logd.shared.recent_warnings import Warned
@@ -32,7 +32,7 @@ class StatusResource(Resource):
         """Answer with the state of this moment."""
         kept = recent_warnings.installed()
         status = _Status(time.time(), self._scoreboard.processes(), kept.read() if kept else [])
-        resp.content_type = JSON
+        resp.content_type = "application/json"
         resp.data = msgspec.json.encode(status)
 
     on_head = on_get

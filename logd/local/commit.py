@@ -84,8 +84,12 @@ class GroupCommit:
         self.counters = Counters()
 
     def fileno(self) -> int:
-        """Readable when `collect` has something to do."""
+        """Readable when `collect` has something to do, and while `set_awake` has made it so."""
         return self._sync_thread.fileno()
+
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer."""
+        self._sync_thread.set_awake(is_awake)
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
@@ -209,12 +213,22 @@ class SyncThread:
         self._groups: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
+        self._is_awake = False
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when a group has ended."""
+        """Readable when a group has ended, or while awake."""
         return self._wake_read
+
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer. It is one byte more in the pipe."""
+        if is_awake != self._is_awake:
+            self._is_awake = is_awake
+            if is_awake:
+                os.write(self._wake_write, b"\0")
+            else:
+                os.read(self._wake_read, 1)
 
     def begin(self, group: _Group) -> None:
         """Bring a group to the disk. The one before it must have ended."""

@@ -5,8 +5,10 @@ state, always: replay depends on it, so nothing here may look at a clock, a rand
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
+from logd.local.sorted_keys import SortedKeys
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, FailedCheck, Outcomes, Transaction, WriteBatch
 
@@ -19,7 +21,9 @@ class Store:
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
-        self.discard: Callable[[dict[str, bytes]], None] = lambda _: None
+        self.sorted_keys: SortedKeys | None = None
+        """The keys of `data` in order, from `sort_keys` on: replay and checkpoints do not pay for it."""
+        self.discard: Callable[[dict[str, bytes], list[list[str]]], None] = lambda _data, _keys: None
         """Frees what was cleared. Where nobody waits, it may be freed at once."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
@@ -40,6 +44,11 @@ class Store:
         if self._data_bytes is None:
             self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
         return self._data_bytes
+
+    def sort_keys(self) -> SortedKeys:
+        """Have the keys in order from now on. They are put there in steps, by `sort_some` of what this returns."""
+        self.sorted_keys = SortedKeys(self.data)
+        return self.sorted_keys
 
     def apply(self, batch: WriteBatch, data_bytes_max: int = 0) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
@@ -85,7 +94,7 @@ class Store:
         """Make the writes of a batch; those that were not made, if any."""
         if batch.clear:
             old, self.data = self.data, {}
-            self.discard(old)
+            self.discard(old, self.sorted_keys.empty() if self.sorted_keys else [])
             self._data_bytes = None if self._data_bytes is None else 0
         over_limit = self._over_limit(batch.puts, bytes_max) if bytes_max else []
         self._put(_without(batch.puts, over_limit) if over_limit else batch.puts)
@@ -120,13 +129,20 @@ class Store:
     def _put(self, puts: dict[str, bytes]) -> None:
         if self._data_bytes is not None:
             self._data_bytes += self._growth_bytes(puts)
+        count = len(self.data)
         self.data.update(puts)
+        if self.sorted_keys and (added := len(self.data) - count):
+            self.sorted_keys.add(list(islice(reversed(self.data), added)))  # what is new is last in a dictionary
 
     def _delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             value = self.data.pop(key, None)
-            if value is not None and self._data_bytes is not None:
+            if value is None:
+                continue
+            if self._data_bytes is not None:
                 self._data_bytes -= len(key) + len(value)
+            if self.sorted_keys:
+                self.sorted_keys.remove(key)
 
     # The bytes of data -----------------------------------------------------------------------------------
 

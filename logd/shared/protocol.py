@@ -29,6 +29,12 @@ BATCH_BYTES_SOFT_MAX: Final = 1 << 20
 LARGE_VALUE_BYTES: Final = 64 << 10
 """A larger value is not sent before the worker knows its size: it may have no room for it."""
 
+PAGE_BYTES_MAX: Final = 1 << 20
+"""Of the keys and values of a page. One entry may be larger by itself."""
+
+PAGE_KEYS_MAX: Final = 10_000
+"""Of a page, and of the keys that a page may be asked for one by one."""
+
 MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
 """What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
 
@@ -38,7 +44,7 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
@@ -143,7 +149,31 @@ class ReadLarge(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
     bytes_max: int
 
 
-Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest | ReadLarge
+class PageQuery(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Which keys: at most `limit` of those that begin with `prefix` and are greater than `after`, in byte order.
+
+    With `keys`: those of them that exist, in the order of this list.
+    """
+
+    prefix: str = ""
+    after: str = ""
+    limit: int = PAGE_KEYS_MAX
+    keys: list[str] | None = None
+    with_values: bool = False
+
+
+class PageRequest(msgspec.Struct, tag=6, array_like=True, frozen=True, gc=False):
+    """The keys that `query` is about, as many as a page may have: there is room for `bytes_max`.
+
+    Answered by `Page`, or by `LargeEntry` when that is not enough for the first of them.
+    """
+
+    number: int
+    query: PageQuery
+    bytes_max: int
+
+
+Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest | ReadLarge | PageRequest
 
 # logd to worker ------------------------------------------------------------------------------------------
 
@@ -231,6 +261,25 @@ class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
     size: int
 
 
+class Page(msgspec.Struct, tag=19, array_like=True, frozen=True, gc=False):
+    """Keys that exist and, when they were asked for, the values of all of them: one state, which is durable."""
+
+    number: int
+    keys: list[str]
+    values: list[bytes]
+    """Empty when they were not asked for."""
+    left: int
+    """Of a range: 1 when there are keys after these, else 0. Of `PageQuery.keys`: how many, the last ones, this page is
+    not about."""
+
+
+class LargeEntry(msgspec.Struct, tag=20, array_like=True, frozen=True, gc=False):
+    """Takes the place of a page: its first key and value together have `size` bytes."""
+
+    number: int
+    size: int
+
+
 class Histogram(msgspec.Struct, array_like=True, gc=False):
     """How many values were at most `bounds[i]` and above the bound before; the last count is of those above all."""
 
@@ -279,9 +328,13 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     cpu_seconds: float
     resident_bytes: int
     """0 where the system does not provide it."""
+    pages: int
+    """Of keys, that were sent."""
+    unsorted_keys: int
+    """Keys that are not in order yet, as after a start: pages wait for them."""
 
 
-Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large
+Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large | Page | LargeEntry
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode
