@@ -41,7 +41,7 @@ export class Chart {
 
   #draw(now) {
     const known = this.#points.flatMap((each) => each.values).filter((each) => each !== undefined);
-    const top = Math.max(this.least, ...known);
+    const top = Math.max(this.least, 1.1 * Math.max(0, ...known));
     const path = (index) => this.#path(now, top, index);
     this.lines.forEach((line, index) => line.setAttribute("d", path(index).line));
     this.area.setAttribute("d", path(0).area);

@@ -51,8 +51,13 @@ class KeyList {
 
   constructor() {
     this.prefix = element("input", {
-      id: "prefix", type: "search", placeholder: "begins with …", autocomplete: "off", autocapitalize: "off",
-      spellcheck: "false", oninput: () => this.#onTyping(),
+      id: "prefix",
+      type: "search",
+      placeholder: "begins with …",
+      autocomplete: "off",
+      autocapitalize: "off",
+      spellcheck: "false",
+      oninput: () => this.#onTyping(),
     });
     this.notice = element("p", { class: "notice", role: "status", hidden: true });
     this.list = element("ul", { class: "keys", onkeydown: (event) => this.#onKey(event) });
@@ -60,7 +65,11 @@ class KeyList {
     this.next = element("button", { type: "button", onclick: () => this.#turn(1) }, "Next");
     this.page = element("span", { class: "quiet" });
     const create = element("button", { type: "button", onclick: () => (location.hash = "#data/") }, "New key");
-    const again = element("button", { type: "button", onclick: () => this.load(), title: "Ask the server again" }, "Refresh");
+    const again = element(
+      "button",
+      { type: "button", onclick: () => this.load(), title: "Ask the server again" },
+      "Refresh",
+    );
     this.element = element(
       "section",
       { class: "card list" },

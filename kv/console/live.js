@@ -74,7 +74,7 @@ class Requests extends Card {
     const total = element("p", { class: "figure" }, "–");
     const legend = new Legend(KINDS.map(([name]) => name));
     const chart = new Chart("Requests a second", ["reads", "writes"], perSecond, 10);
-    const facts = new Facts(...METHODS.map(([name]) => name), "refused (4xx)", "failed (5xx)");
+    const facts = new Facts(...METHODS.map(([name]) => name), "answered 4xx", "answered 5xx");
     super("Requests", "a second, with those of this page", total, legend.element, chart.element, facts.element);
     Object.assign(this, { total, legend, chart, facts });
   }
@@ -86,7 +86,7 @@ class Requests extends Card {
     this.legend.show(rates.map(perSecond));
     this.chart.add(history.latest.at, rates);
     const answered = (first) => last && last.rate(REQUESTS, { status: statuses(history.latest, first) });
-    const [refused, failed] = [answered("4") ?? 0, answered("5") ?? 0];
+    const [refused, failed] = [answered("4"), answered("5")];
     const methods = METHODS.map(([, labels]) => perSecond(last?.rate(REQUESTS, labels)));
     this.facts.show(...methods, perSecond(refused), perSecond(failed));
     this.facts.values.at(-1).classList.toggle("bad", failed > 0);
@@ -165,7 +165,10 @@ class Log extends Card {
     if (log === undefined) return;
     this.meter.value = Math.min(1, log / due);
     write(this.state, `${bytes(log)} of ${bytes(due)}. ${this.#due(history, due - log)}`);
-    const [at, failed] = [value("kv_checkpoint_last_timestamp_seconds"), value("kv_checkpoints_total", { outcome: "failed" })];
+    const [at, failed] = [
+      value("kv_checkpoint_last_timestamp_seconds"),
+      value("kv_checkpoints_total", { outcome: "failed" }),
+    ];
     const took = value("kv_checkpoint_last_duration_seconds");
     this.facts.show(
       at ? `${age(Date.now() / 1000 - at)} ago` : "none yet",
@@ -181,7 +184,8 @@ class Log extends Card {
   #due(history, left) {
     if (left <= 0) return "A checkpoint runs, or begins with the next segment.";
     const rate = history.last(QUANTILE_SECONDS, "logd")?.rate("kv_log_appended_bytes_total");
-    return rate > 0 ? `The next checkpoint is due in about ${age(left / rate)}.` : "Nothing is written now.";
+    if (!(rate > 0)) return "Nothing is written now.";
+    return `The next checkpoint is due in ${left < rate ? "a moment" : `about ${age(left / rate)}`}.`;
   }
 }
 
@@ -222,7 +226,8 @@ class Memory extends Card {
     const memory = ["logd", "worker"].map((role) => latest.value("kv_process_resident_memory_bytes", { role }));
     this.legend.show(memory.map(bytes));
     this.chart.add(latest.at, memory);
-    const used = (role, counted) => history.last(QUANTILE_SECONDS, counted)?.rate("kv_process_cpu_seconds_total", { role });
+    const used = (role, counted) =>
+      history.last(QUANTILE_SECONDS, counted)?.rate("kv_process_cpu_seconds_total", { role });
     const percent = (value) => (value === undefined ? "–" : `${number(Math.round(value * 100))} %`);
     this.facts.show(
       percent(used("logd", "logd")),

@@ -91,7 +91,10 @@ async function onToken(event) {
   } catch (failure) {
     by("refused").hidden = false;
     const isRefused = failure.status === 401;
-    write(by("refused"), isRefused ? "The server does not accept this token." : "The server did not answer. Try again.");
+    write(
+      by("refused"),
+      isRefused ? "The server does not accept this token." : "The server did not answer. Try again.",
+    );
     return;
   }
   by("token").value = "";

@@ -31,7 +31,10 @@ export class Scrape {
   /** The cumulated counts of a histogram by upper bound, summed over all samples that have these labels. */
   buckets(name, labels = {}) {
     const counts = new Map();
-    for (const { labels: { le }, value } of this.#matching(`${name}_bucket`, labels)) {
+    for (const {
+      labels: { le },
+      value,
+    } of this.#matching(`${name}_bucket`, labels)) {
       const bound = le === "+Inf" ? Infinity : Number(le);
       counts.set(bound, (counts.get(bound) ?? 0) + value);
     }

@@ -6,7 +6,7 @@ import { age, bytes, clock, duration, meaning } from "./words.js";
 
 const EVENTS_MAX = 100;
 const NEWS_SECONDS = 8;
-const DEPTHS = { supervisor: 0, logd: 1, gunicorn: 1, worker: 2 };
+const OTHERS = 3; // supervisor, logd, gunicorn
 const DUTIES = {
   supervisor: "starts, watches and restarts the others",
   logd: "owns the data: log, syncs, state",
@@ -17,7 +17,7 @@ const DUTIES = {
 /** Whether everybody who should be there does its work. */
 export function isWhole(status, workers) {
   const serving = status.processes.filter((each) => each.pid && each.ready_at);
-  return serving.length >= Object.keys(DEPTHS).length - 1 + workers;
+  return serving.length >= OTHERS + workers;
 }
 
 export class Processes {
@@ -28,7 +28,12 @@ export class Processes {
     const cells = head.map((name) => element("th", { scope: "col" }, name));
     const table = element("table", {}, element("thead", {}, element("tr", {}, ...cells)), this.#rows);
     const heading = element("h2", {}, "Processes ", element("small", {}, "kill -9 any of them, and look"));
-    this.element = element("section", { class: "card wide processes" }, heading, element("div", { class: "scroll" }, table));
+    this.element = element(
+      "section",
+      { class: "card wide processes" },
+      heading,
+      element("div", { class: "scroll" }, table),
+    );
   }
 
   /** `workers` is how many there should be. */
@@ -53,7 +58,6 @@ function fill(line, process, now) {
   const { role, pid } = process;
   const [name, pidCell, state, ageCell, restarts, memory] = line.cells;
   line.dataset.role = role;
-  line.dataset.depth = DEPTHS[role];
   line.dataset.state = pid === null ? "gone" : process.ready_at ? "ready" : "starting";
   line.classList.toggle("news", process.restarts > 0 && now - process.started_at < NEWS_SECONDS);
   write(name.firstChild, role);
@@ -70,7 +74,7 @@ function fill(line, process, now) {
 function outage({ pid, ended_at, ready_at }, now) {
   if (ended_at === null) return "";
   if (pid === null || ready_at === null) return `for ${duration(now - ended_at)}`;
-  return `after ${duration(ready_at - ended_at)}`;
+  return `again after ${duration(ready_at - ended_at)}`;
 }
 
 // What happened -------------------------------------------------------------------------------------------
@@ -80,7 +84,11 @@ export class Events {
   #events = new Map();
   #pids = null;
   #list = element("ol", { class: "events" });
-  #none = element("p", { class: "quiet" }, "No warnings. Deaths of processes, faults of the disk and the like are shown here.");
+  #none = element(
+    "p",
+    { class: "quiet" },
+    "No warnings. Deaths of processes, faults of the disk and the like are shown here.",
+  );
 
   constructor() {
     const heading = element("h2", {}, "What happened ", element("small", {}, "the last warnings, and what followed"));
@@ -127,6 +135,11 @@ function entry({ time, level, role, pid, message }) {
     "li",
     { "data-level": level, "data-time": time },
     element("time", { datetime: new Date(time * 1000).toISOString() }, clock(time)),
-    element("div", {}, element("span", {}, plain ?? (level === "good" ? message : said)), plain ? element("small", {}, said) : ""),
+    element(
+      "div",
+      {},
+      element("span", {}, plain ?? (level === "good" ? message : said)),
+      plain ? element("small", {}, said) : "",
+    ),
   );
 }

@@ -64,7 +64,8 @@ export class ValueView {
       if (key !== this.#key) return;
       this.#value = null;
       this.#failed = error.status !== 404;
-      if (error.status === 404) this.#draw(notice(said || "There is no such key.", said ? "good" : ""), this.#actions("create"));
+      if (error.status === 404)
+        this.#draw(notice(said || "There is no such key.", said ? "good" : ""), this.#actions("create"));
       else this.#draw(notice(failure(error), "bad"), this.#actions("again"));
     }
   }
@@ -111,7 +112,8 @@ export class ValueView {
   #whyNotEditable() {
     const { text, isWhole } = this.#value;
     if (!isWhole) return "It is too large to be edited here. Download it, and store it with PUT.";
-    if (!isEditable(text)) return "It cannot be edited here: a text field would change characters of it that cannot be seen.";
+    if (!isEditable(text))
+      return "It cannot be edited here: a text field would change characters of it that cannot be seen.";
     return "";
   }
 
@@ -135,7 +137,8 @@ export class ValueView {
       await remove(this.#key, this.#value.etag);
       await this.#load("Deleted.");
     } catch (error) {
-      if (error.status === 412) await this.#load("Not deleted: somebody else has changed it meanwhile. This is what is stored now.");
+      if (error.status === 412)
+        await this.#load("Not deleted: somebody else has changed it meanwhile. This is what is stored now.");
       else this.#complain(error);
     }
     this.onKeys();
@@ -170,7 +173,12 @@ export class ValueView {
     area.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#save();
     });
-    const name = element("input", { "aria-label": "Key", placeholder: "A-Z a-z 0-9 : _ . -", autocomplete: "off", spellcheck: "false" });
+    const name = element("input", {
+      "aria-label": "Key",
+      placeholder: "A-Z a-z 0-9 : _ . -",
+      autocomplete: "off",
+      spellcheck: "false",
+    });
     this.#editor = { area, name, before, etag: this.#value?.etag ?? null, said: element("div", { role: "alert" }) };
     const cancel = () => {
       this.#editor = null;
@@ -195,14 +203,17 @@ export class ValueView {
   async #save() {
     const { area, name, etag } = this.#editor;
     const key = this.#key || name.value;
-    if (!KEY.test(key)) return this.#say(notice("A key has letters, digits and : _ . - alone, and at least one of them.", "bad"));
+    if (!KEY.test(key))
+      return this.#say(notice("A key has letters, digits and : _ . - alone, and at least one of them.", "bad"));
     if (!area.value) return this.#say(notice("A value cannot be empty.", "bad"));
     this.#say(element("p", { class: "quiet" }, "Storing …"));
     try {
       await store(key, area.value, etag);
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
-      return error.status === 412 ? this.#showOther(key) : this.#say(notice(failure(error), "bad"), this.#look(error, key));
+      return error.status === 412
+        ? this.#showOther(key)
+        : this.#say(notice(failure(error), "bad"), this.#look(error, key));
     }
     return this.#stored(key);
   }
@@ -227,7 +238,10 @@ export class ValueView {
   }
 
   /** Somebody else was faster: their value is shown, and the next one who stores replaces that, and says so. */
-  async #showOther(key, why = "Not stored: somebody else has changed this key since you began. Nothing was overwritten.") {
+  async #showOther(
+    key,
+    why = "Not stored: somebody else has changed this key since you began. Nothing was overwritten.",
+  ) {
     const other = await this.#read(key);
     if (other === undefined || !this.#editor) return;
     this.#editor.etag = other?.etag ?? null;

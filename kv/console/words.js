@@ -53,31 +53,73 @@ export function count(value, noun) {
 // Lines of the log ----------------------------------------------------------------------------------------
 
 const LINES = [
-  [/^logd ended with status -9; /, "The log writer was killed and is started again. Nothing acknowledged is lost; clients see a pause."],
-  [/^logd ended with status 13; /, "The disk failed while the log writer wrote. It starts again, and trusts only what it writes anew."],
-  [/^logd ended with status -?\d+ before it was ready; /, "The log writer ended before it had read the data, and is tried again, ever more rarely."],
+  [
+    /^logd ended with status -9; /,
+    "The log writer was killed and is started again. Nothing acknowledged is lost; clients see a pause.",
+  ],
+  [
+    /^logd ended with status 13; /,
+    "The disk failed while the log writer wrote. It starts again, and trusts only what it writes anew.",
+  ],
+  [
+    /^logd ended with status -?\d+ before it was ready; /,
+    "The log writer ended before it had read the data, and is tried again, ever more rarely.",
+  ],
   [/^logd ended with status /, "The log writer ended and is started again."],
-  [/^gunicorn ended with status -?\d+; /, "The parent of the workers ended, and they with it. All are started again; new connections wait."],
+  [
+    /^gunicorn ended with status -?\d+; /,
+    "The parent of the workers ended, and they with it. All are started again; new connections wait.",
+  ],
   [/^(logd|gunicorn) cannot be started: /, "The system has no room for another process now. It is tried again."],
-  [/^Worker \(pid:(\d+)\) was sent SIG(\w+)!/, (m) => `Worker ${m[1]} was ended by SIG${m[2]}; another one takes its place. Its clients lost their connections.`],
+  [
+    /^Worker \(pid:(\d+)\) was sent SIG(\w+)!/,
+    (m) => `Worker ${m[1]} was ended by SIG${m[2]}; another one takes its place. Its clients lost their connections.`,
+  ],
   [/^worker (\d+) is frozen; killing it/, (m) => `Worker ${m[1]} did nothing for half a minute and is replaced.`],
-  [/^\[TORN_TAIL\]/, "A crash had cut a write short. It was never acknowledged, and is dropped. There is nothing to do."],
+  [
+    /^\[TORN_TAIL\]/,
+    "A crash had cut a write short. It was never acknowledged, and is dropped. There is nothing to do.",
+  ],
   [/^\[BAD_SNAPSHOT\]/, "A snapshot is damaged; an older one and the log replace it. Check the disk."],
-  [/^checkpoint as of frame \d+ failed/, "A checkpoint failed and is tried again in half a minute. Until one succeeds, the log grows."],
-  [/: writes are refused until there is room$/, "There is no room on the disk: writes are answered 507, reads go on. Free some space."],
-  [/^no space left on the device of /, "There is no room on the disk, and the log writer waits for some. Free some space."],
-  [/^no space left on the device: released the ballast/, "There was no room on the disk; what was kept for this case is in use now. Free some space."],
-  [/^a sync reported /, "The disk reported a lack of room only when the log was synced. The log is written anew before any answer."],
+  [
+    /^checkpoint as of frame \d+ failed/,
+    "A checkpoint failed and is tried again in half a minute. Until one succeeds, the log grows.",
+  ],
+  [
+    /: writes are refused until there is room$/,
+    "There is no room on the disk: writes are answered 507, reads go on. Free some space.",
+  ],
+  [
+    /^no space left on the device of /,
+    "There is no room on the disk, and the log writer waits for some. Free some space.",
+  ],
+  [
+    /^no space left on the device: released the ballast/,
+    "There was no room on the disk; what was kept for this case is in use now. Free some space.",
+  ],
+  [
+    /^a sync reported /,
+    "The disk reported a lack of room only when the log was synced. The log is written anew before any answer.",
+  ],
   [/^the log was written anew/, "The log was written anew, and holds all that was acknowledged. Writes go on."],
   [/^the disk failed, /, "The disk failed. Nothing of that group of writes was acknowledged."],
   [/^\d+ lines of the log were dropped/, "Nobody reads the log fast enough, so lines of it were dropped."],
   [/^the workers are not restarted: /, "A reload found a file that it cannot use; the workers go on with the old one."],
   [/^gunicorn is not started: /, "The certificate cannot be used, so nobody is served until it is put right."],
   [/^not upgraded: /, "The code on disk cannot be started; the old code serves on."],
-  [/^listening on .* without authentication/, "Everybody who reaches this address can read and write: consider --token-file."],
-  [/^listening on .* without TLS/, "Whoever sees the traffic has the token and the data: consider TLS, or a proxy with it."],
+  [
+    /^listening on .* without authentication/,
+    "Everybody who reaches this address can read and write: consider --token-file.",
+  ],
+  [
+    /^listening on .* without TLS/,
+    "Whoever sees the traffic has the token and the data: consider TLS, or a proxy with it.",
+  ],
   [/^\d+ file descriptors are few/, "The limit on open files is low: beyond it, connections are refused."],
-  [/^logd has dropped this worker's session/, "The log writer no longer knew this worker; writes under way were answered 504."],
+  [
+    /^logd has dropped this worker's session/,
+    "The log writer no longer knew this worker; writes under way were answered 504.",
+  ],
 ];
 
 /** What a line of the log means, in plain words; undefined for one that has to speak for itself. */

@@ -22,6 +22,7 @@ WARNINGS_MAX: Final = 64
 _RECORD_BYTES: Final = 512
 _RING_BYTES: Final = WARNINGS_MAX * _RECORD_BYTES
 _FIELDS: Final = 5
+_FILLER: Final = b"\0"  # in no line: it is not printable
 
 
 class Warned(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ class RecentWarnings(logging.Handler):
         level, role, message = record.levelname.lower(), record.processName, printable(record.getMessage())
         line = f"{record.created:.3f} {level} {role} {record.process} {message}".encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
-            os.write(self.fd, line[:_RECORD_BYTES].ljust(_RECORD_BYTES))
+            os.write(self.fd, line[:_RECORD_BYTES].ljust(_RECORD_BYTES, _FILLER))
             if os.lseek(self.fd, 0, os.SEEK_CUR) >= _RING_BYTES:
                 os.lseek(self.fd, 0, os.SEEK_SET)
 
@@ -55,7 +56,7 @@ class RecentWarnings(logging.Handler):
         """The last warnings, oldest first."""
         ring = os.pread(self.fd, _RING_BYTES, 0)
         lines = (ring[start : start + _RECORD_BYTES] for start in range(0, len(ring), _RECORD_BYTES))
-        found = (_parse(line.decode(errors="ignore").rstrip()) for line in lines)
+        found = (_parse(line.rstrip(_FILLER).decode(errors="ignore")) for line in lines)
         return sorted((each for each in found if each), key=lambda each: each.time)
 
 
