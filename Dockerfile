@@ -20,7 +20,6 @@ RUN python -m compileall -q kv logd
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="kv" \
       org.opencontainers.image.description="A crash-safe HTTP key-value server" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin kv \
     && install -d -o kv -g kv -m 0700 /app/data

@@ -88,7 +88,7 @@ class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=_TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
+        super().__init__(media_type=_TEXT, middleware=middleware)
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from kv import listener, notify, scoreboard, tls, token_file, upgrade
@@ -228,13 +229,14 @@ class Supervisor:
 
     def _start_logd(self) -> None:
         ready = self._logd.start(must_exist=self._is_listening)  # data that was served must not be replaced by none
-        self._await_pipe(ready, self._on_recovered)
+        self._await_pipe(ready, partial(self._on_recovered, self._logd.process))
 
-    def _on_recovered(self, data: bytes) -> None:
-        """logd has recovered, or, without data, has died before."""
-        if data:
-            self._logd.became_ready()
-        if data and not self._is_listening and self._goal is _Goal.SERVE:
+    def _on_recovered(self, process: subprocess.Popen[bytes] | None, data: bytes) -> None:
+        """This logd has recovered, or, without data, has died before. By now it may have a successor, which has not."""
+        if not data or process is not self._logd.process:
+            return
+        self._logd.became_ready()
+        if not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()
 

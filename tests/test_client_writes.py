@@ -210,6 +210,15 @@ async def test_refused_writes_fail_with_no_space_and_their_numbers_are_not_used_
     assert queued_bytes(client) == 0
 
 
+@scenario()
+async def test_writes_that_are_refused_for_want_of_memory_are_unavailable_also_where_only_a_gap_tells(client, logd):
+    writes, _ = await sent(client, logd, 2, 3)
+    logd.refuse(2, reason=Reason.SCARCE)
+    logd.reply(Gap(logd.session, 3, 2))  # of a logd that was started since, and knows of no refusal
+    assert await outcomes(writes) == [Unavailable, Unavailable]
+    assert queued_bytes(client) == 0
+
+
 @scenario(session=False)
 async def test_when_no_session_can_be_opened_waiting_writes_fail_and_a_later_one_tries_again(client, logd):
     for _ in range(2):

@@ -5,6 +5,7 @@ import itertools
 import os
 import queue
 import select
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -41,8 +42,8 @@ from tests.support.harness import await_true
 PATIENCE_SECONDS = 30
 
 
-def refused(session, *numbers):
-    return (session, Refused(session, list(numbers), Reason.NO_SPACE))
+def refused(session, *numbers, reason=Reason.NO_SPACE):
+    return (session, Refused(session, list(numbers), reason))
 
 
 def committed(session, *numbers):
@@ -472,6 +473,11 @@ def test_it_is_unavailable_until_there_is_room_for_what_was_refused(full):
     assert full.commit.unavailable_reason() == ""  # nothing was refused since
 
 
+def test_it_stays_unavailable_when_the_directory_is_gone_after_a_refusal(full):
+    shutil.rmtree(full.directory)
+    assert full.commit.unavailable_reason() == "no space left on device"
+
+
 def test_a_disk_that_stays_full_refuses_again_and_again_and_then_goes_on(start, full):
     for number in range(4, 8):
         assert full.send(A, number) is None
@@ -720,11 +726,12 @@ def test_a_write_that_cannot_be_cut_off_for_lack_of_room_is_in_doubt_too(engine)
     assert groups(engine) == OPENED
 
 
-@pytest.mark.parametrize("error", [errno.EFBIG, errno.ENOMEM, errno.EMFILE, MemoryError()], ids=repr)
-def test_a_write_that_the_system_refuses_is_refused_and_the_next_goes_on(engine, error):
+@pytest.mark.parametrize("error", [errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, MemoryError()], ids=repr)
+def test_a_write_that_the_system_refuses_is_refused_for_what_is_wanting_and_the_next_goes_on(engine, error):
     engine.disk.before = once(failing("append", error))
     engine.send(A, 1)
-    assert engine.settle() == [refused(A, 1)]
+    assert engine.settle() == [refused(A, 1, reason=Reason.NO_SPACE if error == errno.EFBIG else Reason.SCARCE)]
+    assert engine.commit.unavailable_reason() == ""
     engine.send(A, 2, base=2)
     assert engine.settle() == [committed(A, 2)]
 

@@ -424,6 +424,7 @@ def test_a_part_of_the_log_can_be_loaded_up_to_the_end_of_a_segment(tmp_path, up
     assert recovered.sequence == upto
     assert same(recovered.store, state(upto))
     assert set(recovered.segments) == file_names(needed)
+    assert recovered.tail is None  # the bytes of a segment, which nobody asks for
 
 
 def test_a_part_of_the_log_stands_on_the_newest_snapshot(tmp_path):

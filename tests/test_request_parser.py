@@ -2,7 +2,7 @@
 
 import pytest
 
-from kv.http.request_parser import Refusal, RequestParser
+from kv.http.request_parser import FinalRefusal, RequestParser
 
 LIMIT = 2000
 
@@ -151,13 +151,13 @@ def test_what_is_remembered_of_one_client_is_not_used_for_another_and_large_fiel
 @pytest.mark.parametrize(
     ("stream", "refusal"),
     [
-        ("unknown method", Refusal(400, "bad request")),
-        ("target that is not ASCII", Refusal(400, "bad request", "GET")),
-        ("no host", Refusal(400, "bad request", "GET")),
-        ("bad field", Refusal(400, "bad request", "HEAD")),
-        ("gzip", Refusal(400, "transfer-encoding not supported", "PUT")),
-        ("large field", Refusal(431, "request header fields too large", "GET")),
-        ("large target", Refusal(414, "uri too long", "GET")),
+        ("unknown method", FinalRefusal(400, "bad request")),
+        ("target that is not ASCII", FinalRefusal(400, "bad request", "GET")),
+        ("no host", FinalRefusal(400, "bad request", "GET")),
+        ("bad field", FinalRefusal(400, "bad request", "HEAD")),
+        ("gzip", FinalRefusal(400, "transfer-encoding not supported", "PUT")),
+        ("large field", FinalRefusal(431, "request header fields too large", "GET")),
+        ("large target", FinalRefusal(414, "uri too long", "GET")),
     ],
 )
 def test_a_refusal_says_why_and_of_which_method(stream, refusal):

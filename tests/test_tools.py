@@ -157,6 +157,15 @@ def test_dump_stops_at_a_whole_frame_that_it_cannot_read_and_says_so(tmp_path, c
     assert "[UNREADABLE_FRAME]" in caplog.text
 
 
+def test_dump_judges_the_header_of_a_segment_as_recovery_does(tmp_path, capsys, caplog):
+    lay_out(tmp_path, "1-2")
+    (tmp_path / file_name("3-3")).write_bytes(segment([payload_of(group(3))], first=4))
+    status, out = run(capsys, "dump", tmp_path)
+    assert status == Exit.DAMAGED
+    assert {json.loads(line)["sequence"] for line in out.splitlines()} == {1, 2}
+    assert "[BAD_SEGMENT]" in caplog.text
+
+
 def test_export_and_import_move_the_state_unchanged(tmp_path, capsys):
     lay_out(tmp_path / "from", "1-3 @3 4-6")
     run(capsys, "export", tmp_path / "from", tmp_path / "state.jsonl")

@@ -105,7 +105,7 @@ async function onToken(event) {
 
 // Views ---------------------------------------------------------------------------------------------------
 
-/** #server, #data, #data/KEY, or #data/ for a new key: the address is the state, so that back, forward and bookmarks work. */
+/** #server, #data, #data/KEY, or #data/ for a new key: in the address, so that back and bookmarks work. */
 async function showView() {
   const [, view, key] = /^#(server|data)(?:\/(.*))?$/.exec(location.hash) ?? [null, "server"];
   by("login").hidden = server.isAllowed;

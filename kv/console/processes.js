@@ -107,7 +107,8 @@ export class Events {
     const known = { time: ready_at, level: "good", role, pid };
     const isNew = this.#pids && !this.#pids.has(pid);
     if (ended_at !== null && ready_at > ended_at) {
-      const message = `${role} does its work again, as process ${pid}, ${duration(ready_at - ended_at)} after the last one ended.`;
+      const pause = duration(ready_at - ended_at);
+      const message = `${role} does its work again, as process ${pid}, ${pause} after the last one ended.`;
       this.#add(`${role} ${ready_at}`, { ...known, message });
     } else if (role === "worker" && isNew) {
       this.#add(`${role} ${ready_at}`, { ...known, message: `Worker ${pid} answers requests.` });

@@ -21,7 +21,7 @@ from typing import Final
 from kv.http.context import Application, WorkerContext
 from kv.http.exchange import BODY_BUFFER_BYTES, PIECE_BYTES_MIN, Exchange, encode_refusal
 from kv.http.lingering import Discard, ReaderProgress
-from kv.http.request_parser import MAX_AT_ONCE_BYTES, Refusal, RequestHead, RequestParser
+from kv.http.request_parser import MAX_AT_ONCE_BYTES, FinalRefusal, RequestHead, RequestParser
 from kv.scoreboard import OTHER
 
 _STOP_GRACE_SECONDS: Final = 0.25
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         """Requests without an answer: the first is with the application, the last may still be arriving."""
         self._arriving: Exchange | None = None
         """The request whose body is arriving. It may have its answer already: then the rest is discarded."""
-        self._refusal: Refusal | None = None
+        self._refusal: FinalRefusal | None = None
         """The last answer, after those of the queue."""
         self._rest = b""
         """Bytes that are parsed once at most one request waits for its answer. Nothing is read until then."""
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         elif self._parser.is_in_message or len(self._queue) > 1 or self._rest or self._phase is not Phase.SERVING:
             self._apply_limits()
 
-    def _feed(self, piece: bytes | memoryview) -> Refusal | None:
+    def _feed(self, piece: bytes | memoryview) -> FinalRefusal | None:
         was_in_head = self._parser.is_in_head
         refusal = self._parser.feed(piece)
         if self._parser.is_in_head and not was_in_head:
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         if exchange.response_started:
             self._finish()
         else:
-            self.refuse(Refusal(500, "internal server error", exchange.head.method), instead_of=exchange)
+            self.refuse(FinalRefusal(500, "internal server error", exchange.head.method), instead_of=exchange)
 
     def on_answered(self, exchange: Exchange) -> None:
         """The first request of the queue has its answer: go on with the next, or end."""
@@ -267,7 +267,7 @@ class Connection(asyncio.Protocol):
 
     # Refusals --------------------------------------------------------------------------------------------
 
-    def refuse(self, refusal: Refusal, *, instead_of: Exchange | None = None) -> None:
+    def refuse(self, refusal: FinalRefusal, *, instead_of: Exchange | None = None) -> None:
         """Read nothing any more, and end with this answer, in its turn.
 
         It takes the place of the answer to a request that is still arriving, or that `instead_of` names. A request that
@@ -382,7 +382,7 @@ class Connection(asyncio.Protocol):
             self._queue[-1].disconnect()
             if self._queue.pop() is self._arriving:
                 self._arriving = None
-        self.refuse(Refusal(503, "too many bytes in flight; the request was not served"))
+        self.refuse(FinalRefusal(503, "too many bytes in flight; the request was not served"))
 
     # Deadlines -------------------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class Connection(asyncio.Protocol):
         """End the connection. A client that has begun a request and not finished it gets 408."""
         if self._phase is Phase.SERVING and not self.reader.is_reading() and not self._discard:
             if self._queue or self._parser.is_in_head:
-                self.refuse(Refusal(408, "request timeout"))
+                self.refuse(FinalRefusal(408, "request timeout"))
             else:
                 self._close()
         else:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 from kv.http.context import Application
-from kv.http.request_parser import FIELD_OVERHEAD_BYTES, Refusal, RequestHead
+from kv.http.request_parser import FIELD_OVERHEAD_BYTES, FinalRefusal, RequestHead
 
 BODY_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body is buffered while the application does not read it; then the client has to wait."""
@@ -265,7 +265,7 @@ class Exchange:
         return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, etag)
 
 
-def encode_refusal(refusal: Refusal) -> bytes:
+def encode_refusal(refusal: FinalRefusal) -> bytes:
     """The whole answer to a request that is not served."""
     body = refusal.text.encode() + b"\n"
     fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]

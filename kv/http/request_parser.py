@@ -43,7 +43,7 @@ _HOST: Final = re.compile(
 )
 
 
-class Refusal(NamedTuple):
+class FinalRefusal(NamedTuple):
     """Why a request is not served. It is answered in its turn, and the connection ends."""
 
     status: int
@@ -136,7 +136,7 @@ class RequestParser:
         """The memory that an unfinished head takes."""
         return self.raw_bytes + FIELD_OVERHEAD_BYTES * len(self._fields) if self.is_in_head else 0
 
-    def feed(self, data: bytes | memoryview) -> Refusal | None:
+    def feed(self, data: bytes | memoryview) -> FinalRefusal | None:
         """Parse what has arrived, at most `MAX_AT_ONCE_BYTES`. Returns the refusal that ends the connection, if any."""
         is_between = not (self.is_in_message or self.raw_bytes)
         if is_between and self._is_recognized(data):
@@ -174,7 +174,7 @@ class RequestParser:
         if is_plain and len(fields) <= self._remembered_bytes_max and fields.find(b"\r\n\r\n") == len(fields) - 4:
             self._remembered, self._remembered_head = fields, head
 
-    def _parse(self, data: bytes | memoryview) -> Refusal | None:
+    def _parse(self, data: bytes | memoryview) -> FinalRefusal | None:
         self.raw_bytes += len(data)
         try:
             while True:
@@ -189,15 +189,15 @@ class RequestParser:
                 raise
             return self._refusal(error.__context__.status, error.__context__.text)
         except httptools.HttpParserInvalidMethodError:
-            return Refusal(*_BAD_REQUEST)
+            return FinalRefusal(*_BAD_REQUEST)
         except httptools.HttpParserError:
             return self._refusal(*_BAD_REQUEST)
         if self.raw_bytes > self._head_bytes_max + _RAW_SLACK_BYTES:
             return self._refusal(*self._too_long())
         return None
 
-    def _refusal(self, status: int, text: str) -> Refusal:
-        return Refusal(status, text, self._parser.get_method().decode() if self.is_in_message else "")
+    def _refusal(self, status: int, text: str) -> FinalRefusal:
+        return FinalRefusal(status, text, self._parser.get_method().decode() if self.is_in_message else "")
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)

@@ -48,10 +48,12 @@ class StatusRequests:
     def flush(self) -> None:
         """Send what was not sent yet. A worker that has just started waits for its first connection."""
         for request_id, request in list(self._pending.items()):
-            if self._link.is_connected and not request.is_sent:
-                request.is_sent = True
+            if request.is_sent:
+                continue
+            if self._link.is_connected:
                 self._link.send(request.message)
-            elif self._was_connected and not request.is_sent:
+                request.is_sent = self._link.is_connected  # else the send has found out that there is none
+            if not request.is_sent and self._was_connected:
                 del self._pending[request_id]
                 fail(request.future, Unavailable(NOT_REACHABLE))
 

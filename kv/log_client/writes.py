@@ -8,7 +8,7 @@ What a reply means:
 
 * `Committed`: all writes of these batches were applied, but those that it names as not made: transactions whose checks
   did not hold, and what would have taken the data beyond its limit.
-* `Refused`: no write of these batches was applied, for lack of space; all fail.
+* `Refused`: no write of these batches was applied, for lack of space or of memory; all fail.
 * `Gap`: an earlier batch was lost with a connection; it is sent again, with all after it.
 * `Dropped`: logd does not know the session (any more), so all outcomes are unknown. Another session is begun.
 """
@@ -33,11 +33,14 @@ from kv.log_client.outcomes import (
 )
 from kv.log_client.part import Link, Replies
 from logd.shared import protocol
-from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Refused, Transaction, WriteBatch
+from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Reason, Refused, Transaction, WriteBatch
 
 _WRITE_OVERHEAD_BYTES: Final = 512  # what a waiting write takes beside its key and value
 _ENTRY_OVERHEAD_BYTES: Final = 16  # what a check or a write of a transaction takes beside its key, tags and value
-_NO_SPACE: Final = NoSpace("no space left on device")
+_REFUSED: Final[dict[Reason, RequestFailed]] = {
+    Reason.NO_SPACE: NoSpace("no space left on device"),
+    Reason.SCARCE: Unavailable("the log writer is short of memory or descriptors; nothing was written"),
+}
 _DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
 _SESSION_DROPPED: Final = OutcomeUnknown(
     "the log writer has dropped the session; whether the write was applied is not known"
@@ -85,6 +88,8 @@ class _Session:
     """No batch is sent before this one and all before it are answered."""
     resent_from: int = -1
     """Since the connection was made."""
+    refused_for: Reason = Reason.NO_SPACE
+    """Why batches were refused the last time."""
 
     @property
     def base(self) -> int:
@@ -218,12 +223,13 @@ class Writes:
     def _on_refused(self, reply: Refused) -> None:
         if reply.session != self._session.id:
             return
+        self._session.refused_for = reply.reason
         self._session.drain()
         for number in reply.numbers:
-            self._fail_batch(number, _NO_SPACE)
+            self._fail_batch(number, _REFUSED[reply.reason])
         if not self._session.is_open:  # batch 0 was refused, so its number is used up
             self._session = _Session()
-            self._fail_queue(_NO_SPACE)
+            self._fail_queue(_REFUSED[reply.reason])
 
     def _on_gap(self, reply: Gap) -> None:
         session = self._session
@@ -232,7 +238,7 @@ class Writes:
         if reply.expected not in session.unanswered:
             # The expected one was refused, and logd ended before it refused this one too: it was never accepted.
             session.drain()
-            self._fail_batch(reply.number, _NO_SPACE)
+            self._fail_batch(reply.number, _REFUSED[session.refused_for])
         elif session.resent_from != reply.expected:
             session.resent_from = reply.expected
             for number, sent in session.unanswered.items():

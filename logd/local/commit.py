@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from logd.local import group as groups
 from logd.local.counters import Counters
-from logd.local.disk import Disk
+from logd.local.disk import Disk, is_scarce
 from logd.local.intake import Accepted, Intake
 from logd.local.publish import NoSpace
 from logd.local.store import Store
@@ -93,9 +93,8 @@ class GroupCommit:
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
-        if self._sync_thread.is_in_doubt or (self._refused_bytes and self._disk.free_bytes() < self._refused_bytes):
-            return "no space left on device"
-        return ""
+        is_full = self._sync_thread.is_in_doubt or (self._refused_bytes and not self._has_room(self._refused_bytes))
+        return "no space left on device" if is_full else ""
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Accept a batch into the next group, or reply to it at once; None when a reply will be collected.
@@ -138,6 +137,13 @@ class GroupCommit:
         """End the sync thread. A group in flight is brought to the disk first, though nobody gets a reply to it."""
         self._sync_thread.stop()
 
+    def _has_room(self, size: int) -> bool:
+        """False also when the directory is gone, which is for the next write to find out."""
+        try:
+            return self._disk.free_bytes() >= size
+        except OSError:
+            return False
+
     def _note_space(self) -> None:
         if self._refused_bytes:
             log.info("there is space again: writes are accepted")
@@ -178,7 +184,7 @@ class GroupCommit:
             log.error("%s: writes are refused until there is room", why.strerror or "No space left on device")
         refused = group + self._intake.take_group(math.inf)
         self._refused_bytes = sum(len(raw) for raw, _ in refused)
-        replies = self._intake.refuse(refused, Reason.NO_SPACE)
+        replies = self._intake.refuse(refused, Reason.SCARCE if is_scarce(why) else Reason.NO_SPACE)
         self._count(replies)
         return replies
 

@@ -63,6 +63,11 @@ def meaning(call: Call, error: OSError) -> Meaning:
     return MEANINGS.get((call, error.errno or 0), Meaning.FAILED)
 
 
+def is_scarce(error: OSError) -> bool:
+    """True when an error says that it is not room on the disk that is wanted, but memory or descriptors."""
+    return error.errno in _SCARCE
+
+
 def is_no_space(error: OSError) -> bool:
     """True when an error says that there is no room or no memory for this write: it may be tried again."""
     return meaning(Call.WRITE, error) is Meaning.REFUSED

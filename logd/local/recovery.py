@@ -51,8 +51,10 @@ class Finding(enum.Enum):
     @property
     def refuses(self) -> bool:
         """True when nothing may be served."""
-        return self.value.startswith("refuse")
+        return self not in _SERVED
 
+
+_SERVED: Final = frozenset({Finding.NEW, Finding.CLEAN, Finding.TORN_TAIL, Finding.OLDER_SNAPSHOT})
 
 ENDINGS: Final[Mapping[tuple[frame.End, bool], Finding]] = {
     (frame.End.CLEAN, True): Finding.CLEAN,
@@ -102,6 +104,7 @@ class Recovered(NamedTuple):
     bad_snapshots: list[str]
     segments: list[str]
     tail: Tail | None
+    """None when only sealed segments were read."""
     log_bytes: int
     """Bytes in the segments that hold what the snapshot does not."""
     snapshot_bytes: int
@@ -117,18 +120,12 @@ def load(disk: Disk) -> Recovered:
 
     Raises Damaged, or OSError when a file cannot be read.
     """
-    began = time.monotonic()
     names = disk.names()
     segments = wal.list_segments(names)
-    base = _load_base(disk, names, segments)
-    needed = _continue(segments, base.sequence)
-    if not needed and (segments or base.name):
-        raise _missing_after(base)
-    replay = _Replay(disk, base)
-    for segment in needed:
-        replay.segment(segment, is_last=segment is needed[-1])
-    _check_newest_snapshot(names, replay.sequence)
-    return replay.recovered(began)
+    recovered = _load(disk, names, segments, is_whole_log=True)
+    if not recovered.segments and (segments or recovered.snapshot):
+        raise _missing_after(recovered.sequence)
+    return recovered
 
 
 def load_sealed(disk: Disk, upto: int) -> Recovered:
@@ -136,19 +133,24 @@ def load_sealed(disk: Disk, upto: int) -> Recovered:
 
     `upto` is the last sequence of a sealed segment; none of these segments may be torn. Raises as `load` does.
     """
-    began = time.monotonic()
     names = disk.names()
     segments = [segment for segment in wal.list_segments(names) if segment.first <= upto]
-    base = _load_base(disk, names, segments)
-    needed = _continue(segments, base.sequence)
-    if not needed and base.sequence != upto:
-        raise _missing_after(base)
-    replay = _Replay(disk, base)
-    for segment in needed:
-        replay.segment(segment, is_last=False)
-    if replay.sequence != upto:
+    recovered = _load(disk, names, segments, is_whole_log=False)
+    if recovered.sequence < upto:
+        raise _missing_after(recovered.sequence)
+    if recovered.sequence > upto:
         detail = f"the sealed log does not end at frame {upto}"
-        raise Damaged(Finding.MISSING_SEGMENT, needed[-1].name, 0, detail)
+        raise Damaged(Finding.MISSING_SEGMENT, wal.segment_name(upto + 1), 0, detail)
+    return recovered
+
+
+def _load(disk: Disk, names: Sequence[str], segments: list[wal.Segment], *, is_whole_log: bool) -> Recovered:
+    """Read the newest snapshot that these segments continue, and them. Only the end of the whole log may be torn."""
+    began = time.monotonic()
+    base = _load_base(disk, names, segments)
+    replay = _Replay(disk, base)
+    for segment in _continue(segments, base.sequence):
+        replay.segment(segment, is_last=is_whole_log and segment is segments[-1])
     _check_newest_snapshot(names, replay.sequence)
     return replay.recovered(began)
 
@@ -195,9 +197,9 @@ def _continue(segments: list[wal.Segment], sequence: int) -> list[wal.Segment]:
     return later if later and later[0].first == sequence + 1 else []
 
 
-def _missing_after(base: _Base) -> Damaged:
-    detail = f"frame {base.sequence + 1} and what came after it are in no segment"
-    return Damaged(Finding.MISSING_SEGMENT, wal.segment_name(base.sequence + 1), 0, detail)
+def _missing_after(sequence: int) -> Damaged:
+    detail = f"frame {sequence + 1} and what came after it are in no segment"
+    return Damaged(Finding.MISSING_SEGMENT, wal.segment_name(sequence + 1), 0, detail)
 
 
 def _check_newest_snapshot(names: Sequence[str], sequence: int) -> None:
@@ -226,7 +228,7 @@ class _Replay:
         if self._segments and segment.first != self.sequence + 1:
             detail = f"it begins at frame {segment.first}, and the one before ends at {self.sequence}"
             raise Damaged(Finding.MISSING_SEGMENT, segment.name, 0, detail)
-        frames = frame.FrameReader(data, _header(segment, data), segment.first)
+        frames = frame.FrameReader(data, read_header(segment, data), segment.first)
         for each in frames:
             self._apply(segment, each)
         if ENDINGS[frames.end, is_last].refuses:
@@ -234,7 +236,8 @@ class _Replay:
         self.sequence = frames.sequence
         self._segments.append(segment.name)
         self._log_bytes += frames.offset
-        self._tail = Tail(segment, data[: frames.offset], frames.rest_bytes)
+        if is_last:
+            self._tail = Tail(segment, data[: frames.offset], frames.rest_bytes)
 
     def recovered(self, began: float) -> Recovered:
         """All that was found, by a recovery that began at this monotonic time."""
@@ -257,7 +260,7 @@ class _Replay:
             return Finding.TORN_TAIL
         if self._base.bad:
             return Finding.OLDER_SNAPSHOT
-        return Finding.CLEAN if self._base.name or self._tail else Finding.NEW
+        return Finding.CLEAN if self._base.name or self._segments else Finding.NEW
 
     def _apply(self, segment: wal.Segment, each: frame.Frame) -> None:
         try:
@@ -269,7 +272,8 @@ class _Replay:
             self._base.store.apply(batch, data_bytes_max)
 
 
-def _header(segment: wal.Segment, data: bytes) -> frame.Header:
+def read_header(segment: wal.Segment, data: bytes) -> frame.Header:
+    """The header of a segment. Raises Damaged."""
     try:
         header = wal.decode_segment_header(data)
     except frame.OtherVersion as error:

@@ -60,6 +60,8 @@ class Reason(IntEnum):
 
     NO_SPACE = 1
     """No space left on the device."""
+    SCARCE = 2
+    """The system had no memory or no descriptor for it at that moment."""
 
 
 class Exit(IntEnum):

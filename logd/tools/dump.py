@@ -58,12 +58,7 @@ def log_lines(disk: Disk) -> Iterator[str]:
 def _segment_lines(disk: Disk, segment: wal.Segment, *, is_last: bool) -> Iterator[str]:
     with disk.open(segment.name) as file:
         data = file.read()
-    try:
-        frames = frame.FrameReader(data, wal.decode_segment_header(data), segment.first)
-    except frame.OtherVersion as error:
-        raise recovery.Damaged(recovery.Finding.OTHER_VERSION, segment.name, 0, str(error)) from error
-    except frame.BadHeader as error:
-        raise recovery.Damaged(recovery.Finding.BAD_SEGMENT, segment.name, 0, str(error)) from error
+    frames = frame.FrameReader(data, recovery.read_header(segment, data), segment.first)
     for each in frames:
         try:
             yield from _lines({"sequence": each.sequence}, _logged_operations(each))

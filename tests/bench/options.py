@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from kv.config import Config
 from tests.bench.cases import HELLO, SERVER, Section
-from tests.support.arguments import checked
+from tests.support.arguments import checked, positive_count
 
 _ROUNDS = 3
 _SECONDS = 5
@@ -31,6 +31,7 @@ examples:
   ./tests/bench/run.sh --quick
   ./tests/bench/run.sh --only headline --rounds 9
   ./tests/bench/run.sh --only connections --peer mine=http://127.0.0.1:9000
+  ./tests/bench/run.sh --publish
 
 exit status: 0; 1 when something could not be measured; 2 for an error on the command line.
 """
@@ -50,6 +51,8 @@ class Options:
     """Names and URLs."""
     without_peers: bool
     out: Path
+    publish: bool
+    """Write the figures of the documents too."""
     server_flags: tuple[str, ...]
 
 
@@ -65,6 +68,8 @@ def parse(arguments: Sequence[str]) -> Options:
     parser = _parser()
     given = parser.parse_args(arguments)
     names = [SERVER, HELLO, "etcd", "redis", *(name for name, _ in given.peer)]
+    if given.publish and (Section.CONNECTIONS not in given.only or given.connections):
+        parser.error("--publish needs the section connections, with its own connections")
     if doubled := [name for name, _ in given.peer if names.count(name) > 1]:
         parser.error(f"--peer: the name {doubled[0]!r} is used already")
     return Options(
@@ -76,6 +81,7 @@ def parse(arguments: Sequence[str]) -> Options:
         peers=tuple(given.peer),
         without_peers=given.no_peers,
         out=given.out,
+        publish=given.publish,
         server_flags=tuple(given.server_flags),
     )
 
@@ -88,30 +94,27 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add, count = parser.add_argument, checked(positive_count)
     add("--only", type=checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
-    add("--rounds", type=checked(_count), metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
-    add("--seconds", type=checked(_count), metavar="N", help=f"how long a load lasts ({_SECONDS})")
+    add("--rounds", type=count, metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
+    add("--seconds", type=count, metavar="N", help=f"how long a load lasts ({_SECONDS})")
     add("--quick", action="store_true", help="one round of one second: to see that all works, not to measure")
     add("--connections", type=checked(_counts), default=(), metavar="N,…", help="of that section, instead of its own")
     workers = Config().workers
-    add("--workers", type=checked(_count), default=workers, help=f"of the server and the hello-world ({workers})")
+    add("--workers", type=count, default=workers, help=f"of the server and the hello-world ({workers})")
     add("--peer", type=checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
     add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
     out = Path("bench-results")
     add("--out", type=Path, default=out, metavar="DIR", help=f"for the results, and the data meanwhile ({out})")
+    add(
+        "--publish", action="store_true", help="write the figures of the README and docs/performance.md, and their plot"
+    )
     add("server_flags", nargs="*", metavar="-- FLAGS", help="further flags of the server")
     return parser
 
 
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(f"{text} is less than 1")
-    return number
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part) for part in text.split(",")}))
+    return tuple(sorted({positive_count(part) for part in text.split(",")}))
 
 
 def _sections(text: str) -> tuple[Section, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.killlab.kills import ROLES, Order, at_intervals, at_random, one_of_each, parse_orders, parse_seconds
-from tests.support.arguments import checked
+from tests.support.arguments import checked, positive_count
 
 _SERVER_FLAGS = ("--segment-bytes=1048576", "--checkpoint-log-bytes=2097152")
 _EPILOG = f"""
@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--seconds", type=checked(_positive_seconds), default=30.0, help="(30)")
     length.add_argument("--minutes", type=checked(_positive), help="instead of --seconds")
     load = parser.add_argument_group("load")
-    load.add_argument("--clients", type=checked(_positive_count), default=64, metavar="N", help="(64)")
-    load.add_argument("--keys", type=checked(_positive_count), default=500, metavar="N", help="that they share (500)")
+    load.add_argument("--clients", type=checked(positive_count), default=64, metavar="N", help="(64)")
+    load.add_argument("--keys", type=checked(positive_count), default=500, metavar="N", help="that they share (500)")
     load.add_argument(
         "--preload",
         type=checked(_count),
@@ -125,9 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--read-share", type=checked(_share), default=0.5, metavar="X", help="of the requests (0.5)")
     load.add_argument("--delete-share", type=checked(_share), default=0.05, metavar="X", help="of the requests (0.05)")
     load.add_argument("--clear-share", type=checked(_share), default=0.0, metavar="X", help="of the requests (0)")
-    load.add_argument(
-        "--value-bytes", type=checked(_positive_count), default=100, metavar="N", help="at least 16 (100)"
-    )
+    load.add_argument("--value-bytes", type=checked(positive_count), default=100, metavar="N", help="at least 16 (100)")
     parser.add_argument(
         "--seed", type=int, default=int.from_bytes(os.urandom(4)), help="of everything random; shown in the report"
     )
@@ -157,12 +155,6 @@ def _positive_seconds(text: str) -> float:
 def _count(text: str) -> int:
     if (number := int(text)) < 0:
         raise ValueError(f"{text} is less than 0")
-    return number
-
-
-def _positive_count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(f"{text} is less than 1")
     return number
 
 

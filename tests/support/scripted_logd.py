@@ -100,9 +100,9 @@ class Logd:
         """These batches are durable."""
         self.reply(Committed(self.session, list(numbers)))
 
-    def refuse(self, *numbers: int) -> None:
+    def refuse(self, *numbers: int, reason: Reason = Reason.NO_SPACE) -> None:
         """There was no space for these batches."""
-        self.reply(Refused(self.session, list(numbers), Reason.NO_SPACE))
+        self.reply(Refused(self.session, list(numbers), reason))
 
     async def sends_nothing_more(self, client: Client) -> None:
         """Whatever the client had to send would come before the answer to this."""
