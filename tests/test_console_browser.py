@@ -153,7 +153,7 @@ def test_while_logd_is_away_the_page_says_so_and_goes_on_with_the_rest(person, s
     logd = server.only("logd")
     logd.suspend()
     try:
-        person.await_text("Not of use: ", "#health")
+        person.await_text("Not ready: ", "#health")
         person.await_text(str(logd.pid), "tr[data-role=logd]")
     finally:
         logd.resume()
@@ -289,13 +289,23 @@ def test_a_value_is_shown_as_what_it_is_whatever_it_is(person, server):
     assert server.get("odd:lines") == b"a\r\nb\r\n"
 
 
+def test_a_value_is_downloaded_byte_by_byte(person, server, tmp_path):
+    server.put("down:load", "Zürich\r\n\0".encode())
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    person.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    person.open("#data/down:load").await_text("down:load", ".value h2")
+    person.click("Download")
+    await_true((tmp_path / "down_load.txt").exists, PATIENCE_SECONDS, "the file")
+    assert (tmp_path / "down_load.txt").read_bytes() == "Zürich\r\n\0".encode()
+
+
 def test_when_logd_is_away_data_says_so_and_is_asked_for_again_when_it_is_back(person, server):
     server.put("back", b"again")
     person.open("#data").await_text("back", ".keys")
     logd = server.only("logd")
     logd.suspend()
     try:
-        person.await_text("Not of use: ", "#health")
+        person.await_text("Not ready: ", "#health")
         person.run("location.hash = '#data/back'")
         person.await_text("Asking …", ".value")
     finally:

@@ -67,7 +67,8 @@ export async function readValue(key, bytesMax, beginningBytes) {
   const size = Number(response.headers.get("Content-Length"));
   try {
     if (size <= bytesMax) {
-      return { etag, size, bytes: new Uint8Array(await response.arrayBuffer()), isWhole: true };
+      const bytes = new Uint8Array(await response.arrayBuffer());
+      return { etag, size: bytes.length, bytes, isWhole: true };
     }
     const bytes = await beginning(response.body, beginningBytes);
     abort.abort(); // the rest need not be sent

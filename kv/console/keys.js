@@ -133,7 +133,7 @@ class KeyList {
   }
 
   #entry(key) {
-    const link = element("a", { href: `#data/${encodeURIComponent(key)}`, title: key }, key);
+    const link = element("a", { href: `#data/${key}`, title: key }, key);
     this.#mark(link);
     return element("li", {}, link);
   }

@@ -40,11 +40,17 @@ export class Live {
     }
     this.element.classList.remove("stale");
     this.#history.add(new Scrape(text, at));
-    for (const card of this.#cards) card.show(this.#history);
+    const isLogdAway = this.#history.latest.value("kv_logd_up") !== 1;
+    for (const card of this.#cards) {
+      card.element.classList.toggle("stale", card.isOfLogd && isLogdAway);
+      card.show(this.#history);
+    }
   }
 }
 
 class Card {
+  isOfLogd = false; // then what it shows is old while logd is away
+
   constructor(title, note, ...content) {
     const heading = element("h2", {}, title, " ", element("small", {}, note));
     this.element = element("section", { class: "card" }, heading, ...content);
@@ -124,6 +130,8 @@ class Latency extends Card {
 }
 
 class Groups extends Card {
+  isOfLogd = true;
+
   constructor() {
     const legend = new Legend(["sync, p50", "sync, p99"]);
     const chart = new Chart("Duration of a sync", ["p50", "p99"], duration, 0.005);
@@ -149,6 +157,8 @@ class Groups extends Card {
 }
 
 class Log extends Card {
+  isOfLogd = true;
+
   constructor() {
     const meter = element("meter", { min: 0, max: 1, value: 0, "aria-label": "Log until the next checkpoint" });
     const state = element("p", {}, "–");
@@ -190,6 +200,8 @@ class Log extends Card {
 }
 
 class Data extends Card {
+  isOfLogd = true;
+
   constructor() {
     const keys = element("p", { class: "figure" }, "–");
     const chart = new Chart("Keys", ["keys"], number, 10);

@@ -19,7 +19,7 @@ const events = new Events();
 const data = new DataView(by("data"));
 
 /** What is known of the server. */
-const server = { isHealthy: false, isWhole: true, isAllowed: true, workers: 0 };
+const server = { health: "unknown", isWhole: true, isAllowed: true, workers: 0 };
 
 // Asking --------------------------------------------------------------------------------------------------
 
@@ -28,7 +28,8 @@ async function repeat(ask) {
   for (;;) {
     const began = performance.now();
     if (server.isAllowed && !document.hidden) await ask();
-    const interval = server.isHealthy && server.isWhole ? CALM_MS : BUSY_MS;
+    const isHealing = server.health === "bad" || (server.health === "good" && !server.isWhole);
+    const interval = isHealing ? BUSY_MS : CALM_MS;
     await pause(Math.max(50, interval - (performance.now() - began)));
   }
 }
@@ -38,18 +39,18 @@ async function askHealth() {
     await request("health", { timeoutMs: TIMEOUT_MS });
     showHealth("good", "Takes reads and writes");
   } catch (failure) {
-    if (failure.status === 503) showHealth("bad", `Not of use: ${failure.message}`);
+    if (failure.status === 503) showHealth("bad", `Not ready: ${failure.message}`);
     else showHealth("unknown", "No answer from the server; trying again");
   }
 }
 
 function showHealth(state, words) {
-  const wasHealthy = server.isHealthy;
-  server.isHealthy = state === "good";
+  const isBack = state === "good" && server.health !== "good";
+  server.health = state;
   by("health").dataset.state = state;
   write(by("health"), words);
-  document.title = server.isHealthy ? "kv console" : "⚠ kv console";
-  if (server.isHealthy && !wasHealthy) data.retry();
+  document.title = state === "good" ? "kv console" : "⚠ kv console";
+  if (isBack) data.retry();
 }
 
 async function askMetrics() {
@@ -115,7 +116,7 @@ async function showView() {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (server.isAllowed && view === "data") await data.open(key === undefined ? null : decodeURIComponent(key));
+  if (server.isAllowed && view === "data") await data.open(key ?? null);
 }
 
 by("address").textContent = location.host;

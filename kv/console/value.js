@@ -222,7 +222,7 @@ export class ValueView {
     this.#editor = null;
     const isNew = !this.#key;
     this.#key = key;
-    if (isNew) history.replaceState(null, "", `#data/${encodeURIComponent(key)}`);
+    if (isNew) location.replace(`#data/${key}`);
     await this.#load("Stored: it is on the disk.");
     this.onKeys();
   }
