@@ -20,10 +20,12 @@ from kv.metrics import MetricsResource
 from kv.request import Request, Resource
 from kv.resources.batch import BatchResource
 from kv.resources.clear import ClearResource
+from kv.resources.console import ConsoleFileResource, ConsoleResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
 from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
+from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
 
 log = logging.getLogger("kv.app")
@@ -52,6 +54,7 @@ def main() -> "Application":
         shared=board,
         workers=config.workers,
         batch_checks_max=limits.checks_max,
+        has_console=config.console == "on",
     )
 
 
@@ -63,17 +66,24 @@ def create_app(
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
     batch_checks_max: int | None = None,
+    has_console: bool = True,
 ) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
+    board = shared or scoreboard.Scoreboard()
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
     app.add_resource("/keys", KeysResource(storage))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_checks_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())
-    app.add_resource("/metrics", MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
+    app.add_resource("/metrics", MetricsResource(storage, board, workers))
+    app.add_resource("/status", StatusResource(board))
     app.add_resource("/openapi.yaml", DescriptionResource())
+    if has_console:
+        files = ConsoleFileResource()
+        app.add_resource("/console", ConsoleResource(files))
+        app.add_resource("/console/{file}", files)
     return app
 
 

@@ -19,6 +19,7 @@ from kv.config import Config, Inherited
 from kv.environment import of_children
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
+from logd.shared import logging_setup
 from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 
@@ -58,9 +59,15 @@ class Child:
         """Tell the process to stop, and set the time by which it must have stopped."""
         raise NotImplementedError
 
+    def became_ready(self) -> None:
+        """The process does its work from now on."""
+        self.is_ready = True
+        self._scoreboard.ready(self._role)
+
     def ended(self) -> None:
         """The process was reaped."""
         self.process = None
+        self._scoreboard.ended(self._role)
         self.kill_at = None
         self._cut_lifeline()
 
@@ -123,7 +130,7 @@ class Child:
                 [sys.executable, *command],
                 cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
                 env={**of_children(os.environ), **environment},
-                pass_fds=(*ends, *shared),
+                pass_fds=(*ends, *shared, *logging_setup.descriptors()),
                 preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
             )
         except OSError as error:
@@ -133,7 +140,7 @@ class Child:
         finally:
             for end in ends:
                 os.close(end)
-        self._scoreboard.started(self._role)
+        self._scoreboard.started(self._role, self.process.pid)
 
 
 class Logd(Child):
@@ -159,8 +166,6 @@ class Logd(Child):
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
             "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
-            "--log-level": config.log_level,
-            "--log-format": config.log_format,
         }
         if config.engine == "etcd":
             command = ["serve-etcd"]
@@ -174,12 +179,13 @@ class Logd(Child):
                 "--checkpoint-ratio": config.checkpoint_ratio,
             }
         command += [text for option, value in options.items() for text in (option, str(value))]
+        command += logging_setup.flags()
         self._spawn(["-m", "logd", *command], {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
 
     def recovered(self, line: bytes) -> None:
         """React to the line from that pipe."""
-        self.is_ready = True
+        self.became_ready()
         self._served = line.decode().strip()
 
     def _options_of_etcd(self) -> dict[str, object]:
@@ -225,12 +231,13 @@ class Gunicorn(Child):
             lifeline_fd=lifeline_end,
             logd_address=logd_address,
             scoreboard_fd=self._scoreboard.fileno(),
+            warnings_fd=logging_setup.descriptors()[0],
         )
         command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
         environment = self._config.to_environment() | inherited.to_environment()
         self._spawn(command, environment, (lifeline_end, alive_end), (*listen_fds, self._scoreboard.fileno()))
         self.has_workers = True
-        self.is_ready = True  # who is killed is killed from outside
+        self.became_ready()  # who is killed is killed from outside
         return alive
 
     def on_all_ended(self, _: bytes) -> None:

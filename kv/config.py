@@ -88,8 +88,12 @@ class Config:
     port: int = _option(8080, "TCP port to listen on", _HTTP, least=1, most=65535)
     token_file: Path | None = _option(
         None,
-        "file with the token that every request but /health and /live must carry, as Authorization: Bearer",
+        "file with the token that every request must carry, as Authorization: Bearer, but those for /health, /live and"
+        " the files of /console",
         _HTTP,
+    )
+    console: str = _option(
+        "on", "whether /console is served, the page for people: on or off", _HTTP, choices=("on", "off")
     )
     tls_cert_file: Path | None = _option(None, "certificate chain in PEM; with it the server speaks HTTPS", _HTTP)
     tls_key_file: Path | None = _option(None, "private key of the certificate, in PEM", _HTTP)
@@ -294,6 +298,8 @@ class Inherited:
     """Where logd listens, as ipc://…."""
     scoreboard_fd: int
     """The memory of kv/scoreboard.py."""
+    warnings_fd: int
+    """That of logd/shared/recent_warnings.py."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -303,6 +309,7 @@ class Inherited:
             lifeline_fd=int(environment["KV_INHERITED_LIFELINE_FD"]),
             logd_address=environment["KV_INHERITED_LOGD_ADDRESS"],
             scoreboard_fd=int(environment["KV_INHERITED_SCOREBOARD_FD"]),
+            warnings_fd=int(environment["KV_INHERITED_WARNINGS_FD"]),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -312,6 +319,7 @@ class Inherited:
             "KV_INHERITED_LIFELINE_FD": str(self.lifeline_fd),
             "KV_INHERITED_LOGD_ADDRESS": self.logd_address,
             "KV_INHERITED_SCOREBOARD_FD": str(self.scoreboard_fd),
+            "KV_INHERITED_WARNINGS_FD": str(self.warnings_fd),
         }
 
 

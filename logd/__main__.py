@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status."""
     standard_streams.open_missing()
     arguments = _parse(argv)
-    logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format)
+    logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format, arguments.warnings_fd)
     try:
         return Exit(arguments.run(arguments))
     except CannotRun as error:

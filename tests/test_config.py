@@ -17,6 +17,7 @@ from kv.config import Config, ConfigError, Inherited, UnusableFile
 NAMES = [field.name for field in dataclasses.fields(Config)]
 DEFAULTS = Config()
 OTHER_WORDS = {
+    "console": "off",
     "log_level": "debug",
     "log_format": "json",
     "engine": "etcd",
@@ -215,6 +216,7 @@ CONFIGS = st.builds(
     segment_bytes=SIZES,
     checkpoint_log_bytes=SIZES,
     checkpoint_ratio=st.floats(0, 1e6),
+    console=st.sampled_from(["on", "off"]),
     log_level=st.sampled_from(["debug", "info", "warning", "error"]),
     log_format=st.sampled_from(["text", "json"]),
 )
@@ -227,10 +229,15 @@ def test_options_survive_the_environment_unchanged(config):
     assert set(environment) == {variable(name) for name in NAMES}
 
 
-@given(st.lists(DESCRIPTORS, min_size=1), DESCRIPTORS, TEXTS, DESCRIPTORS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fds, lifeline_fd, address, scoreboard_fd):
+@given(st.lists(DESCRIPTORS, min_size=1), TEXTS, st.tuples(DESCRIPTORS, DESCRIPTORS, DESCRIPTORS))
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fds, address, fds):
+    lifeline_fd, scoreboard_fd, warnings_fd = fds
     inherited = Inherited(
-        listen_fds=tuple(listen_fds), lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
+        listen_fds=tuple(listen_fds),
+        lifeline_fd=lifeline_fd,
+        logd_address=address,
+        scoreboard_fd=scoreboard_fd,
+        warnings_fd=warnings_fd,
     )
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited

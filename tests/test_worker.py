@@ -151,7 +151,11 @@ class Gunicorn:
         listen_fd = self._listener.fileno()
         scoreboard_fd = scoreboard.make(workers=1)
         inherited = Inherited(
-            listen_fds=(listen_fd,), lifeline_fd=read, logd_address="ipc://unused", scoreboard_fd=scoreboard_fd
+            listen_fds=(listen_fd,),
+            lifeline_fd=read,
+            logd_address="ipc://unused",
+            scoreboard_fd=scoreboard_fd,
+            warnings_fd=-1,
         )
         (directory / "conf.py").write_text(
             CONF.format(listen_fd=listen_fd, worker_class=WORKER_CLASS, stops=self._stops, more=conf)

@@ -16,6 +16,11 @@ VALUE_BYTES_MAX: Final = 512
 """The limit on values that a server has to have for this table."""
 TEXT: Final = "text/plain; charset=utf-8"
 JSON_LINES: Final = "application/jsonl"
+JSON: Final = "application/json"
+HTML: Final = "text/html; charset=utf-8"
+_TYPES: Final = frozenset(
+    {TEXT, JSON_LINES, JSON, HTML, "text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/svg+xml"}
+)
 NOT_MODIFIED: Final = 304
 """Has no body, and so neither type nor length (RFC 9110, 15.4.5)."""
 
@@ -94,7 +99,7 @@ def assert_well_formed(method: str, answer: Answer) -> None:
         assert answer.body == b""
         assert "content-length" not in answer.headers
         return
-    assert answer.headers["content-type"] in (TEXT, JSON_LINES)
+    assert answer.headers["content-type"] in _TYPES
     if method == "HEAD":
         assert answer.body == b""
         assert answer.headers["content-length"].isdecimal()
@@ -156,7 +161,7 @@ _NO_KEYS: Final = (
 _NO_PATHS: Final = (
     "/", "/kv", "/kv?a", "/nope", "/KV/a", "/kv;a", "/keys/", "/keys/a", "/clear/", "/clear/a", "/Clear", "/health/",
     "/a/kv/a", "/other/k", "/kv%2Fa", "/kv%2F", "/kv%2Fa/b", "/kv%2F/b", "//kv/b", "/%2Fkv/b", "//clear", "/%2Fclear",
-    "//health", "/%2Fhealth",
+    "//health", "/%2Fhealth", "/status/", "/console/a/b",
 )  # fmt: skip
 _METHODS: Final = (
     "GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS", "TRACE",
@@ -172,7 +177,10 @@ _OFFERED: Final = {
     "/health": "GET, HEAD",
     "/live": "GET, HEAD",
     "/metrics": "GET, HEAD",
+    "/status": "GET, HEAD",
     "/openapi.yaml": "GET, HEAD",
+    "/console": "GET, HEAD",
+    "/console/style.css": "GET, HEAD",
 }
 
 
@@ -396,7 +404,11 @@ LINES: Final = (
     Line("GET|HEAD /health", 200, b"ok"),
     Line("GET|HEAD /live", 200, b"ok"),
     Line("GET|HEAD /metrics", 200, None),
+    Line("GET|HEAD /status", 200, None, headers={"content-type": JSON}),
     Line("GET|HEAD /openapi.yaml", 200, None),
+    Line("GET|HEAD /console", 200, None, headers={"content-type": HTML}),
+    Line("GET|HEAD /console/style.css", 200, None, headers={"content-type": "text/css; charset=utf-8"}),
+    *(Line(f"GET|HEAD /console/{name}", 404, b"not found\n") for name in ("x", "..", "%2e%2e", "a%2fb", "a%00")),
     Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n", b"3"),
     Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n"),
     Line("PUT /kv/a", 400, b"value cannot be empty\n", b""),
