@@ -161,7 +161,7 @@ class Logd(Child):
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         config = self._config
-        options = {
+        options: dict[str, object] = {
             "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
@@ -190,7 +190,7 @@ class Logd(Child):
 
     def _options_of_etcd(self) -> dict[str, object]:
         config = self._config
-        options = {
+        options: dict[str, object] = {
             "--endpoints": config.etcd_endpoints,
             "--prefix": config.etcd_prefix,
             "--gateway": self._gateway,
