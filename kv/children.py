@@ -161,7 +161,7 @@ class Logd(Child):
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
         config = self._config
-        options = {
+        options: dict[str, object] = {
             "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
