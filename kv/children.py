@@ -190,7 +190,7 @@ class Logd(Child):
 
     def _options_of_etcd(self) -> dict[str, object]:
         config = self._config
-        options: dict[str, object] = {
+        options = {
             "--endpoints": config.etcd_endpoints,
             "--prefix": config.etcd_prefix,
             "--gateway": self._gateway,
