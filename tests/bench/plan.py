@@ -6,13 +6,14 @@ Knows neither processes nor load generators.
 from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from tests.bench.cases import Case, Operation, Section
+from tests.bench.cases import PUT_AND_GET, Case, Operation, Section
 
 _MIB: Final = 1 << 20
 _VALUE_BYTES: Final = 100
 _KEYS: Final = 1_000
 _CONNECTIONS: Final = 64
 _CONNECTIONS_OF_LARGE_VALUES: Final = 8
+_CONNECTIONS_OF_BATCHES: Final = 16
 _VALUES_BYTES_MAX: Final = 64 * _MIB  # of all values of one size together: the server holds them in memory
 _DESCRIPTORS_BESIDE: Final = 200  # that a load generator or a target has open beside its connections
 
@@ -75,6 +76,8 @@ def _stages(section: Section, connections: Sequence[int]) -> list[Stage]:
             return _values()
         case Section.KEYS:
             return _keys()
+        case Section.TRANSACTIONS:
+            return _transactions()
         case _:
             return []
 
@@ -93,7 +96,7 @@ def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int
 
 
 def _both(section: Section, connections: int, value_bytes: int = _VALUE_BYTES, keys: int = _KEYS) -> tuple[Case, Case]:
-    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in Operation)
+    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in PUT_AND_GET)
     return put, get
 
 
@@ -116,3 +119,11 @@ def _values() -> list[Stage]:
 
 def _keys() -> list[Stage]:
     return [Stage(_both(Section.KEYS, _CONNECTIONS, keys=keys)) for keys in KEYS]
+
+
+def _transactions() -> list[Stage]:
+    """Each beside the plain PUT that it is compared with."""
+    loads = [(operation, _CONNECTIONS) for operation in (Operation.PUT, Operation.CONDITIONAL_PUT)]
+    loads += [(operation, _CONNECTIONS_OF_BATCHES) for operation in (Operation.PUT, Operation.BATCH)]
+    cases = (Case(Section.TRANSACTIONS, operation, count, _VALUE_BYTES, _KEYS) for operation, count in loads)
+    return [Stage(tuple(cases))]
