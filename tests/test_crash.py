@@ -329,12 +329,23 @@ def _keep_the_torn_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "make_durable", with_tail)
 
 
+def _apply_half_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = Store._execute
+
+    def half(self, transaction, bytes_max):
+        puts = dict(list(transaction.puts.items())[:1])
+        return execute(self, Transaction(transaction.checks, puts, transaction.deletes), bytes_max)
+
+    monkeypatch.setattr(Store, "_execute", half)
+
+
 MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], object]]] = [
     (_no_sync, crash_everywhere),
     (_no_directory_sync, crash_everywhere),
     (_rename_without_sync, crash_everywhere),
     (_remove_before_the_snapshot_is_durable, crash_everywhere),
     (_apply_before_sync, crash_everywhere),
+    (_apply_half_a_transaction, crash_everywhere),
     (_trust_the_page_cache, lambda: fail_everywhere(errno.EIO)),
     (_keep_the_torn_tail, crash_then_go_on),
 ]
