@@ -4,13 +4,15 @@
 #   docker run -p 8080:8080 -v kv-data:/app/data kv
 #
 # PORT and DATA_DIR say where it serves and where it keeps its data; every other option is a variable KV_..., or a flag
-# after the name of the image (docker run kv --help).
+# after the name of the image (docker run kv --help). For --engine etcd, build with REQUIREMENTS=requirements-etcd.txt.
 
 FROM python:3.13-slim AS build
 WORKDIR /app
 COPY requirements.txt .
+COPY requirements-etcd.txt .
+ARG REQUIREMENTS=requirements.txt
 RUN python -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --requirement requirements.txt
+    && .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --requirement "$REQUIREMENTS"
 COPY gunicorn.conf.py .
 COPY kv kv
 COPY logd logd

@@ -27,6 +27,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 _LOGD_STOP_SECONDS: Final = 5.0
 _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
 _FAILURES_MAX: Final = 10
+_GATEWAY_BYTES: Final = 16
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)  # after the first, second … failure in a row
 _STEADY_SECONDS: Final = 30.0  # who has lived that long begins a new row
 _OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)  # for example from an experiment, or for want of memory
@@ -150,29 +151,59 @@ class Logd(Child):
         self._socket = LocalSocket()
         self.address = self._socket.address
         """Where workers connect."""
+        self._served = ""
+        """The id of the directory that was served; nothing may be served in its place."""
+        self._gateway = os.urandom(_GATEWAY_BYTES).hex()
+        """Lives as long as the workers do that may send again to a successor of a logd."""
 
-    def start(self, *, must_exist: bool) -> int:
-        """Start logd; the read end of a pipe, which gets a byte once logd has recovered.
-
-        With `must_exist` it refuses an empty directory.
-        """
+    def start(self) -> int:
+        """Start logd; the read end of a pipe, which gets a line once logd has recovered, for `recovered`."""
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
-        options = {
+        config = self._config
+        options: dict[str, object] = {
             "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
-            "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
-            "--data-bytes-max": self._config.data_bytes_max,
-            "--segment-bytes": self._config.segment_bytes,
-            "--checkpoint-log-bytes": self._config.checkpoint_log_bytes,
-            "--checkpoint-ratio": self._config.checkpoint_ratio,
+            "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
         }
-        command = ["-m", "logd", "serve", str(self._config.working_dir)]
+        if config.engine == "etcd":
+            command = ["serve-etcd"]
+            options |= self._options_of_etcd()
+        else:
+            command = ["serve", str(config.working_dir)] + (["--served", self._served] if self._served else [])
+            options |= {
+                "--data-bytes-max": config.data_bytes_max,
+                "--segment-bytes": config.segment_bytes,
+                "--checkpoint-log-bytes": config.checkpoint_log_bytes,
+                "--checkpoint-ratio": config.checkpoint_ratio,
+            }
         command += [text for option, value in options.items() for text in (option, str(value))]
-        command += logging_setup.flags() + (["--must-exist"] if must_exist else [])
-        self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
+        command += logging_setup.flags()
+        self._spawn(["-m", "logd", *command], {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
+
+    def recovered(self, line: bytes) -> None:
+        """React to the line from that pipe."""
+        self.became_ready()
+        self._served = line.decode().strip()
+
+    def _options_of_etcd(self) -> dict[str, object]:
+        config = self._config
+        options = {
+            "--endpoints": config.etcd_endpoints,
+            "--prefix": config.etcd_prefix,
+            "--gateway": self._gateway,
+            "--reads": config.etcd_reads,
+            "--compact-s": config.etcd_compact_s,
+            "--request-bytes-max": config.etcd_request_bytes_max,
+            "--request-timeout-s": config.request_timeout_s,
+            "--ca-file": config.etcd_ca_file,
+            "--cert-file": config.etcd_cert_file,
+            "--key-file": config.etcd_key_file,
+            "--user-file": config.etcd_user_file,
+        }
+        return {option: value for option, value in options.items() if value is not None}
 
     def stop(self) -> None:
         self._cut_lifeline()

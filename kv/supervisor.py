@@ -13,6 +13,7 @@ import enum
 import logging
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -138,10 +139,10 @@ class Supervisor:
                 os.kill(pid, signal.SIGKILL)
 
     def _await_pipe(self, fd: int, react: Callable[[bytes], None]) -> None:
-        """React once, to the first byte from a pipe, or to b"" when its other end is closed."""
+        """React once, to the first line from a pipe, or to b"" when its other end is closed."""
 
         def on_readable() -> None:
-            data = os.read(fd, 1)
+            data = os.read(fd, select.PIPE_BUF)
             self._selector.unregister(fd)
             os.close(fd)
             react(data)
@@ -228,14 +229,13 @@ class Supervisor:
             self._restart_gunicorn(now)
 
     def _start_logd(self) -> None:
-        ready = self._logd.start(must_exist=self._is_listening)  # data that was served must not be replaced by none
-        self._await_pipe(ready, partial(self._on_recovered, self._logd.process))
+        self._await_pipe(self._logd.start(), partial(self._on_recovered, self._logd.process))
 
-    def _on_recovered(self, process: subprocess.Popen[bytes] | None, data: bytes) -> None:
-        """This logd has recovered, or, without data, has died before. By now it may have a successor, which has not."""
-        if not data or process is not self._logd.process:
+    def _on_recovered(self, process: subprocess.Popen[bytes] | None, line: bytes) -> None:
+        """This logd has recovered, or, without a line, has died before. It may have a successor, which has not."""
+        if not line or process is not self._logd.process:
             return
-        self._logd.became_ready()
+        self._logd.recovered(line)
         if not self._is_listening and self._goal is _Goal.SERVE:
             self._listen()
             self._start_gunicorn()
@@ -244,7 +244,7 @@ class Supervisor:
         scheme = "https" if self._config.tls_cert_file else "http"
         urls = " and ".join(f"{scheme}://{address}" for address in listener.listen(self._listeners))
         self._is_listening = True
-        log.info("listening on %s, data in %s", urls, self._config.working_dir)
+        log.info("listening on %s, data in %s", urls, self._config.place())
         notify.send(f"READY=1\nSTATUS=listening on {urls}")
 
     def _restart_gunicorn(self, now: float) -> None:
@@ -286,10 +286,12 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token and the certificate can be used. Raises UnusableFile."""
+    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What `server.py` knows of an engine: one narrow protocol, and nothing of files or of other machines.
 
 An engine owns the data. It brings all writes into one order, makes them durable, and answers reads from what is
-durable. There is one today: a directory of this machine (logd/local/engine.py).
+durable. There are two: a directory of this machine (logd/local/engine.py), and a cluster of etcd (logd/etcd/engine.py).
 
 The server calls it from one thread, in turns:
 
@@ -91,22 +91,20 @@ def cut_page(request: PageRequest, entries: Iterable[tuple[str, bytes | None]]) 
 
     Entries are taken only as far as the page goes, and one more. None for a value: there is no such key.
     """
-    query = request.query
+    query, bytes_max = request.query, request.bytes_max
     keys: list[str] = []
     values: list[bytes] = []
-    size = seen = 0
-    for key, value in entries:
-        if value is not None:
-            entry_size = len(key) + len(value)
-            if size + entry_size > request.bytes_max and not keys:
+    size = left = 0
+    for seen, (key, value) in enumerate(entries):
+        if value is None:
+            continue
+        entry_size = len(key) + len(value)
+        if len(keys) == query.limit or size >= PAGE_BYTES_MAX or size + entry_size > bytes_max:
+            if not keys:
                 return LargeEntry(request.number, entry_size)
-            if len(keys) == query.limit or size >= PAGE_BYTES_MAX or size + entry_size > request.bytes_max:
-                break
-            keys.append(key)
-            values.append(value)
-            size += entry_size
-        seen += 1
-    else:
-        return Page(request.number, keys, values if query.with_values else [], 0)
-    left = 1 if query.keys is None else len(query.keys) - seen
+            left = 1 if query.keys is None else len(query.keys) - seen
+            break
+        keys.append(key)
+        values.append(value)
+        size += entry_size
     return Page(request.number, keys, values if query.with_values else [], left)

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import select
-import signal
 import threading
 import time
 from functools import partial
@@ -20,15 +19,13 @@ from pathlib import Path
 from typing import Final
 
 import setproctitle
-import zmq
 
-from logd import server
-from logd.engine import Engine
+from logd import hosting
 from logd.local import ballast, recovery, room
 from logd.local.checkpoint import remove_covered
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.commit import DiskFailed
-from logd.local.disk import DirectoryLock, Disk, LocalDisk, make_directory
+from logd.local.disk import DirectoryLock, Disk, LocalDisk, directory_id, make_directory
 from logd.local.engine import LocalEngine
 from logd.local.publish import NoSpace
 from logd.local.recovery import Finding, Recovered
@@ -47,28 +44,25 @@ log = logging.getLogger("logd")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line, which the supervisor writes."""
     parser.add_argument("directory", metavar="DIR", type=Path)
-    parser.add_argument("--socket-fd", required=True, type=int, help="a listening Unix socket, for the workers")
-    parser.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
-    parser.add_argument("--ready-fd", required=True, type=int, help="the write end of a pipe; a line means ready")
-    parser.add_argument("--message-bytes-max", required=True, type=int)
+    hosting.add_flags(parser)
     parser.add_argument("--data-bytes-max", default=0, type=int)
     parser.add_argument("--segment-bytes", required=True, type=int)
     parser.add_argument("--checkpoint-log-bytes", required=True, type=int)
     parser.add_argument("--checkpoint-ratio", required=True, type=float)
     parser.add_argument(
-        "--must-exist", action="store_true", help="refuse a directory without data: it was served before"
+        "--served", default="", metavar="ID", help="DIR was served before: refuse another one, or one without data"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the lifeline closes; the exit status. Raises recovery.Damaged or commit.DiskFailed."""
-    _ignore_group_signals()
+    hosting.ignore_group_signals()
     directory: Path = arguments.directory
     setproctitle.setproctitle(f"kv: logd {printable(directory)}")
     lock = DirectoryLock(directory)
-    disk = LocalDisk(directory)
     try:
         _lock(lock, arguments)
+        disk = _disk(arguments)
         recovered = _recover(disk, arguments)
         sizes = room.sizes(
             disk,
@@ -93,19 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     _ = engine.data_bytes()  # it is counted when it is first asked for, and now nobody waits yet
     del recovered  # its tail has the bytes of a whole segment
     gc.freeze()  # what was loaded is not garbage: collections need not look at it
-    _serve(engine, arguments)
+    hosting.serve(engine, arguments, served=disk.id)
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED
 
 
-def _ignore_group_signals() -> None:
-    """They are for the supervisor, which ends this process when it is its turn. Children inherit this."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
-    if not arguments.must_exist:
+    if not arguments.served:
         make_directory(arguments.directory)
     deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
@@ -117,11 +105,18 @@ def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
             time.sleep(_LOCK_RETRY_SECONDS)
 
 
+def _disk(arguments: argparse.Namespace) -> LocalDisk:
+    disk = LocalDisk(arguments.directory, directory_id(arguments.directory))
+    if arguments.served not in ("", disk.id):
+        raise FileNotFoundError(errno.ENOENT, "another directory has taken the place of the one that was served")
+    return disk
+
+
 def _recover(disk: Disk, arguments: argparse.Namespace) -> Recovered:
     before_writes = _stop_while_reading(arguments.lifeline_fd)
     recovered = recovery.load(disk)
     before_writes.acquire()
-    if arguments.must_exist and recovered.finding is Finding.NEW:
+    if arguments.served and recovered.finding is Finding.NEW:
         raise FileNotFoundError(errno.ENOENT, "its files are gone, and were there when this server started")
     _report(recovered)
     return recovered
@@ -168,7 +163,7 @@ def _await_room(disk: Disk, recovered: Recovered, segment_bytes: int, arguments:
         try:
             return _open_log(disk, recovered, segment_bytes)
         except NoSpace:
-            if not arguments.must_exist:
+            if not arguments.served:
                 raise
         if not is_reported:
             log.error("no space left on the device of %s: waiting for room", arguments.directory)
@@ -197,7 +192,7 @@ def _remove_covered(disk: Disk, recovered: Recovered) -> None:
 
 
 def _engine(
-    disk: Disk, wal: Wal, recovered: Recovered, sizes: room.Sizes, arguments: argparse.Namespace
+    disk: LocalDisk, wal: Wal, recovered: Recovered, sizes: room.Sizes, arguments: argparse.Namespace
 ) -> LocalEngine:
     snapshot_at = (arguments.directory / recovered.snapshot).stat().st_mtime if recovered.snapshot else 0.0
     checkpointer = Checkpointer(
@@ -205,6 +200,7 @@ def _engine(
         Policy(sizes.checkpoint_log, arguments.checkpoint_ratio),
         Newest(recovered.snapshot_bytes, -recovered.log_bytes, at=snapshot_at),
         sizes.ballast,
+        directory_id=disk.id,
     )
     return LocalEngine(
         disk,
@@ -214,16 +210,3 @@ def _engine(
         group_bytes_max=arguments.message_bytes_max,
         data_bytes_max=arguments.data_bytes_max,
     )
-
-
-def _serve(engine: Engine, arguments: argparse.Namespace) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        socket = server.open_socket(context, arguments.socket_fd, arguments.message_bytes_max)
-        os.write(arguments.ready_fd, b"\n")
-        os.close(arguments.ready_fd)
-        server.Server(socket, engine, arguments.lifeline_fd).run()
-    finally:
-        engine.stop()
-    socket.close()
-    context.term()

@@ -46,6 +46,17 @@ def test_it_takes_a_part_when_there_is_not_room_for_all_and_nothing_when_there_i
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("name", [ballast.NAME, ballast.FORMER_NAME])
+def test_a_file_of_the_user_that_is_called_like_it_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_bytes(b"for the balloon" * 10_000)
+    before = contents(tmp_path)
+    disk = WatchedDisk(tmp_path)
+    assert not ballast.release(disk)
+    ballast.ensure(disk, SIZE)
+    assert ballast.release(disk) == (name != ballast.NAME)
+    assert contents(tmp_path) == before
+
+
 def test_a_disk_that_refuses_leaves_no_half_of_it(tmp_path):
     class Full(WatchedDisk):
         def create(self, name):

@@ -18,7 +18,18 @@ import pytest
 from logd.shared import protocol
 from logd.shared.protocol import WriteBatch
 from tests.bench import figures, generators, options, plan, publish, report, sync
-from tests.bench.cases import HELLO, SERVER, Case, Operation, Sample, Section, human_bytes, human_us
+from tests.bench.cases import (
+    ETCD_GATEWAY,
+    HELLO,
+    SERVER,
+    SERVER_ON_ETCD,
+    Case,
+    Operation,
+    Sample,
+    Section,
+    human_bytes,
+    human_us,
+)
 from tests.bench.generators import LoadFailed
 from tests.bench.logd_alone import LogdAlone, Rate
 from tests.bench.rounds import LogdRound, Measured, SyncRound
@@ -78,7 +89,7 @@ def test_redis_benchmark_without_a_result_has_failed(printed):
 
 def test_without_options_everything_is_measured():
     parsed = options.parse([])
-    assert parsed.sections == tuple(Section)
+    assert set(Section) - set(parsed.sections) == {Section.CLUSTER}
     assert (parsed.rounds, parsed.seconds, parsed.peers, parsed.server_flags) == (3, 5, (), ())
 
 
@@ -203,6 +214,17 @@ def test_a_ratio_is_taken_in_each_round_before_the_median():
     )
     assert ours.ratio == pytest.approx((0.8, 0.5, 0.9))
     assert hello.ratio == (1, 1, 1)
+
+
+def test_on_a_cluster_ratios_are_relative_to_the_gateway():
+    case = A_PUT._replace(section=Section.CLUSTER)
+    found = Measured()
+    found.samples[case, SERVER_ON_ETCD].append(a_sample(300))
+    found.samples[case, ETCD_GATEWAY].append(a_sample(100))
+    ours, gateway = figures.rows(found)
+    assert (ours.ratio, gateway.ratio) == ((3, 3, 3), (1, 1, 1))
+    table = report.markdown(report.Results({}, [], [ours, gateway], {}, None, None, found), [])
+    assert "of etcd's gateway" in table
 
 
 def test_a_round_that_failed_is_left_out_of_both_and_counted():

@@ -167,6 +167,20 @@ OPENED = [[(A, 0)], [(B, 0)], [(C, 0)]]
 # Groups --------------------------------------------------------------------------------------------------
 
 
+def test_it_is_readable_while_it_is_kept_awake_and_no_end_of_a_group_is_lost_by_that(start):
+    engine = start()
+    engine.commit.set_awake(True)
+    engine.commit.set_awake(True)
+    assert engine.is_ready()
+    assert engine.commit.collect() == []
+    assert engine.is_ready()
+    assert engine.commits(A, 0) == [committed(A, 0)]
+    assert engine.send(A, 1) is None
+    engine.commit.set_awake(False)
+    assert engine.collect() == [committed(A, 1)]
+    assert not engine.is_ready()
+
+
 def test_writes_that_arrive_while_a_sync_runs_become_one_group(engine):
     await_paused = engine.pause()
     assert engine.send(A, 1) is None

@@ -24,7 +24,13 @@ TOOL_FLAGS = {argument.name for command in COMMANDS for argument in command.argu
 METHODS = {"get", "head", "put", "post", "delete"}
 FLAGS_OF_OTHERS = {
     *("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra"),  # uv
-    *("--latency", "--data-binary", "--block-signal", "--cpus"),  # wrk, curl, env, docker
+    *("--latency", "--data-binary", "--block-signal", "--cpus", "--filter"),  # wrk, curl, env, docker, split
+    *("--python", "--pyi", "--proto"),  # protoc
+    *("--name", "--data-dir", "--logger", "--max-request-bytes", "--quota-backend-bytes", "--client-cert-auth"),  # etcd
+    *("--listen-client-urls", "--advertise-client-urls", "--listen-peer-urls", "--initial-advertise-peer-urls"),
+    *("--initial-cluster", "--initial-cluster-state", "--heartbeat-interval", "--election-timeout", "--peer"),
+    *("--trusted-ca-file", "--cert-file", "--key-file", "--auto-compaction-retention"),
+    *("--endpoints", "--peer-urls", "--prefix", "--no-password"),  # etcdctl
 }
 
 

@@ -6,6 +6,7 @@ limit, and logd and workers may be killed, at any point.
 """
 
 import asyncio
+import copy
 import queue
 import random
 import select
@@ -24,8 +25,8 @@ from kv.log_client.outcomes import (
     RequestFailed,
     Unavailable,
 )
-from logd import server
-from logd.local import commit, intake, publish, store, wal
+from logd import intake, server
+from logd.local import commit, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
 from logd.local.group import decode as decode_group
@@ -34,9 +35,20 @@ from logd.shared import protocol
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, Transaction
 from tests.support.builders import encode_payload
+from tests.support.history import ABSENT, History, Kind, Operation, Outcome, check
+from tests.support.history import Transaction as Recorded
 
 COUNTER = "counter"
 PAIR = ("left", "right")
+WATCHED = ("a", "b", "c", "d")
+"""Keys whose history is recorded as clients see it, and judged."""
+
+
+OUTCOMES = {
+    None: Outcome.OK,
+    OutcomeUnknown: Outcome.UNKNOWN,
+    **dict.fromkeys((DataLimitReached, NoSpace, Unavailable), Outcome.REFUSED),
+}
 
 
 class Connection:
@@ -114,7 +126,8 @@ class World:
         self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
         self.loop.time = lambda: self.now
         self.log, self.verdicts, self.writes, self.deletes, self.connections = [], queue.SimpleQueue(), [], [], {}
-        self.increments, self.pairs = [], []
+        self.increments, self.pairs, self.watched = [], [], []
+        self.history, self.tags = History(WATCHED), {}
         self.storage = self.server = None
         self.workers = [Worker(self.loop) for _ in range(workers)]
         good = [self.logd_starts, self.logd_receives, self.disk_syncs, self.logd_collects]
@@ -218,6 +231,65 @@ class World:
         pair = ({}, list(PAIR)) if self.random.random() < 0.3 else (dict.fromkeys(PAIR, value), [])
         self.pairs.append(self.loop.create_task(self._outcome(worker, worker.execute(Transaction([], *pair)))))
 
+    def watch(self, worker):
+        """One request for watched keys, or a read and then a write on the condition that nothing has changed."""
+        kind = self.random.choice([Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.CAS, Kind.BATCH, Kind.BATCH])
+        key = self.random.randrange(len(WATCHED))
+        self.watched.append(self.loop.create_task(self._watch(worker, kind, key)))
+
+    async def _watch(self, worker, kind, key):
+        if kind == Kind.GET:
+            await self._look(worker, key)
+        elif kind in (Kind.PUT, Kind.DELETE):
+            value = self.new_value() if kind == Kind.PUT else ABSENT
+            request = worker.put(WATCHED[key], b"%d" % value) if value else worker.delete(WATCHED[key])
+            start = self.nanoseconds()
+            outcome = OUTCOMES[await self._outcome(worker, request)]
+            self.history.add(key, Operation(0, kind, value, start, self.nanoseconds(), outcome))
+        else:
+            keys = [key] if kind == Kind.CAS else [key, (key + 1) % len(WATCHED)]
+            reads = {each: await self._look(worker, each) for each in keys}
+            if None not in reads.values():
+                await self._transact(worker, kind, reads, dict.fromkeys(keys, self.new_value()))
+
+    async def _look(self, worker, key):
+        """The number of the value of a key; None when it could not be read."""
+        start = self.nanoseconds()
+        try:
+            value = int(await worker.get(WATCHED[key]) or ABSENT)
+        except RequestFailed:
+            return None
+        self.history.add(key, Operation(0, Kind.GET, value, start, self.nanoseconds(), Outcome.OK))
+        return value
+
+    async def _transact(self, worker, kind, reads, writes):
+        checks = [
+            Check(WATCHED[key], [etag(b"%d" % value)] if value else None, negated=not value)
+            for key, value in reads.items()
+        ]
+        if self.random.random() < 0.3:
+            writes[min(writes)] = ABSENT
+        puts = {WATCHED[key]: b"%d" % value for key, value in writes.items() if value}
+        deletes = [WATCHED[key] for key, value in writes.items() if not value]
+        start = self.nanoseconds()
+        try:
+            await worker.execute(Transaction(checks, puts, deletes))
+            outcome = Outcome.OK
+        except PreconditionFailed as failure:
+            outcome, keys = Outcome.NOT_MET, list(reads)
+            reads |= {keys[index]: self.tags[tag] if tag else ABSENT for index, tag in failure.failed}
+        except RequestFailed as failure:
+            outcome = OUTCOMES[type(failure)]
+        self.history.add_transaction(Recorded(0, kind, reads, writes, start, self.nanoseconds(), outcome))
+
+    def new_value(self):
+        value = len(self.tags) + 1
+        self.tags[etag(b"%d" % value)] = value
+        return value
+
+    def nanoseconds(self):
+        return int(self.now * 1e9)
+
     async def _outcome(self, worker, request):
         deadline, outcome = self.now + worker.timeout_s + 0.3, None
         try:
@@ -294,8 +366,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def few_sessions(monkeypatch):
-    for module in (store, intake):
-        monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(store, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(intake, "FOLLOWED_MAX", 6)
 
 
 @pytest.mark.parametrize("seed", range(45))
@@ -373,6 +445,33 @@ def test_a_counter_counts_its_successful_increments_and_a_pair_stays_one_whateve
     }
 
 
+def verdict_on_a_life(seed):
+    """A life with faults, in which clients read and write watched keys in every way: what they saw is judged."""
+    with World(seed) as world:
+        faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
+        faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2])
+        for _ in range(600):
+            rare = faults if world.random.random() < rate else []
+            world.step(*world.good, world.watch, world.watch, *rare)
+        world.logd_dies()
+        for _ in range(3):
+            world.settle()
+            for worker in world.workers:
+                worker.be_patient()
+        world.watched += [world.loop.create_task(world._look(world.workers[0], key)) for key in range(len(WATCHED))]
+        world.settle()
+        for each in world.watched:
+            each.result()
+        return check(world.history)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_order_explains_all_that_clients_saw_whatever_dies(seed):
+    verdict = verdict_on_a_life(seed)
+    assert [str(violation) for violation in verdict.violations] == []
+    assert verdict.operations > 50
+
+
 def forget_outcomes_of_repeats(monkeypatch):
     monkeypatch.setattr(intake.Intake, "submit", forgetting(intake.Intake.submit))
 
@@ -414,6 +513,20 @@ def apply_half_a_transaction(monkeypatch):
     monkeypatch.setattr(store.Store, "_execute", half)
 
 
+def answer_412_from_what_is_not_durable(monkeypatch):
+    def hasty(self, raw, batch, submit=commit.GroupCommit.submit):
+        if reply := submit(self, raw, batch):
+            return reply
+        if not hasattr(self, "ahead"):
+            self.ahead = copy.deepcopy(self._store)
+        self.ahead.apply(batch)
+        outcomes = self.ahead.outcomes_of(batch.session, batch.number)
+        is_settled = outcomes and len(outcomes[batch.number].failed) == len(batch.transactions) and not batch.puts
+        return protocol.Committed(batch.session, [batch.number], outcomes) if is_settled else None
+
+    monkeypatch.setattr(commit.GroupCommit, "submit", hasty)
+
+
 def report_no_outcome(monkeypatch):
     monkeypatch.setattr(store.Store, "outcomes_of", lambda *_: {})
 
@@ -432,6 +545,22 @@ def test_a_mistake_with_transactions_is_found(mistake, monkeypatch):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
         any(not live_with_transactions(seed) for seed in range(30))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        forget_outcomes_of_repeats,
+        forget_outcomes_over_a_restart,
+        evaluate_at_acceptance,
+        apply_half_a_transaction,
+        answer_412_from_what_is_not_durable,
+        report_no_outcome,
+    ],
+)
+def test_a_mistake_with_transactions_shows_in_what_clients_see(mistake, monkeypatch):
+    mistake(monkeypatch)
+    assert not all(verdict_on_a_life(seed).is_linearizable for seed in range(40))
 
 
 def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():

@@ -18,6 +18,7 @@ from logd.shared import protocol
 from logd.shared.protocol import (
     DECODE_ERRORS,
     Check,
+    ClusterStats,
     Committed,
     Dropped,
     Gap,
@@ -102,10 +103,11 @@ REPLIES = [
     (Status(1, "full"), "93 10 01 a466756c6c"),
     (
         stats(1),
-        "dc001c 11 01 a0 02 cd012c 03 04 05 81a367617006 81aa646174615f6c696d697413"
+        "dc001d 11 01 a0 03 04 05 81a367617006 81aa646174615f6c696d697413"
         "93 91cb3ff0000000000000 920708 cb3fe0000000000000"
-        "93 90 9109 cb0000000000000000 0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
-        "a34e4557 cb0000000000000000 11 cb3fe0000000000000 12 14 15",
+        "93 90 9109 cb0000000000000000 14 cb3fe0000000000000 12 02 cd012c"
+        "0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
+        "a34e4557 cb0000000000000000 11 15 c0",
     ),
 ]
 MESSAGES = [
@@ -171,6 +173,10 @@ _of_type = {
     dict[str, int]: st.dictionaries(st.text(), _number, max_size=3),
     Histogram: st.builds(Histogram, st.lists(_float, max_size=3), st.lists(_number, max_size=3), _float),
 }
+_of_type |= {type_ | None: st.none() | of_type for type_, of_type in _of_type.items()}
+_of_type[ClusterStats | None] = st.none() | st.builds(
+    ClusterStats, **{field.name: _of_type[field.type] for field in msgspec.structs.fields(ClusterStats)}
+)
 _query = st.builds(PageQuery, st.text(), st.text(), _number, st.none() | st.lists(st.text(), max_size=3), st.booleans())
 _request = st.one_of(
     _write_batch,
@@ -452,7 +458,7 @@ _read_snapshot = functools.partial(snapshot.read, name="snapshot")
 
 def _golden_store() -> Store:
     store = Store()
-    store.data = {"k": b"v"}
+    store.load({"k": b"v"})
     store.sessions = {A: 3, B: 0}
     store.outcomes = {A: {3: Outcomes(["x"], {1: [(0, "t")]})}}
     return store
@@ -517,7 +523,7 @@ def test_a_snapshot_with_too_much_or_too_little_is_bad(data):
 @SIZES
 def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
     store = Store()
-    store.data = {"small": b"s", "big": bytes(size), "last": b"l"}
+    store.load({"small": b"s", "big": bytes(size), "last": b"l"})
     snapshot.write(LocalDisk(tmp_path), store, 1)
     assert snapshot.read(LocalDisk(tmp_path), snapshot.snapshot_name(1))[0].data == store.data
 

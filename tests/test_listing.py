@@ -1,13 +1,30 @@
 """Pages of keys: where one ends, and that a walk over them finds what a sorted dict has, while the store changes."""
 
+import select
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logd.local.checkpointer import Checkpointer, Newest, Policy
+from logd.local.disk import LocalDisk
+from logd.local.engine import LocalEngine
 from logd.local.listing import Listing
+from logd.local.recovery import Finding, Recovered
 from logd.local.store import Store
-from logd.shared.protocol import PAGE_BYTES_MAX, Check, LargeEntry, Page, PageQuery, PageRequest, Transaction
+from logd.local.wal import Wal
+from logd.shared import protocol
+from logd.shared.protocol import (
+    PAGE_BYTES_MAX,
+    Check,
+    Committed,
+    LargeEntry,
+    Page,
+    PageQuery,
+    PageRequest,
+    Transaction,
+)
 from tests.support.builders import A, batch
 
 PEER = b"peer"
@@ -16,7 +33,7 @@ PEER = b"peer"
 def store_of(data):
     store = Store()
     store.apply(batch(A, 0))
-    store.data.update(data)
+    store.load(data)
     return store
 
 
@@ -136,6 +153,38 @@ def test_after_a_clear_only_what_came_later_is_listed():
     store.apply(batch(A, 1, clear=True, puts={"b": b"1", "a": b"2"}))
     sort_all(listing)
     assert ask(listing, PageQuery()) == Page(7, ["a", "b"], [], 0)
+
+
+def test_an_engine_reads_and_writes_while_a_page_waits_and_rests_when_it_is_answered(tmp_path):
+    disk = LocalDisk(tmp_path)
+    recovered = Recovered(
+        store_of({f"{n:04}": b"v" for n in range(5000)}), 0, Finding.NEW, None, [], [], None, 0, 0, 0.0
+    )
+    checkpointer = Checkpointer(tmp_path, Policy(1 << 40, 0.0), Newest(0, 0))
+    engine = LocalEngine(disk, Wal(disk, 1, 1 << 20), recovered, checkpointer)
+    try:
+        assert engine.page(PageRequest(7, PageQuery(after="4998"), PAGE_BYTES_MAX), PEER) is None
+        assert engine.read(["0001", "x"], (PEER, 8, 100)) == [b"v", None]
+        write = batch(A, 1, puts={"5000": b"v"})
+        assert engine.submit(protocol.encode(write), write) is None
+        replies, pages = [], []
+        while not engine.idle():
+            engine.commit()
+            assert is_readable(engine)
+            collected = engine.collect()
+            replies += collected.replies
+            pages += collected.pages
+        engine.commit()
+        assert replies == [(A, Committed(A, [1]))]
+        assert pages in ([(PEER, Page(7, ["4999"], [], 0))], [(PEER, Page(7, ["4999", "5000"], [], 0))])
+        assert engine.page(PageRequest(9, PageQuery(after="4999"), PAGE_BYTES_MAX), PEER) == Page(9, ["5000"], [], 0)
+        assert not is_readable(engine, seconds=0)
+    finally:
+        engine.stop()
+
+
+def is_readable(engine, seconds=30):
+    return bool(select.select([engine], [], [], seconds)[0])
 
 
 _keys = st.text("ab:", min_size=1, max_size=4)

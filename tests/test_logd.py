@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from logd.local import wal
+from logd.local import recovery, wal
+from logd.local.disk import LocalDisk, directory_id
 from logd.shared import protocol
 from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import (
@@ -27,6 +28,10 @@ from logd.shared.protocol import (
     Gap,
     Hello,
     Large,
+    LargeEntry,
+    Page,
+    PageQuery,
+    PageRequest,
     ReadBatch,
     ReadLarge,
     Reason,
@@ -50,7 +55,9 @@ from tests.support.builders import (
     framed,
     lay_out,
     offsets,
+    payload_of,
     read_log,
+    segment,
 )
 from tests.support.harness import ROOT, await_true
 
@@ -325,6 +332,34 @@ def test_a_large_value_is_sent_to_a_worker_that_has_room_for_it(make, tmp_path, 
     assert peer.is_healthy()
 
 
+def test_a_page_of_keys_is_as_large_as_there_is_room_for(peer):
+    peer.ask(batch(A, 1, base=1, puts={"b": b"22", "a": b"1", "ab": b"33"}))
+    assert peer.ask(PageRequest(7, PageQuery("a"), MIB)) == Page(7, ["a", "ab"], [], 0)
+    assert peer.ask(PageRequest(8, PageQuery(with_values=True), 6)) == Page(8, ["a", "ab"], [b"1", b"33"], 1)
+    assert peer.ask(PageRequest(9, PageQuery(after="a", with_values=True), 3)) == LargeEntry(9, 4)
+    assert peer.ask(PageRequest(10, PageQuery(keys=["x", "b"]), MIB)) == Page(10, ["b"], [], 0)
+
+
+def test_a_page_has_every_write_that_was_acknowledged_before_it_was_asked_for(peer):
+    for number in range(1, 50):
+        assert peer.ask(batch(A, number, base=number, puts={f"{number:02}": b"v"}, deletes=[f"{number - 3:02}"]))
+        keys = [f"{n:02}" for n in range(max(1, number - 2), number + 1)]
+        assert peer.ask(PageRequest(number, PageQuery(), MIB)) == Page(number, keys, [], 0)
+
+
+def test_pages_are_right_from_the_start_on_also_when_no_key_was_in_order(make, tmp_path, connect):
+    keys = [f"{n * 7919 % 50_021:06}" for n in range(50_021)]  # each number once
+    batches = [batch(A, 0), batch(A, 1, base=1, puts=dict.fromkeys(keys, b"v"))]
+    (tmp_path / wal.segment_name(1)).write_bytes(segment([payload_of(*batches)]))
+    peer = connect(make(tmp_path).start())
+    page = peer.ask(PageRequest(7, PageQuery(limit=10_000, after="045003"), MIB))
+    assert (page.keys, page.left) == ([f"{n:06}" for n in range(45_004, 50_021)], 0)
+    assert peer.ask(batch(A, 2, base=2, puts={"000000:new": b"v"})) == Committed(A, [2])
+    assert peer.ask(PageRequest(8, PageQuery(limit=2), MIB)) == Page(8, ["000000", "000000:new"], [], 1)
+    stats = peer.ask(StatsRequest(9))
+    assert (stats.unsorted_keys, stats.pages) == (0, 2)
+
+
 def test_a_read_without_keys_is_answered(peer):
     peer.send(ReadBatch(5, []))
     peer.send(StatusRequest(6))
@@ -341,7 +376,7 @@ def test_its_stats_say_what_it_holds_and_what_it_refused(logd, peer):
     assert (stats.number, stats.unavailable_reason, stats.finding) == (8, "", "NEW")
     assert (stats.keys, stats.data_bytes, stats.sessions) == (2, 10, 1)
     assert (stats.groups, stats.batches, stats.group_writes.total) == (2, 2, 2)
-    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0}
+    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "scarce": 0}
     assert stats.writes_not_made == {"data_limit": 0, "precondition_failed": 0}
     assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
 
@@ -517,7 +552,7 @@ def test_a_directory_that_cannot_be_made_is_refused_with_one_line(make, tmp_path
 
 def test_a_directory_that_has_to_exist_is_not_begun_anew(make, tmp_path):
     for directory in (tmp_path / "missing", tmp_path):
-        logd = make(directory, "--must-exist")
+        logd = make(directory, "--served", directory_id(tmp_path))
         logd.spawn()
         assert not logd.await_ready_or_end()
         assert logd.wait() == Exit.UNUSABLE
@@ -525,7 +560,7 @@ def test_a_directory_that_has_to_exist_is_not_begun_anew(make, tmp_path):
     assert not (tmp_path / "missing").exists()
     assert wal.list_segments(os.listdir(tmp_path)) == []
     lay_out(tmp_path, "1-5")
-    assert make(tmp_path, "--must-exist").start().stop() == Exit.STOPPED
+    assert make(tmp_path, "--served", directory_id(tmp_path)).start().stop() == Exit.STOPPED
 
 
 def test_the_directory_and_its_files_are_for_the_user_alone(logd, peer):
@@ -557,6 +592,35 @@ def test_when_its_files_are_removed_nothing_more_is_acknowledged(logd, peer):
     peer.send(batch(A, 1, base=1, puts={"k": b"v"}))
     assert logd.wait() == Exit.DISK_FAILED
     assert not peer.socket.poll(0)
+
+
+def test_in_another_directory_that_took_its_place_nothing_is_changed_and_all_answered_writes_are_in_its_own(
+    make, tmp_path, connect
+):
+    place, moved = tmp_path / "data", tmp_path / "moved"
+    logd = make(place, segment_bytes=1024).start()
+    served = directory_id(place)
+    peer = connect(logd)
+    peer.open(A)
+    place.rename(moved)
+    shutil.copytree(moved, place)
+    before = contents(place)
+    answered = 0
+    while logd.process.poll() is None:  # until the next segment is to be made
+        number = answered + 1
+        peer.send(batch(A, number, base=number, puts={f"k{number}": bytes(100)}))
+        if peer.socket.poll(500):
+            assert peer.receive() == Committed(A, [number])
+            answered = number
+    assert logd.wait() == Exit.DISK_FAILED
+    assert contents(place) == before
+    assert len(recovery.load(LocalDisk(moved)).store.data) == answered > 3
+    successor = make(place, "--served", served)
+    successor.spawn()
+    assert not successor.await_ready_or_end()
+    assert successor.wait() == Exit.UNUSABLE
+    assert "another directory has taken the place" in successor.log
+    assert contents(place).keys() == before.keys()
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------

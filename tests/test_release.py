@@ -13,6 +13,7 @@ from tests.support.harness import ROOT
 
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 JOBS = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -31,6 +32,7 @@ def test_the_version_stands_in_one_place():
     files = {path for kind in kinds for path in ROOT.glob(kind)} - {ROOT / "CHANGELOG.md"}
     version = re.compile(rf"(?<![\d.]){re.escape(kv.__version__)}(?![\d.])")
     assert [path for path in files if version.search(path.read_text())] == [ROOT / "kv/__init__.py"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "kv.__version__"}
 
 
 def test_the_changelog_begins_with_what_is_unreleased_and_then_has_this_version():
@@ -51,7 +53,7 @@ def test_the_workflow_runs_the_test_command_on_every_python_that_is_supported():
     matrix = JOBS["tests"]["strategy"]["matrix"]
     first, last = (int(minor) for minor in (matrix["python"][0][2:], matrix["python"][-1][2:]))
     assert matrix["python"] == [f"3.{minor}" for minor in range(first, last + 1)]
-    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    required = PROJECT["project"]["requires-python"]
     assert required == f">=3.{first}"
     assert f"| 3.{first} to 3.{last}, on Linux and macOS |" in (ROOT / "docs/compatibility.md").read_text()
     assert {name.partition("-")[0] for name in matrix["system"]} == {"ubuntu", "macos"}

@@ -17,6 +17,7 @@ import pytest
 
 from logd.local import ballast
 from logd.local.discard import discard
+from logd.local.table import Table
 from logd.shared.protocol import Exit
 from tests.support.harness import Server, await_true, free_port, run_to_end
 from tests.support.load import Load
@@ -269,13 +270,13 @@ def test_a_file_system_that_cannot_sync_a_directory_is_refused_with_a_line_that_
 
 
 def test_to_let_go_of_many_keys_stops_no_other_thread():
-    data = {f"key:{n}": b"%d" % n for n in range(1_000_000)}
-    keys = list(data)
+    table = Table()
+    keys = table.put_all({f"key:{n}": b"%d" % n for n in range(1_000_000)})
     chunks = [keys[n : n + 1000] for n in range(0, len(keys), 1000)]
     del keys
     gaps = []
-    discard(data, chunks)
-    while len(data) > 1000:
+    discard(table, chunks)
+    while table.parts:
         began = time.perf_counter()
         time.sleep(0.0005)
         gaps.append(time.perf_counter() - began)

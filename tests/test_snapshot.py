@@ -17,7 +17,7 @@ CHUNK = snapshot.CHUNK_BYTES
 
 def store_of(data=None, sessions=None):
     store = Store()
-    store.data.update(data or {})
+    store.load(data or {})
     store.sessions = sessions or {}
     return store
 
@@ -41,8 +41,8 @@ STORES = {
     "the history": (state(9), 3),
     "many keys": (store_of({f"key-{n}": b"%d" % n for n in range(10_000)}), 3),
     "chunks that end with a value": (store_of({str(n): bytes(CHUNK // 2) for n in range(8)}), 2 + 4),
-    "a last chunk that is small": (store_of({"a": bytes(CHUNK), "b": b""}), 2 + 2),
-    "values larger than a chunk": (store_of({"a": bytes(3 * CHUNK), "b": b"x", "c": bytes(2 * CHUNK)}), 2 + 2),
+    "a last chunk that is small": (store_of({key: bytes(CHUNK // 2) for key in "abc"}), 2 + 2),
+    "values larger than a chunk": (store_of({"a": bytes(3 * CHUNK), "b": bytes(2 * CHUNK)}), 2 + 2),
     "keys larger than a chunk": (store_of({"a" * 2 * CHUNK: b"1", "b" * 2 * CHUNK: b"2"}), 2 + 2),
     "keys beyond ASCII": (store_of({"ключ 🔑 \0": "значение".encode()}), 3),
 }

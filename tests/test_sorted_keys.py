@@ -18,8 +18,14 @@ def sort_all(keys, is_key):
     return steps
 
 
+def waiting(keys):
+    found = SortedKeys()
+    found.add(keys)
+    return found
+
+
 def sorted_keys(keys):
-    found = SortedKeys(keys)
+    found = waiting(keys)
     sort_all(found, set(keys).__contains__)
     return found
 
@@ -71,7 +77,7 @@ class Against(RuleBasedStateMachine):
 
     @rule()
     def start_again(self):
-        self.keys = SortedKeys(self.model)
+        self.keys = waiting(self.model)
 
     @rule()
     def clear(self):
@@ -104,7 +110,7 @@ def test_any_keys_are_walked_from_any_first_one(keys, first):
 def test_no_step_sorts_more_than_some_keys():
     keys = names(range(10_000))
     random.Random(1).shuffle(keys)
-    in_steps = SortedKeys(keys)
+    in_steps = waiting(keys)
     seen = []
 
     def is_key(key):
@@ -119,12 +125,22 @@ def test_no_step_sorts_more_than_some_keys():
 
 
 def test_keys_that_were_removed_and_added_again_while_they_waited_are_there_once():
-    keys = SortedKeys(["b", "a"])
+    keys = waiting(["b", "a"])
     keys.remove("a")
     keys.add(["a"])
     keys.remove("b")
     assert sort_all(keys, {"a"}.__contains__) == 1
     assert list(keys) == ["a"]
+
+
+def test_keys_that_come_one_by_one_are_not_kept_one_by_one():
+    for order in (1, -1):
+        keys = SortedKeys()
+        for name in names(range(5000))[::order]:
+            keys.add([name])
+            keys.sort_some(lambda key: True)
+        assert list(keys) == names(range(5000))
+        assert len(keys.empty()) < 10
 
 
 def test_a_queue_of_keys_leaves_nothing_behind():

@@ -21,11 +21,14 @@ class Logd:
         self.process = None
         self.ends = []
 
-    def start(self, *, must_exist):
+    def start(self):
         self.process = object()
         read, end = os.pipe()
         self.ends.append(end)
         return read
+
+    def recovered(self, line):
+        self.is_ready = True
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Final
 
 import zmq
 
+from kv.config import UNLIMITED, BatchLimits
 from kv.log_client.large_values import Budget, Found
 from kv.log_client.pages import HeldPage, Pages
 from kv.log_client.part import Part
@@ -73,6 +74,7 @@ class Client:
         queue_bytes_max: int,
         large_bytes_max: int,
         has_data_limit: bool = False,
+        batch_limits: BatchLimits = UNLIMITED,
     ) -> None:
         self._address = address
         self._request_timeout_s = request_timeout_s
@@ -84,7 +86,9 @@ class Client:
         self._budget = Budget(large_bytes_max, self.flush_soon)
         self._reads = Reads(self, request_timeout_s, self._budget)
         self._pages = Pages(self, request_timeout_s, self._budget)
-        self._writes = Writes(self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit)
+        self._writes = Writes(
+            self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit, limits=batch_limits
+        )
         self._status = StatusRequests(self, request_timeout_s)
         self._parts: tuple[Part, ...] = (self._reads, self._writes, self._pages, self._status)
         self._replies = {

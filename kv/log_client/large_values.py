@@ -7,8 +7,9 @@ that requested it (kv/log_client/reads.py, pages.py) when the reader is gone. Kn
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from kv.log_client.pending import Pending
 
 _REQUESTED_BYTES_MAX: Final = 1 << 20
 """Of values that were requested and have not arrived. More would wait in logd, and small answers after them."""
@@ -45,14 +46,14 @@ Found: TypeAlias = bytes | LargeValue | None
 """What a read finds; None when there is no such key."""
 
 
-@dataclass(slots=True)
-class LargeRead:
-    """A read of a value that is known to have `size` bytes."""
+class Read(Pending[Found]):
+    """A read of one key."""
+
+    __slots__ = ("key", "size")
 
     key: str
-    future: asyncio.Future[Found]
-    deadline: float
     size: int
+    """Of the value, in bytes, once it is known to be large."""
 
 
 class Budget:
@@ -66,7 +67,7 @@ class Budget:
         """Of values and pages that were requested, or that readers have."""
         self.requested_bytes = 0
         """Of the values among these, what has not arrived."""
-        self.waiting: deque[LargeRead] = deque()
+        self.waiting: deque[Read] = deque()
 
     def acquire_for_page(self, size: int) -> "Room | None":
         """Room for a page; None when there is not enough. It is not counted as requested: one page is, at a time."""
@@ -76,9 +77,9 @@ class Budget:
         room.resize(size)
         return room
 
-    def acquire(self) -> "tuple[LargeRead, Room] | None":
+    def acquire(self) -> "tuple[Read, Room] | None":
         """The next read that may be made, and the room for its value. None when there is none, or no room for it."""
-        while self.waiting and self.waiting[0].future.done():
+        while self.waiting and self.waiting[0].done():
             self.waiting.popleft()
         if not self.waiting or not self._may_request(self.waiting[0].size):
             return None

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kv.log_client.large_values import Budget, Held, Room
-from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable, fail, fail_overdue
+from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable
 from kv.log_client.part import Link, Replies
+from kv.log_client.pending import Pending, fail, fail_overdue
 from logd.shared import protocol
 from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
 
@@ -26,11 +27,10 @@ class HeldPage(Held):
         self.page = page
 
 
-@dataclass(slots=True)
-class _PendingPage:
+class _PendingPage(Pending[HeldPage]):
+    __slots__ = ("query", "size")
+
     query: PageQuery
-    future: asyncio.Future[HeldPage]
-    deadline: float
     size: int
     """What the page may take."""
 
@@ -59,15 +59,16 @@ class Pages:
     def page(self, query: PageQuery) -> asyncio.Future[HeldPage]:
         """The first page of what a query is about. Raises Unavailable."""
         loop = self._link.loop
-        pending = _PendingPage(query, loop.create_future(), loop.time() + self._timeout_s, PAGE_BYTES_MAX)
+        pending = _PendingPage(loop)
+        pending.query, pending.deadline, pending.size = query, loop.time() + self._timeout_s, PAGE_BYTES_MAX
         self._waiting.append(pending)
         self._link.flush_soon()
-        return pending.future
+        return pending
 
     def flush(self) -> None:
         """Send the next request, when the one before is answered and there is room."""
         waiting = self._waiting
-        while waiting and waiting[0].future.done():
+        while waiting and waiting[0].done():
             waiting.popleft()
         if waiting and not self._sent and self._link.is_connected:
             room = self._budget.acquire_for_page(waiting[0].size)
@@ -76,7 +77,7 @@ class Pages:
 
     def resend(self) -> None:
         """Send the request again, if anybody still waits for it."""
-        if self._sent and self._sent.pending.future.done():
+        if self._sent and self._sent.pending.done():
             self._end().release()
         if self._sent:
             self._link.send(self._sent.message)
@@ -89,7 +90,7 @@ class Pages:
             if pending.deadline > now:
                 continue
             self._waiting.remove(pending)
-            fail(pending.future, Unavailable(reason or self._why_waiting()))
+            fail(pending, Unavailable(reason or self._why_waiting()))
 
     def gauges(self) -> dict[str, float]:
         """Pages that wait for the one before, or for room."""
@@ -118,12 +119,12 @@ class Pages:
     def _on_page(self, page: Page) -> None:
         if not self._sent or self._sent.number != page.number:
             return
-        future = self._sent.pending.future
+        pending = self._sent.pending
         room = self._end()
-        if future.done():
+        if pending.done():
             room.release()
         else:
-            future.set_result(HeldPage(page, room.release))
+            pending.set_result(HeldPage(page, room.release))
 
     def _on_large_entry(self, reply: LargeEntry) -> None:
         if not self._sent or self._sent.number != reply.number:

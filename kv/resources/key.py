@@ -32,6 +32,8 @@ class KeyResource(Resource):
         except BaseException:  # such as a cancellation, which may come when the value is here
             release_unclaimed(read)
             raise
+        finally:
+            del read  # a failure refers to this frame, and the read to its failure
         if value is None:  # no error, and too common to pay for an exception
             answer_error(req, resp, falcon.HTTP_404, "key not found")
         else:

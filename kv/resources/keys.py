@@ -46,7 +46,7 @@ class KeysResource(Resource):
             resp.content_type = _LINES
             _answer_values(resp, held.page)
         else:
-            _answer(resp, "".join([f"{key}\n" for key in held.page.keys]).encode())
+            _answer(resp, "\n".join([*held.page.keys, ""]).encode())
 
     on_head = on_get
 

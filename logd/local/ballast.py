@@ -20,13 +20,14 @@ FORMER_NAME: Final = "RESERVE"
 
 MARGIN_BYTES: Final = 256 << 10
 _BYTES_MIN: Final = 64 << 10
+_LOOK_BYTES: Final = 4096
 
 log = logging.getLogger("logd.local.ballast")
 
 
 def release(disk: Disk) -> bool:
     """Give the room to others. False when there was none."""
-    found = [name for name in (NAME, FORMER_NAME) if name in disk.names()]
+    found = [name for name in (NAME, FORMER_NAME) if name in disk.names() and _is_ours(disk, name)]
     for name in found:
         disk.remove(name)
     if found:
@@ -42,7 +43,10 @@ def ensure(disk: Disk, size: int, margin_bytes: int = MARGIN_BYTES) -> None:
     Never fails.
     """
     with contextlib.suppress(OSError):
-        if FORMER_NAME in disk.names():
+        if NAME in disk.names() and not _is_ours(disk, NAME):
+            log.warning("%s is not a file of this server: it is left alone, and no room is kept for a full disk", NAME)
+            return
+        if FORMER_NAME in disk.names() and _is_ours(disk, FORMER_NAME):
             disk.rename(FORMER_NAME, NAME)
         if NAME in disk.names():
             if disk.size(NAME) == size:
@@ -51,6 +55,12 @@ def ensure(disk: Disk, size: int, margin_bytes: int = MARGIN_BYTES) -> None:
         affordable = min(size, disk.free_bytes() - margin_bytes)
         if affordable >= size // 2:
             _make(disk, affordable)
+
+
+def _is_ours(disk: Disk, name: str) -> bool:
+    """True for a file of zeros, by its beginning. Somebody may have given the name to a file of his own."""
+    with disk.open(name) as file:
+        return not file.read(_LOOK_BYTES).strip(b"\0")
 
 
 def _make(disk: Disk, size: int) -> None:

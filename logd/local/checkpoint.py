@@ -37,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line, which logd/local/checkpointer.py writes."""
     parser.add_argument("directory", metavar="DIR", type=Path)
     parser.add_argument("--upto", required=True, type=int, metavar="SEQUENCE", help="where a sealed segment ends")
+    parser.add_argument("--directory-id", default="", help="of DIR; nothing is changed in another one of that name")
     parser.add_argument("--ballast-bytes", type=int, default=0, help="what to keep free for a full disk")
     parser.add_argument("--make-room", action="store_true", help="work without rests, and keep only what is needed")
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         os.nice(19)
     threading.Thread(target=_obey_parent, daemon=True).start()
-    disk = LocalDisk(arguments.directory)
+    disk = LocalDisk(arguments.directory, arguments.directory_id)
     try:
         with throttle.throttled():
             _make_with_ballast(disk, arguments.upto, 1 if arguments.make_room else SNAPSHOTS_KEPT)

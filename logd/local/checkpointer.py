@@ -62,8 +62,11 @@ class Checkpointer:
     before it says that there is none.
     """
 
-    def __init__(self, directory: Path, policy: Policy, newest: Newest, ballast_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path, policy: Policy, newest: Newest, ballast_bytes: int = 0, *, directory_id: str = ""
+    ) -> None:
         self._directory = directory
+        self._directory_id = directory_id
         self._policy = policy
         self._ballast_bytes = ballast_bytes
         self.newest = newest
@@ -116,7 +119,8 @@ class Checkpointer:
 
     def _start(self, sealed: Sealed, *flags: str) -> "_Child | None":
         command = [sys.executable, "-m", "logd", "checkpoint", str(self._directory)]
-        command += ["--upto", str(sealed.sequence), "--ballast-bytes", str(self._ballast_bytes), *flags]
+        command += ["--upto", str(sealed.sequence), "--ballast-bytes", str(self._ballast_bytes)]
+        command += ["--directory-id", self._directory_id, *flags]
         try:
             child = _Child([*command, *logging_setup.flags()], sealed)
         except OSError as error:

@@ -1,7 +1,7 @@
 """Group commit: all writes that arrive while a sync runs become the next group.
 
 Owns the durable order: append, sync, apply, reply. Knows no sockets; which batch may come next is for the intake
-(logd/local/intake.py) to decide.
+(logd/intake.py) to decide.
 
 Two threads. The main thread accepts batches, applies groups that are durable, and replies; the sync thread appends and
 syncs one group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from logd.counters import Counters
+from logd.intake import Accepted, Intake
 from logd.local import group as groups
-from logd.local.counters import Counters
 from logd.local.disk import Disk, is_scarce
-from logd.local.intake import Accepted, Intake
 from logd.local.publish import NoSpace
 from logd.local.store import Store
 from logd.local.wal import InDoubt, Wal

@@ -1,33 +1,31 @@
-"""Lets go of a large dictionary, and of lists of its keys, without a pause of the thread that has no more use for them.
+"""Lets go of a large table, and of lists of its keys, without a pause of the thread that has no more use for them.
 
-To free a million keys and values takes a tenth of a second, in one call that holds the interpreter: all at once, nobody
-would be answered meanwhile. So another thread removes them, a few at a time.
+To free a million keys and values takes a tenth of a second, in calls that hold the interpreter: all at once, nobody
+would be answered meanwhile. So another thread does it, part by part.
 """
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
-_SLICE: Final = 1000
-_PAUSE_SECONDS: Final = 0.001
+from logd.local.table import Table
+
+_FEW_KEYS: Final = 1000
+_PAUSE_SECONDS: Final = 0.002
 
 
-def discard(data: dict[str, bytes], keys: list[list[str]]) -> None:
-    """Free what is in `data` and in `keys`, which nothing else refers to, in the background."""
-    if len(data) > _SLICE:
+def discard(table: Table, keys: list[list[str]]) -> None:
+    """Free what is in a table and in lists, which nothing else refers to, in the background."""
+    if len(table) > _FEW_KEYS:
         try:
-            threading.Thread(target=_empty, args=(data, keys), name="discard", daemon=True).start()
+            threading.Thread(target=_empty, args=(table.parts, keys), name="discard", daemon=True).start()
         except RuntimeError:  # there is no thread to be had: the pause is the lesser evil
             return
 
 
-def _empty(data: dict[str, bytes], keys: list[list[str]]) -> None:
-    while keys:
-        keys.pop()
-        time.sleep(_PAUSE_SECONDS)
-    remove: Callable[[], object] = data.popitem
-    while len(data) > _SLICE:
-        for _ in range(_SLICE):
-            remove()
+def _empty(parts: list[dict[str, bytes]], keys: list[list[str]]) -> None:
+    while parts:
+        if keys:
+            del keys[-max(1, len(keys) // len(parts)) :]
+        parts.pop()
         time.sleep(_PAUSE_SECONDS)

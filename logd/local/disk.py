@@ -185,11 +185,21 @@ class _LocalFile:
         os.close(self._fd)
 
 
-class LocalDisk:
-    """A directory of the file system. Satisfies `Disk`."""
+def directory_id(directory: Path) -> str:
+    """What tells a directory from another one of that name. Raises OSError."""
+    stat = os.stat(directory)
+    return f"{stat.st_dev}:{stat.st_ino}"
 
-    def __init__(self, directory: Path) -> None:
+
+class LocalDisk:
+    """A directory of the file system. Satisfies `Disk`.
+
+    With an id, nothing is changed in another directory that has taken its place: that raises FileNotFoundError.
+    """
+
+    def __init__(self, directory: Path, id_: str = "") -> None:
         self._directory = directory
+        self.id = id_
 
     def __str__(self) -> str:
         return str(self._directory)
@@ -205,16 +215,22 @@ class LocalDisk:
 
     def create(self, name: str) -> DiskFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return _LocalFile(os.open(self._directory / name, flags, FILE_MODE))
+        return _LocalFile(os.open(self._of_same_directory(name), flags, FILE_MODE))
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(self._directory / old, self._directory / new)
+        os.rename(self._of_same_directory(old), self._directory / new)
 
     def remove(self, name: str) -> None:
-        os.unlink(self._directory / name)
+        os.unlink(self._of_same_directory(name))
 
     def sync_directory(self) -> None:
         _sync_directory(self._directory)
+
+    def _of_same_directory(self, name: str) -> Path:
+        if self.id and self.id != directory_id(self._directory):
+            detail = "another directory has taken its place"
+            raise FileNotFoundError(errno.ENOENT, detail, str(self._directory))
+        return self._directory / name
 
     def free_bytes(self) -> int:
         stat = os.statvfs(self._directory)

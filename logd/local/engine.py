@@ -58,7 +58,7 @@ class LocalEngine:
         return self._commit.submit(raw, batch)
 
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
-        return list(map(self._store.data.get, keys))
+        return self._store.data.get_all(keys)
 
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
         return self._listing.page(request, peer)

@@ -5,7 +5,9 @@ seconds after a start with a million keys that no sorted snapshot holds; else no
 sorted while the next group is synced.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import islice
 
 from logd.engine import cut_page
 from logd.local.store import Store
@@ -17,7 +19,7 @@ class Listing:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._keys = store.sort_keys()
+        self._keys = store.sorted_keys
         self._waiting: list[tuple[bytes, PageRequest]] = []
         self.pages = 0
         """That were answered."""
@@ -38,7 +40,7 @@ class Listing:
 
     def sort_some(self) -> None:
         """Put some keys in order, if any are not. To be called while `is_behind`."""
-        self._keys.sort_some(self._store.data.__contains__)
+        self._store.sort_some()
 
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
         """As `logd.engine.Engine.page`."""
@@ -58,16 +60,16 @@ class Listing:
         self.pages += 1
         return cut_page(request, self._entries(request.query))
 
-    def _entries(self, query: PageQuery) -> Iterator[tuple[str, bytes | None]]:
+    def _entries(self, query: PageQuery) -> Iterable[tuple[str, bytes | None]]:
         data = self._store.data
-        found = query.keys if query.keys is not None else self._range(query)
+        keys = self._range(query) if query.keys is None else query.keys
         if query.with_values:
-            return ((key, data.get(key)) for key in found)
-        return ((key, b"" if key in data else None) for key in found)
+            return zip(keys, map(data.get, keys), strict=True)
+        return ((key, b"" if key in data else None) for key in keys)
 
-    def _range(self, query: PageQuery) -> Iterator[str]:
+    def _range(self, query: PageQuery) -> list[str]:
+        """As many keys as a page may have, and one more, which tells that there are more."""
         first = max(query.prefix, query.after and query.after + "\0")  # the least string that is greater
-        for key in self._keys.walk(first):
-            if not key.startswith(query.prefix):
-                return
-            yield key
+        keys = list(islice(self._keys.walk(first), query.limit + 1))
+        end = bisect_left(keys, True, key=lambda key: not key.startswith(query.prefix))
+        return keys[:end]

@@ -108,10 +108,9 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
 
 def _in_order(store: Store) -> SortedKeys:
     """The keys as the next start wants them: it can have them in order at hardly any cost."""
-    keys = SortedKeys(store.data)
-    while not keys.is_sorted:
-        keys.sort_some(store.data.__contains__)
-    return keys
+    while not store.sorted_keys.is_sorted:
+        store.sort_some()
+    return store.sorted_keys
 
 
 def read(disk: Disk, name: str) -> tuple[Store, int]:
@@ -160,4 +159,4 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
             store.sessions.update(chunk.numbers)
             store.outcomes.update(chunk.outcomes)
         else:
-            store.data.update(chunk.data)
+            store.load(chunk.data)

@@ -10,6 +10,7 @@ neither be filled nor be emptied in steps.)
 """
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
@@ -22,14 +23,12 @@ _CHUNK_KEYS_MAX: Final = 2000
 class SortedKeys:
     """A set of keys: all in `_chunks`, one chunk after the other, but for those that wait in `_unsorted`."""
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         self._chunks: list[list[str]] = [[]]
         self._lows: list[str] = [""]
         """A bound for each chunk: its keys are not below it, and those of the chunk before it are."""
-        waiting = iter(keys)
-        self._unsorted = list(iter(lambda: list(islice(waiting, SORTED_AT_ONCE)), []))
+        self._unsorted: deque[list[str]] = deque()
         """Lists of keys. Some may have been removed since, and some may be there twice."""
-        self._unsorted.reverse()  # the first are sorted first: keys that are in order need only be appended
 
     def __iter__(self) -> Iterator[str]:
         return self.walk("")
@@ -44,9 +43,11 @@ class SortedKeys:
         """About how many keys wait."""
         return sum(map(len, self._unsorted))
 
-    def add(self, keys: list[str]) -> None:
-        """Have these keys sorted soon."""
-        self._unsorted.append(keys)
+    def add(self, keys: Iterable[str]) -> None:
+        """Have these keys sorted, after those that wait already."""
+        if not self._unsorted or len(self._unsorted[-1]) >= SORTED_AT_ONCE:
+            self._unsorted.append([])
+        self._unsorted[-1].extend(keys)
 
     def remove(self, key: str) -> None:
         """Remove a key. One that waits is left out when its turn comes."""
@@ -60,17 +61,22 @@ class SortedKeys:
                 self._lows[0] = ""
 
     def sort_some(self, is_key: Callable[[str], bool]) -> None:
-        """Put some of the keys that wait in order: those that still are keys."""
-        keys: list[str] = []
-        while self._unsorted and len(keys) < SORTED_AT_ONCE:
-            keys += self._unsorted.pop()
-        keys = sorted(dict.fromkeys(filter(is_key, keys)))  # once each, and still in order where they were
+        """Put some of the keys that wait in order: those that still are keys.
+
+        The first to come are the first, as keys that come in order need only be appended.
+        """
+        if not self._unsorted:
+            return
+        waiting = self._unsorted[0]
+        some, waiting[:SORTED_AT_ONCE] = waiting[:SORTED_AT_ONCE], []
+        if not waiting:
+            self._unsorted.popleft()
+        keys = sorted(dict.fromkeys(filter(is_key, some)))  # once each, and still in order where they were
         last = self._chunks[-1]
-        if not last:
-            last += keys
-        elif keys and keys[0] > last[-1]:
-            self._chunks.append(keys)
-            self._lows.append(keys[0])
+        if not keys:
+            return
+        if not last or keys[0] > last[-1]:
+            self._append(keys)
         else:
             for key in keys:
                 self._insert(key)
@@ -84,9 +90,18 @@ class SortedKeys:
 
     def empty(self) -> list[list[str]]:
         """Remove all keys. Returns what held them, for the caller to free."""
-        held = self._chunks + self._unsorted
-        self._chunks, self._lows, self._unsorted = [[]], [""], []
+        held = [*self._chunks, *self._unsorted]
+        self._chunks, self._lows, self._unsorted = [[]], [""], deque()
         return held
+
+    def _append(self, keys: list[str]) -> None:
+        """Add keys that come after all others, in order."""
+        last = self._chunks[-1]
+        if len(last) + len(keys) <= _CHUNK_KEYS_MAX:
+            last += keys
+        else:
+            self._chunks.append(keys)
+            self._lows.append(keys[0])
 
     def _insert(self, key: str) -> None:
         index = bisect_right(self._lows, key) - 1

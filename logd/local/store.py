@@ -5,10 +5,10 @@ state, always: replay depends on it, so nothing here may look at a clock, a rand
 """
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Final
 
 from logd.local.sorted_keys import SortedKeys
+from logd.local.table import Table
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, FailedCheck, Outcomes, Transaction, WriteBatch
 
@@ -20,10 +20,10 @@ class Store:
     """Keys, values and sessions. What it holds is durable: a group is applied only after its sync."""
 
     def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-        self.sorted_keys: SortedKeys | None = None
-        """The keys of `data` in order, from `sort_keys` on: replay and checkpoints do not pay for it."""
-        self.discard: Callable[[dict[str, bytes], list[list[str]]], None] = lambda _data, _keys: None
+        self.data = Table()
+        self.sorted_keys = SortedKeys()
+        """The keys of `data`. They wait there until somebody has them put in order: replay does not pay for that."""
+        self.discard: Callable[[Table, list[list[str]]], None] = lambda _data, _keys: None
         """Frees what was cleared. Where nobody waits, it may be freed at once."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
@@ -42,13 +42,17 @@ class Store:
         for it.
         """
         if self._data_bytes is None:
-            self._data_bytes = sum(map(len, self.data)) + sum(map(len, self.data.values()))
+            sizes = (sum(map(len, part)) + sum(map(len, part.values())) for part in self.data.parts)
+            self._data_bytes = sum(sizes)
         return self._data_bytes
 
-    def sort_keys(self) -> SortedKeys:
-        """Have the keys in order from now on. They are put there in steps, by `sort_some` of what this returns."""
-        self.sorted_keys = SortedKeys(self.data)
-        return self.sorted_keys
+    def load(self, data: dict[str, bytes]) -> None:
+        """Add or replace values that no batch brings: those of a snapshot, or of an import."""
+        self.sorted_keys.add(self.data.put_all(data))
+
+    def sort_some(self) -> None:
+        """Put some of the keys that wait in order, if any do."""
+        self.sorted_keys.sort_some(self.data.__contains__)
 
     def apply(self, batch: WriteBatch, data_bytes_max: int = 0) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
@@ -93,8 +97,8 @@ class Store:
     def _write(self, batch: WriteBatch, bytes_max: int) -> Outcomes | None:
         """Make the writes of a batch; those that were not made, if any."""
         if batch.clear:
-            old, self.data = self.data, {}
-            self.discard(old, self.sorted_keys.empty() if self.sorted_keys else [])
+            old, self.data = self.data, Table()
+            self.discard(old, self.sorted_keys.empty())
             self._data_bytes = None if self._data_bytes is None else 0
         over_limit = self._over_limit(batch.puts, bytes_max) if bytes_max else []
         self._put(_without(batch.puts, over_limit) if over_limit else batch.puts)
@@ -129,10 +133,8 @@ class Store:
     def _put(self, puts: dict[str, bytes]) -> None:
         if self._data_bytes is not None:
             self._data_bytes += self._growth_bytes(puts)
-        count = len(self.data)
-        self.data.update(puts)
-        if self.sorted_keys and (added := len(self.data) - count):
-            self.sorted_keys.add(list(islice(reversed(self.data), added)))  # what is new is last in a dictionary
+        if added := self.data.put_all(puts):
+            self.sorted_keys.add(added)
 
     def _delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -141,18 +143,16 @@ class Store:
                 continue
             if self._data_bytes is not None:
                 self._data_bytes -= len(key) + len(value)
-            if self.sorted_keys:
-                self.sorted_keys.remove(key)
+            self.sorted_keys.remove(key)
 
     # The bytes of data -----------------------------------------------------------------------------------
 
     def _growth_bytes(self, puts: dict[str, bytes]) -> int:
         """What these would add to the bytes of data; below 0 when they shrink it. Only new keys are looked at."""
-        data = self.data
-        replaced = list(filter(None, map(data.get, puts)))
+        replaced = list(filter(None, self.data.get_all(puts)))
         growth = sum(map(len, puts.values())) - sum(map(len, replaced))
         if len(replaced) < len(puts):
-            growth += sum([len(key) for key in puts if key not in data])
+            growth += sum([len(key) for key in puts if key not in self.data])
         return growth
 
     def _over_limit(self, puts: dict[str, bytes], bytes_max: int) -> list[str]:

@@ -10,6 +10,10 @@ from typing import NamedTuple
 SERVER = "server"
 HELLO = "hello-world"
 """The names of the two targets that are always there: ours, and the one that ratios are relative to."""
+SERVER_ON_ETCD = "server on etcd"
+ETCD_GATEWAY = "etcd's gateway"
+ETCD_GRPC = "etcd by gRPC"
+"""Those of the section `cluster`; there, ratios are relative to the gateway."""
 
 
 class Section(Enum):
@@ -21,6 +25,7 @@ class Section(Enum):
     KEYS = "keys"
     SYNC = "sync"
     LOGD = "logd"
+    CLUSTER = "cluster"
 
 
 class Operation(Enum):
@@ -43,6 +48,11 @@ class Case(NamedTuple):
     def key_prefix(self) -> str:
         """Values of one size have keys of their own, so that a read finds the size that it was asked for."""
         return f"v{self.value_bytes}-"
+
+    @property
+    def reference(self) -> str:
+        """The target that ratios are relative to."""
+        return ETCD_GATEWAY if self.section is Section.CLUSTER else HELLO
 
     def __str__(self) -> str:
         connections = f"{self.connections:,} connection{'s' if self.connections > 1 else ''}"

@@ -46,14 +46,20 @@ def wrk(url: str, script: Path, case: Case, seconds: int) -> Sample:
     """Put a load on a server for that long. Raises LoadFailed."""
     threads = min(_THREADS_MAX, case.connections)
     command = ["wrk", f"-t{threads}", f"-c{case.connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_SECONDS}s"]
-    settings = {
+    return run_script([*command, "-s", str(script), url], case, seconds)
+
+
+def run_script(command: Sequence[str], case: Case, seconds: int, settings: Mapping[str, str] | None = None) -> Sample:
+    """Run a program that is told the case as the scripts of wrk are, and prints what they print. Raises LoadFailed."""
+    of_case = {
+        "CONNECTIONS": str(case.connections),
         "KEYS": str(case.keys),
         "KEY_PREFIX": case.key_prefix,
         "VALUE_BYTES": str(case.value_bytes),
         "OPERATION": case.operation.value,
         "JSON": "1",
     }
-    printed, cpu_seconds = _run([*command, "-s", str(script), url], seconds, settings)
+    printed, cpu_seconds = _run(command, seconds, {**of_case, **(settings or {})})
     return replace(parse_wrk(printed), cpu_seconds={"load": cpu_seconds})
 
 

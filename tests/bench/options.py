@@ -16,6 +16,7 @@ from tests.support.arguments import checked, positive_count
 
 _ROUNDS = 3
 _SECONDS = 5
+_USUAL = tuple(section for section in Section if section is not Section.CLUSTER)
 _EPILOG = """
 what --only selects:
   headline     1, 64 and 512 connections: the server beside the hello-world
@@ -24,6 +25,7 @@ what --only selects:
   keys         1,000 to 1,000,000 keys that are stored
   sync         the p50 of a PUT on one connection, beside that of one bare write and sync
   logd         the log writer alone, without HTTP: durable writes and reads a second
+  cluster      three nodes of etcd: our server on them, beside etcd's JSON gateway and gRPC; only when it is asked for
 
 peers: etcd and redis-server are measured where they are installed. Flags for the server go after `--`.
 
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add, count = parser.add_argument, checked(positive_count)
-    add("--only", type=checked(_sections), default=tuple(Section), metavar="SECTION,…", help="(all of them)")
+    add("--only", type=checked(_sections), default=_USUAL, metavar="SECTION,…", help="(all but cluster)")
     add("--rounds", type=count, metavar="N", help=f"how often each load is put on each target ({_ROUNDS})")
     add("--seconds", type=count, metavar="N", help=f"how long a load lasts ({_SECONDS})")
     add("--quick", action="store_true", help="one round of one second: to see that all works, not to measure")

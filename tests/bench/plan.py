@@ -20,6 +20,7 @@ HEADLINE_CONNECTIONS: Final = (1, 64, 512)
 CONNECTIONS: Final = (1, 4, 16, 64, 256, 1_024, 4_096)
 PEER_CONNECTIONS: Final = (1, 64, 1_024)
 VALUES: Final = (1, 100, 1 << 10, 64 << 10, 1 << 20)
+CLUSTER_CONNECTIONS: Final = (1, 64, 256)
 KEYS: Final = (1_000, 100_000, 1_000_000)
 SYNC_CASE: Final = Case(Section.SYNC, Operation.PUT, 1, _VALUE_BYTES, _KEYS)
 
@@ -34,6 +35,11 @@ class Stage(NamedTuple):
     cases: tuple[Case, ...]
     peer_cases: tuple[Case, ...] = ()
     """Those of the cases that peers are measured with too."""
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """True for the one whose targets share a cluster of etcd."""
+        return self.cases[0].section is Section.CLUSTER
 
     @property
     def seconds_to_start(self) -> float:
@@ -75,6 +81,8 @@ def _stages(section: Section, connections: Sequence[int]) -> list[Stage]:
             return _values()
         case Section.KEYS:
             return _keys()
+        case Section.CLUSTER:
+            return _cluster()
         case _:
             return []
 
@@ -116,3 +124,8 @@ def _values() -> list[Stage]:
 
 def _keys() -> list[Stage]:
     return [Stage(_both(Section.KEYS, _CONNECTIONS, keys=keys)) for keys in KEYS]
+
+
+def _cluster() -> list[Stage]:
+    cases = tuple(case for count in CLUSTER_CONNECTIONS for case in _both(Section.CLUSTER, count))
+    return [Stage(cases, cases)]

@@ -18,7 +18,7 @@ from string import Template
 from typing import Any, Final, NamedTuple
 
 from tests.bench import figures, senders, targets
-from tests.bench.cases import HELLO, SERVER, Case, Operation, Section, human_bytes, human_us
+from tests.bench.cases import SERVER, Case, Operation, Section, human_bytes, human_us
 from tests.bench.figures import LogdFigures, Row, Spread, SyncFigures
 from tests.bench.logd_alone import SENDERS
 from tests.bench.options import Options
@@ -147,6 +147,7 @@ _VARIED: Final[Mapping[Section, tuple[str, str, Callable[[Case], str]]]] = {
         lambda case: f"{human_bytes(case.value_bytes)}, {case.connections} connections",
     ),
     Section.KEYS: ("Keys", "keys stored", lambda case: f"{case.keys:,}"),
+    Section.CLUSTER: ("Three nodes of etcd", "connections", lambda case: f"{case.connections:,}"),
 }
 
 
@@ -160,7 +161,18 @@ def _section_table(section: Section, rows: Sequence[Row]) -> _Table | None:
     chosen = [row for row in rows if row.case.section is section]
     if not chosen:
         return None
-    columns = ("", varied, "target", "requests/s", "from – to", "of hello-world", "p50", "p90", "p99", "max")
+    columns = (
+        "",
+        varied,
+        "target",
+        "requests/s",
+        "from – to",
+        f"of {chosen[0].case.reference}",
+        "p50",
+        "p90",
+        "p99",
+        "max",
+    )
     note = (
         "Medians of the rounds; max is the greatest of all. CPU is for one request, by role; load is what sends them."
     )
@@ -183,7 +195,7 @@ def _cells(row: Row, varied: str) -> tuple[str, ...]:
         row.target,
         _maybe(row.throughput, lambda spread: f"{spread.median:,.0f}"),
         _maybe(row.throughput, lambda spread: f"{spread.low:,.0f} – {spread.high:,.0f}"),
-        _maybe(row.ratio, lambda spread: f"{spread.median:.2f}") if row.target != HELLO else "",
+        _maybe(row.ratio, lambda spread: f"{spread.median:.2f}") if row.target != row.case.reference else "",
         *(_maybe(spread, lambda spread: human_us(spread.median)) for spread in (row.p50_us, row.p90_us, row.p99_us)),
         _maybe(row.max_us, lambda spread: human_us(spread.high)),
         _cpu(row.cpu_us or {}),
