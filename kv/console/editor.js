@@ -25,9 +25,14 @@ export class Editor {
     this.area.value = this.before;
     this.area.addEventListener("keydown", (event) => this.#onKey(event));
     this.store = button("Store", () => this.#store(), { kind: "primary" });
-    const cancel = button("Cancel", () => onDone(key));
-    const hint = element("span", { class: "quiet" }, "Ctrl+Enter stores");
-    const row = element("div", { class: "row" }, this.store, cancel, hint);
+    this.hint = element("span", { class: "quiet" }, "Ctrl+Enter stores");
+    const row = element(
+      "div",
+      { class: "row" },
+      this.store,
+      button("Cancel", () => onDone(key)),
+      this.hint,
+    );
     this.element = element("div", {}, ...(key ? [] : [this.name]), this.said, this.area, row);
   }
 
@@ -92,7 +97,7 @@ export class Editor {
     const other = await this.#read(key);
     if (other === undefined) return;
     this.etag = other?.etag ?? null;
-    this.store.hidden = true;
+    this.store.hidden = this.hint.hidden = true;
     const theirs = other
       ? element("pre", { class: "text theirs", tabindex: "0", "aria-label": "What is stored now" }, shown(other))
       : element("p", {}, "The key is not there any more.");
