@@ -62,9 +62,8 @@ class Person:
 
     def text(self, selector):
         """All that is to be seen there."""
-        return self.run(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')", selector
-        )
+        seen = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())"
+        return self.run(f"return {seen}.map(e => e.innerText).join('\\n')", selector)
 
     def await_text(self, text, selector="body"):
         await_true(lambda: text in self.text(selector), PATIENCE_SECONDS, f"{text!r} in {selector}")
@@ -154,7 +153,7 @@ def test_while_logd_is_away_the_page_says_so_and_goes_on_with_the_rest(person, s
     logd.suspend()
     try:
         person.await_text("Not ready: ", "#health")
-        person.await_text(str(logd.pid), "tr[data-role=logd]")
+        person.await_text("does not answer", "tr[data-role=logd]")
     finally:
         logd.resume()
     person.await_text("Takes reads and writes", "#health")
@@ -231,6 +230,7 @@ def test_what_somebody_else_has_stored_meanwhile_is_shown_and_not_overwritten_un
     person.click("Store")
     person.await_text("Not stored: somebody else has changed this key")
     person.await_text("theirs", ".value pre")
+    assert "Store" not in person.text(".value button").split("\n")
     assert server.get("shared") == b"theirs"
     server.put("shared", b"theirs again")
     person.click("Replace it by my text")

@@ -3,6 +3,8 @@
 
 const ROOT = new URL("..", import.meta.url);
 const TIMEOUT_MS = 15_000;
+const WHOLE_BYTES = 256 << 10; // a larger value is read in its beginning alone
+const BEGINNING_BYTES = 32 << 10;
 
 let token = "";
 
@@ -56,21 +58,18 @@ export async function text(path, options) {
 
 const keyPath = (key) => `kv/${encodeURIComponent(key)}`;
 
-/**
- * Reads a value, or, when it is longer than `bytesMax`, its first `beginningBytes`:
- * {etag, size, bytes, isWhole}.
- */
-export async function readValue(key, bytesMax, beginningBytes) {
+/** Reads a value, or, when it is large, its beginning: {etag, size, bytes, isWhole}. */
+export async function readValue(key) {
   const abort = new AbortController();
   const response = await request(keyPath(key), { signal: abort.signal });
   const etag = response.headers.get("ETag");
   const size = Number(response.headers.get("Content-Length"));
   try {
-    if (size <= bytesMax) {
+    if (size <= WHOLE_BYTES) {
       const bytes = new Uint8Array(await response.arrayBuffer());
       return { etag, size: bytes.length, bytes, isWhole: true };
     }
-    const bytes = await beginning(response.body, beginningBytes);
+    const bytes = await beginning(response.body, BEGINNING_BYTES);
     abort.abort(); // the rest need not be sent
     return { etag, size, bytes, isWhole: false };
   } catch {

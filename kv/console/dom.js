@@ -30,6 +30,15 @@ export function write(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+export function button(words, onclick, { disabled = false, kind = "" } = {}) {
+  return element("button", { type: "button", onclick, disabled, class: kind }, words);
+}
+
+/** A line that stands out; `kind` is "good", "bad", or neither. */
+export function notice(words, kind = "") {
+  return element("p", { class: `notice ${kind}` }, words);
+}
+
 /** Asks in a modal dialog; resolves to true when the answer is `yes`. Escape and the safe button are false. */
 export function ask(title, text, yes) {
   const dialog = document.getElementById("question");
@@ -40,8 +49,8 @@ export function ask(title, text, yes) {
       element(
         "div",
         { class: "row end" },
-        element("button", { type: "button", onclick: () => dialog.close("no"), autofocus: true }, "Cancel"),
-        element("button", { type: "button", class: "danger", onclick: () => dialog.close("yes") }, yes),
+        button("Cancel", () => dialog.close("no")), // the first one has the focus
+        button(yes, () => dialog.close("yes"), { kind: "danger" }),
       ),
     );
     dialog.returnValue = "no";

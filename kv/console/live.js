@@ -6,7 +6,7 @@ import { History, Scrape } from "./metrics.js";
 import { age, bytes, count, duration, number } from "./words.js";
 
 const HISTORY_SECONDS = 30;
-const RATE_SECONDS = 2;
+const RATE_SECONDS = 3;
 const QUANTILE_SECONDS = 10;
 const REQUESTS = "kv_http_requests_total";
 const LATENCY = "kv_http_request_duration_seconds";

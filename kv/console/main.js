@@ -19,7 +19,7 @@ const events = new Events();
 const data = new DataView(by("data"));
 
 /** What is known of the server. */
-const server = { health: "unknown", isWhole: true, isAllowed: true, workers: 0 };
+const server = { health: "unknown", isWhole: true, isAllowed: true, workers: 0, isLogdUp: true };
 
 // Asking --------------------------------------------------------------------------------------------------
 
@@ -57,6 +57,7 @@ async function askMetrics() {
   try {
     const metrics = await text("metrics", { timeoutMs: TIMEOUT_MS });
     server.workers = Number(/^kv_workers_configured (\d+)/m.exec(metrics)?.[1] ?? 0);
+    server.isLogdUp = !/^kv_logd_up 0/m.test(metrics);
     live.show(metrics, performance.now() / 1000);
   } catch (failure) {
     live.show(null);
@@ -68,7 +69,7 @@ async function askStatus() {
   try {
     const status = JSON.parse(await text("status", { timeoutMs: TIMEOUT_MS }));
     server.isWhole = isWhole(status, server.workers);
-    processes.show(status, server.workers);
+    processes.show(status, server.workers, server.isLogdUp);
     events.show(status);
   } catch (failure) {
     if (failure.status === 401) demandToken();

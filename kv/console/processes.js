@@ -6,6 +6,7 @@ import { age, bytes, clock, duration, meaning } from "./words.js";
 
 const EVENTS_MAX = 100;
 const NEWS_SECONDS = 8;
+const STATES = { gone: "gone", starting: "starts", silent: "does not answer", ready: "serves" };
 const OTHERS = 3; // supervisor, logd, gunicorn
 const DUTIES = {
   supervisor: "starts, watches and restarts the others",
@@ -36,14 +37,17 @@ export class Processes {
     );
   }
 
-  /** `workers` is how many there should be. */
-  show(status, workers) {
+  /** `workers` is how many there should be; `isLogdUp` whether logd has answered of late. */
+  show(status, workers, isLogdUp) {
     const missing = workers - status.processes.filter((each) => each.role === "worker").length;
     const absent = { role: "worker", pid: null, restarts: null, started_at: null, ready_at: null, ended_at: null };
     const processes = [...status.processes, ...Array(Math.max(0, missing)).fill(absent)];
     while (this.#rows.rows.length > processes.length) this.#rows.lastChild.remove();
     while (this.#rows.rows.length < processes.length) this.#rows.append(row());
-    processes.forEach((each, index) => fill(this.#rows.rows[index], each, status.time));
+    processes.forEach((each, index) => {
+      const isSilent = each.role === "logd" && !isLogdUp;
+      fill(this.#rows.rows[index], each, status.time, isSilent);
+    });
   }
 }
 
@@ -54,16 +58,16 @@ function row() {
   return element("tr", {}, name, ...cells);
 }
 
-function fill(line, process, now) {
+function fill(line, process, now, isSilent) {
   const { role, pid } = process;
   const [name, pidCell, state, ageCell, restarts, memory] = line.cells;
   line.dataset.role = role;
-  line.dataset.state = pid === null ? "gone" : process.ready_at ? "ready" : "starting";
+  line.dataset.state = pid === null ? "gone" : !process.ready_at ? "starting" : isSilent ? "silent" : "ready";
   line.classList.toggle("news", process.restarts > 0 && now - process.started_at < NEWS_SECONDS);
   write(name.firstChild, role);
   write(name.lastChild, DUTIES[role]);
   write(pidCell, pid === null ? "–" : String(pid));
-  write(state.firstChild, { gone: "gone", starting: "starting", ready: "serves" }[line.dataset.state]);
+  write(state.firstChild, STATES[line.dataset.state]);
   write(state.lastChild, outage(process, now));
   write(ageCell, pid === null ? "–" : age(now - process.started_at));
   write(restarts, process.restarts === null ? "–" : String(process.restarts));

@@ -1,14 +1,10 @@
-// One value: shown, changed, removed, downloaded. A change is made only if the value is still the one that was shown;
-// what somebody else has stored meanwhile is shown beside it, and never overwritten unasked.
+// One value: shown, removed, downloaded; editor.js changes it. It is removed only if it is still the one that is shown.
 
-import { download, Failure, readValue, remove, store } from "./api.js";
-import { ask, element, write } from "./dom.js";
+import { download, Failure, readValue, remove } from "./api.js";
+import { ask, button, element, notice, write } from "./dom.js";
+import { Editor } from "./editor.js";
 import { decode, hexadecimal, isEditable, isPlain, visible } from "./text.js";
 import { bytes as size, count, failure } from "./words.js";
-
-const WHOLE_BYTES = 256 << 10; // a larger value is shown by its beginning, and is not edited here
-const BEGINNING_BYTES = 32 << 10;
-const KEY = /^[A-Za-z0-9:_.-]+$/;
 
 export class ValueView {
   #key = null; // "" is a new one
@@ -40,7 +36,7 @@ export class ValueView {
   }
 
   isChanged() {
-    return this.#editor !== null && this.#editor.area.value !== this.#editor.before;
+    return this.#editor !== null && this.#editor.isChanged();
   }
 
   async #mayDiscard() {
@@ -55,7 +51,7 @@ export class ValueView {
     this.#draw(element("p", { class: "quiet" }, "Asking …"));
     this.#failed = false;
     try {
-      const value = await readValue(key, WHOLE_BYTES, BEGINNING_BYTES);
+      const value = await readValue(key);
       if (key !== this.#key) return;
       this.#value = { ...value, text: decode(value.bytes) };
       this.#show(said);
@@ -119,10 +115,10 @@ export class ValueView {
 
   #actions(...names) {
     const action = {
-      edit: () => button("Edit", () => this.#edit(), this.#whyNotEditable() !== ""),
+      edit: () => button("Edit", () => this.#edit(), { disabled: this.#whyNotEditable() !== "" }),
       create: () => button("Create it", () => this.#create()),
       download: () => button("Download", () => this.#download()),
-      remove: () => button("Delete …", () => this.#remove(), false, "danger"),
+      remove: () => button("Delete …", () => this.#remove(), { kind: "danger" }),
       again: () => button("Refresh", () => this.#load()),
     };
     return element("div", { class: "row" }, ...names.map((name) => action[name]()));
@@ -167,122 +163,22 @@ export class ValueView {
   }
 
   #edit() {
-    const before = this.#value?.text ?? "";
-    const area = element("textarea", { "aria-label": "Value", rows: "16", spellcheck: "false" });
-    area.value = before;
-    area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#save();
-    });
-    const name = element("input", {
-      "aria-label": "Key",
-      placeholder: "A-Z a-z 0-9 : _ . -",
-      autocomplete: "off",
-      spellcheck: "false",
-    });
-    this.#editor = { area, name, before, etag: this.#value?.etag ?? null, said: element("div", { role: "alert" }) };
-    const cancel = () => {
-      this.#editor = null;
-      if (this.#key) this.#load();
-      else location.hash = "#data";
-    };
-    const row = element(
-      "div",
-      { class: "row" },
-      button("Store", () => this.#save(), false, "primary"),
-      button("Cancel", cancel),
-      element("span", { class: "quiet" }, "Ctrl+Enter stores"),
-    );
-    this.#draw(this.#key ? "" : element("p", {}, name), this.#editor.said, area, row);
-    (this.#key ? area : name).focus();
+    this.#editor = new Editor(this.#key, this.#value, (key, said) => this.#leave(key, said));
+    this.#draw(this.#editor.element);
+    this.#editor.focus();
   }
 
-  #say(...content) {
-    this.#editor.said.replaceChildren(...content);
-  }
-
-  async #save() {
-    const { area, name, etag } = this.#editor;
-    const key = this.#key || name.value;
-    if (!KEY.test(key))
-      return this.#say(notice("A key has letters, digits and : _ . - alone, and at least one of them.", "bad"));
-    if (!area.value) return this.#say(notice("A value cannot be empty.", "bad"));
-    this.#say(element("p", { class: "quiet" }, "Storing …"));
-    try {
-      await store(key, area.value, etag);
-    } catch (error) {
-      if (!(error instanceof Failure)) throw error;
-      return error.status === 412
-        ? this.#showOther(key)
-        : this.#say(notice(failure(error), "bad"), this.#look(error, key));
-    }
-    return this.#stored(key);
-  }
-
-  async #stored(key) {
+  /** The editor is done: the key is shown as it is stored now; without a key, none is. */
+  async #leave(key, said) {
     this.#editor = null;
+    if (!key) {
+      location.hash = "#data";
+      return;
+    }
     const isNew = !this.#key;
     this.#key = key;
     if (isNew) location.replace(`#data/${key}`);
-    await this.#load("Stored: it is on the disk.");
-    this.onKeys();
+    await this.#load(said);
+    if (said) this.onKeys();
   }
-
-  /** After an answer that was lost, the value itself says whether it was stored. */
-  #look({ status }, key) {
-    const look = async () => {
-      const other = await this.#read(key);
-      if (other && other.isWhole && decode(other.bytes) === this.#editor.area.value) this.#stored(key);
-      else this.#showOther(key, "It is not stored. This is what the key has now.");
-    };
-    return status === 504 || status === 0 ? button("Look whether it is stored", look) : "";
-  }
-
-  /** Somebody else was faster: their value is shown, and the next one who stores replaces that, and says so. */
-  async #showOther(
-    key,
-    why = "Not stored: somebody else has changed this key since you began. Nothing was overwritten.",
-  ) {
-    const other = await this.#read(key);
-    if (other === undefined || !this.#editor) return;
-    this.#editor.etag = other?.etag ?? null;
-    const take = () => {
-      this.#editor = null;
-      this.#key = key;
-      this.#load();
-    };
-    const theirs = other
-      ? element("pre", { class: "text theirs", tabindex: "0", "aria-label": "What is stored now" }, shown(other))
-      : element("p", {}, "The key is not there any more.");
-    const row = element(
-      "div",
-      { class: "row" },
-      button(other ? "Replace it by my text" : "Store my text again", () => this.#save()),
-      button(other ? "Take what is stored" : "Let it be gone", take),
-    );
-    this.#say(notice(why, "bad"), theirs, row, element("p", { class: "quiet" }, "Your text:"));
-  }
-
-  /** A value, null when there is none, or undefined when that cannot be found out; then it says so. */
-  async #read(key) {
-    try {
-      return await readValue(key, WHOLE_BYTES, BEGINNING_BYTES);
-    } catch (error) {
-      if (error.status === 404) return null;
-      this.#say(notice(failure(error), "bad"));
-      return undefined;
-    }
-  }
-}
-
-function shown({ bytes, isWhole }) {
-  const text = decode(bytes);
-  return (isPlain(text) ? text : visible(text)) + (isWhole ? "" : " …");
-}
-
-function notice(words, kind = "") {
-  return element("p", { class: `notice ${kind}` }, words);
-}
-
-function button(words, onclick, disabled = false, kind = "") {
-  return element("button", { type: "button", onclick, disabled, class: kind }, words);
 }
