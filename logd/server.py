@@ -36,6 +36,7 @@ log = logging.getLogger("logd.server")
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _READABLE = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_QUIET_TURNS = 16  # after so many without a read, a write may be synced while nothing else is done
 _MESSAGES_PER_TURN_MAX = 1000  # so that the replies of a group never wait for the end of a flood of messages
 
 
@@ -65,6 +66,7 @@ class Server:
         self._lifeline_fd = lifeline_fd
         self._peers: dict[bytes, bytes] = {}
         """Session to the connection that it last wrote from."""
+        self._turns_without_reads = 0
 
     def run(self) -> None:
         """Serve, then answer what was accepted. Raises what `Engine.collect` raises."""
@@ -80,7 +82,8 @@ class Server:
                 self._receive()
             if engine_fd in ready:
                 self._collect()
-            self._engine.commit()
+            self._engine.commit(is_quiet=self._turns_without_reads >= _QUIET_TURNS)
+            self._turns_without_reads += 1
             if self._lifeline_fd in ready:
                 stopping = True
                 poll.unregister(self._lifeline_fd)
@@ -130,6 +133,7 @@ class Server:
             self._peers[batch.session] = peer
 
     def _read(self, keys: list[str], origin: Origin) -> None:
+        self._turns_without_reads = 0
         found = self._engine.read(keys, origin)
         if found is not None:
             self._send_values(origin, found)

@@ -58,8 +58,8 @@ class LocalEngine:
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
         return list(map(self._store.data.get, keys))
 
-    def commit(self) -> None:
-        self._commit.commit()
+    def commit(self, *, is_quiet: bool = False) -> None:
+        self._commit.commit(is_quiet=is_quiet)
 
     def collect(self) -> Collected:
         return Collected(self._commit.collect())
