@@ -107,6 +107,7 @@ class Process:
         self._next = max([recovered.store.sessions.get(model.session, -1), *model.refused]) + 1
         self._store = recovered.store
         self._storage = GroupCommit(disk, self._wal, recovered.store)
+        self._storage._sync_thread._lately_seconds = 0.0
 
     def write(self) -> None:
         """One group. Refused for lack of space, it is given up."""
@@ -119,7 +120,7 @@ class Process:
             )
         model.attempted = max(model.attempted, number)
         assert self._storage.submit(encode(batch), batch) is None
-        self._storage.commit()
+        self._storage.commit(is_quiet=number % 2 == 1)  # by one thread and by the other
         self._read()
         for _, reply in self._replies():
             self._next = number + 1
