@@ -167,8 +167,8 @@ def _read_back(server: Server, result: Result, progress: Progress) -> None:
         server.crash()
         server.start()
         _read_all(server, result)
-        counter = server.call("GET", f"/kv/{result.record.counter}")
-        result.counter = result.record.value(counter.body) if counter.status == 200 else ABSENT
+        counter = server.call("GET", f"/kv/{result.record.requests.counter}")
+        result.counter = result.record.requests.value(counter.body) if counter.status == 200 else ABSENT
     except AssertionError as error:  # of the harness: the server did not start
         result.errors.append(f"after the load: {error}")
 
