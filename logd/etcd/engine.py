@@ -99,6 +99,7 @@ class EtcdEngine:
             compact_s=settings.compact_s,
             request_bytes_max=settings.request_bytes_max,
             on_failed=self._results.put,
+            on_turn=self._results.wake,
         )
         self._reads = Reads(partial(_carry_out, reader), self._results)
         owner, courtesy = os.urandom(_OWNER_BYTES), threading.Lock()
@@ -115,7 +116,8 @@ class EtcdEngine:
         self._lane_by_session: dict[bytes, Lane] = {}
         self._held: list[Accepted] = []
         """What came while nobody knew yet what a predecessor has applied."""
-        self._no_space = ""
+        self._refused = ""
+        """Why the last group was refused; empty when it was not."""
         self.counters = Counters()
         self._pages = 0
         self._read_seconds = counters.empty(counters.SECONDS)
@@ -183,7 +185,7 @@ class EtcdEngine:
             return f"etcd refuses what the server needs: {self._keeper.trouble}"
         if not self.is_ready():
             return "the server does not have its record in etcd yet"
-        return self._no_space
+        return self._refused
 
     def stats(self, number: int) -> Stats:
         counted, link = self.counters, self._link
@@ -270,9 +272,10 @@ class EtcdEngine:
         group = lane.in_flight or []
         replies = lane.end(result)
         if isinstance(result, Refusal):
-            self._no_space = "no space left in etcd" if result.reason is Reason.NO_SPACE else ""
+            is_full = result.reason is Reason.NO_SPACE
+            self._refused = "no space left in etcd" if is_full else f"etcd refuses writes: {result.text}"
         else:
-            self._no_space = ""
+            self._refused = ""
             self.counters.count_group([batch for _, batch in group], 0, ended.seconds)
         return replies
 

@@ -26,6 +26,8 @@ from logd.shared.protocol import Reason, Reply, WriteBatch
 
 _TOUCH_SECONDS: Final = 24 * 3600.0
 """A record is written that often when nobody writes, so that others see that it is needed."""
+_REFUSED_SECONDS: Final = 2.0
+"""So soon after a refusal, to see whether there is space again."""
 
 Replies: TypeAlias = list[tuple[bytes, Reply]]
 
@@ -50,7 +52,7 @@ class Lane:
         """The record. Until then nobody knows what a predecessor has applied, and nothing may be submitted."""
         self.in_flight: list[Accepted] | None = None
         self._began_at = 0.0
-        self._written_at = time.monotonic()
+        self._touch_at = time.monotonic() + _TOUCH_SECONDS
         self._group_bytes_max = group_bytes_max
         self._stall_s = stall_s
         self._intake = Intake(self.table)
@@ -72,9 +74,9 @@ class Lane:
         if not self.is_ours or self.in_flight is not None:
             return
         waiting = self._intake.waiting
-        if waiting or time.monotonic() - self._written_at > _TOUCH_SECONDS:
+        if waiting or time.monotonic() > self._touch_at:
             self.in_flight = self._intake.take(count_that_fit(waiting, self._group_bytes_max))
-            self._began_at = self._written_at = time.monotonic()
+            self._began_at = time.monotonic()
             self._groups.put((self.in_flight, self.table))
 
     def taken_over(self, table: Table) -> None:
@@ -86,6 +88,7 @@ class Lane:
         """Finish the group in flight, and begin the next. Replies to the one that ended, or to all that waits."""
         assert self.in_flight is not None
         group, self.in_flight = self.in_flight, None
+        self._touch_at = time.monotonic() + (_REFUSED_SECONDS if isinstance(result, Refusal) else _TOUCH_SECONDS)
         if isinstance(result, Refusal):
             return self._intake.refuse([*group, *self._intake.take(len(self._intake.waiting))], result.reason)
         self.table.replace(result.table)
