@@ -1,4 +1,4 @@
-"""The console as a person sees it, in Debian's Chromium: what is shown, what heals, and what is never overwritten."""
+"""The console as a person sees it, in Chromium: what is shown, what heals, and what is never overwritten."""
 
 import contextlib
 import json
@@ -10,7 +10,8 @@ from tests.support.harness import Server, await_true
 
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = webdriver.Keys
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("Chromium and its driver are not installed (chromium, chromium-driver)", allow_module_level=True)
 
