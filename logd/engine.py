@@ -10,7 +10,7 @@ The server calls it from one thread, in turns:
     3. when `fileno` is readable, `collect`, and send what is returned;
     4. `commit`, so that the writes of this turn become durable together.
 
-No call waits for a sync or for a network.
+No call waits for a network, and none but a `commit` in quiet times for a sync.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,8 +64,10 @@ class Engine(Protocol):
         What is seen is what `read` would see.
         """
 
-    def commit(self) -> None:
+    def commit(self, *, is_quiet: bool = False) -> None:
         """Begin to make durable what was accepted, as far as the engine can at this moment.
+
+        When it `is_quiet`, no reads came lately, and this may take as long as a sync usually takes.
 
         What has to wait for something else is begun by the engine itself, from `collect`.
         """

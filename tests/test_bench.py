@@ -259,6 +259,23 @@ def test_the_memory_that_a_key_costs():
     assert figures.logd_bytes_per_key(figures.rows(found)[:1]) is None
 
 
+def test_conditions_and_batches_beside_plain_puts_of_as_many_connections():
+    found = Measured()
+    for (operation, connections), rate in {
+        (Operation.PUT, 64): 1000,
+        (Operation.CONDITIONAL_PUT, 64): 900,
+        (Operation.PUT, 16): 500,
+        (Operation.BATCH, 16): 100,
+    }.items():
+        case = Case(Section.TRANSACTIONS, operation, connections, 100, 1000)
+        found.samples[case, SERVER].append(a_sample(rate))
+        found.samples[case, HELLO].append(a_sample(5 * rate))
+    rows = figures.rows(found)
+    assert figures.times_a_put(rows, Operation.CONDITIONAL_PUT) == pytest.approx(0.9)
+    assert figures.times_a_put(rows, Operation.BATCH, 100) == pytest.approx(20)
+    assert figures.times_a_put(rows[:2], Operation.BATCH, 100) is None
+
+
 def test_the_difference_to_a_bare_sync_is_taken_in_each_round():
     rounds = [(300, 100), (900, 800), (500, 200)]
     found = figures.of_sync([SyncRound(a_sample(1, put), sync.BareSync(bare, 2 * bare)) for put, bare in rounds])
@@ -515,11 +532,13 @@ def server(tmp_path_factory):
         ("fill", ["KEYS=20", "VALUE_BYTES=7"]),
         ("mixed", ["KEYS=20", "READ_SHARE=0.5", "SEED=3"]),
         ("put", ["KEYS=1000000"]),
+        ("conditional", ["KEYS=20", "VALUE_BYTES=7"]),
+        ("batch", ["KEYS=20", "BATCH_KEYS=10"]),
         ("unique", ["RUN=x", "VALUE_BYTES=1"]),
     ],
 )
 def test_the_load_scripts_send_requests_that_succeed(server, script, settings):
-    """In this order: `mixed` reads what `fill` has written."""
+    """In this order: `mixed` reads, and `conditional` replaces, what `fill` has written."""
     command = [
         "wrk",
         "-t1",

@@ -270,7 +270,9 @@ def shown(name):
     """A default as --help shows it."""
     default = getattr(DEFAULTS, name)
     sizes = {
-        size << shift: f"{size} {unit}" for size in (16, 32, 64, 256) for shift, unit in ((10, "KiB"), (20, "MiB"))
+        size << shift: f"{size} {unit}"
+        for size in (16, 32, 64, 256, 1536)
+        for shift, unit in ((10, "KiB"), (20, "MiB"))
     }
     return "none" if default is None else sizes.get(default, str(default).removesuffix(".0"))
 

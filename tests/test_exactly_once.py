@@ -6,7 +6,6 @@ limit, and logd and workers may be killed, at any point.
 """
 
 import asyncio
-import copy
 import queue
 import random
 import select
@@ -35,13 +34,14 @@ from logd.shared import protocol
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, Transaction
 from tests.support.builders import encode_payload
-from tests.support.history import ABSENT, History, Kind, Operation, Outcome, check
+from tests.support.history import ABSENT, Fault, History, Kind, Operation, Outcome, check
 from tests.support.history import Transaction as Recorded
 
 COUNTER = "counter"
 PAIR = ("left", "right")
 WATCHED = ("a", "b", "c", "d")
-"""Keys whose history is recorded as clients see it, and judged."""
+"""Keys whose history is recorded as clients see it, and judged. Batches are of the first two, or of the others."""
+WATCHERS = 16
 
 
 OUTCOMES = {
@@ -155,11 +155,12 @@ class World:
         self.random.choice(happenings)(self.random.choice(self.workers))
         self.turn()
 
-    def settle(self):
+    def settle(self, requests=()):
         """Without faults and new requests, everything is answered in the end."""
         for _ in range(5000):
             self.step(*self.good)
-            if not any(worker.gauges()["queued_bytes"] for worker in self.workers):
+            is_answered = all(request.done() for request in requests)
+            if is_answered and not any(worker.gauges()["queued_bytes"] for worker in self.workers):
                 break
 
     def free_bytes(self):
@@ -233,6 +234,8 @@ class World:
 
     def watch(self, worker):
         """One request for watched keys, or a read and then a write on the condition that nothing has changed."""
+        if sum(not each.done() for each in self.watched) >= WATCHERS:
+            return
         kind = self.random.choice([Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.CAS, Kind.BATCH, Kind.BATCH])
         key = self.random.randrange(len(WATCHED))
         self.watched.append(self.loop.create_task(self._watch(worker, kind, key)))
@@ -247,10 +250,12 @@ class World:
             outcome = OUTCOMES[await self._outcome(worker, request)]
             self.history.add(key, Operation(0, kind, value, start, self.nanoseconds(), outcome))
         else:
-            keys = [key] if kind == Kind.CAS else [key, (key + 1) % len(WATCHED)]
-            reads = {each: await self._look(worker, each) for each in keys}
-            if None not in reads.values():
-                await self._transact(worker, kind, reads, dict.fromkeys(keys, self.new_value()))
+            reads = {}
+            for each in [key] if kind == Kind.CAS else [key, key ^ 1]:
+                if (found := await self._look(worker, each)) is None:
+                    return
+                reads[each] = found
+            await self._transact(worker, kind, reads, dict.fromkeys(reads, self.new_value()))
 
     async def _look(self, worker, key):
         """The number of the value of a key; None when it could not be read."""
@@ -450,16 +455,15 @@ def verdict_on_a_life(seed):
     with World(seed) as world:
         faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
         faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2])
-        for _ in range(600):
+        for _ in range(2000):
             rare = faults if world.random.random() < rate else []
             world.step(*world.good, world.watch, world.watch, *rare)
         world.logd_dies()
-        for _ in range(3):
-            world.settle()
-            for worker in world.workers:
-                worker.be_patient()
+        world.settle(world.watched)
+        for worker in world.workers:
+            worker.be_patient()
         world.watched += [world.loop.create_task(world._look(world.workers[0], key)) for key in range(len(WATCHED))]
-        world.settle()
+        world.settle(world.watched)
         for each in world.watched:
             each.result()
         return check(world.history)
@@ -469,7 +473,7 @@ def verdict_on_a_life(seed):
 def test_one_order_explains_all_that_clients_saw_whatever_dies(seed):
     verdict = verdict_on_a_life(seed)
     assert [str(violation) for violation in verdict.violations] == []
-    assert verdict.operations > 50
+    assert verdict.operations > 40
 
 
 def forget_outcomes_of_repeats(monkeypatch):
@@ -508,7 +512,8 @@ def evaluate_at_acceptance(monkeypatch):
 
 def apply_half_a_transaction(monkeypatch):
     def half(self, transaction, bytes_max, execute=store.Store._execute):
-        return execute(self, Transaction(transaction.checks, transaction.puts, transaction.deletes[:1]), bytes_max)
+        puts = dict(list(transaction.puts.items())[:1])
+        return execute(self, Transaction(transaction.checks, puts, transaction.deletes[:1]), bytes_max)
 
     monkeypatch.setattr(store.Store, "_execute", half)
 
@@ -518,11 +523,15 @@ def answer_412_from_what_is_not_durable(monkeypatch):
         if reply := submit(self, raw, batch):
             return reply
         if not hasattr(self, "ahead"):
-            self.ahead = copy.deepcopy(self._store)
+            self.ahead, real = store.Store(), self._store
+            self.ahead.data, self.ahead.sessions = dict(real.data), dict(real.sessions)
         self.ahead.apply(batch)
         outcomes = self.ahead.outcomes_of(batch.session, batch.number)
-        is_settled = outcomes and len(outcomes[batch.number].failed) == len(batch.transactions) and not batch.puts
-        return protocol.Committed(batch.session, [batch.number], outcomes) if is_settled else None
+        if not outcomes or len(outcomes[batch.number].failed) < len(batch.transactions) or batch.puts or batch.deletes:
+            return None
+        rest = protocol.WriteBatch(batch.session, batch.number, batch.base, False, {}, [])
+        self._intake._waiting[-1] = intake.Accepted(protocol.encode(rest), rest)
+        return protocol.Committed(batch.session, [batch.number], outcomes)
 
     monkeypatch.setattr(commit.GroupCommit, "submit", hasty)
 
@@ -560,7 +569,8 @@ def test_a_mistake_with_transactions_is_found(mistake, monkeypatch):
 )
 def test_a_mistake_with_transactions_shows_in_what_clients_see(mistake, monkeypatch):
     mistake(monkeypatch)
-    assert not all(verdict_on_a_life(seed).is_linearizable for seed in range(40))
+    faults = (violation.fault for seed in range(40) for violation in verdict_on_a_life(seed).violations)
+    assert any(fault != Fault.UNDECIDED for fault in faults)
 
 
 def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():

@@ -376,7 +376,7 @@ def test_its_stats_say_what_it_holds_and_what_it_refused(logd, peer):
     assert (stats.number, stats.unavailable_reason, stats.finding) == (8, "", "NEW")
     assert (stats.keys, stats.data_bytes, stats.sessions) == (2, 10, 1)
     assert (stats.groups, stats.batches, stats.group_writes.total) == (2, 2, 2)
-    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "scarce": 0}
+    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "scarce": 0, "unreachable": 0}
     assert stats.writes_not_made == {"data_limit": 0, "precondition_failed": 0}
     assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
 

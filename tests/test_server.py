@@ -69,7 +69,7 @@ class LateEngine:
         self.pages.append((request, peer))
         self.received.release()
 
-    def commit(self):
+    def commit(self, *, is_quiet=False):
         pass
 
     def collect(self):
@@ -134,6 +134,8 @@ class Peer:
     def __init__(self, context, address):
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.PROBE_ROUTER, 1)
         self.socket.connect(address)
         assert isinstance(self.receive(), Hello)
@@ -221,3 +223,10 @@ def test_what_was_received_is_answered_before_it_stops(engine, peers, server):
     stopping.join()
     assert peers[0].receive() == Values(1, 0, [None])
     assert peers[1].receive() == Committed(A, [0])
+
+
+def test_more_messages_than_are_received_in_one_turn_are_answered_to_the_last(peers):
+    for number in range(3_000):
+        peers[0].send(protocol.StatusRequest(number))
+    for number in range(3_000):
+        assert peers[0].receive() == Status(number, "far away")

@@ -135,7 +135,7 @@ class EtcdEngine:
         self._reads.add_page(request, peer)
         return None
 
-    def commit(self) -> None:
+    def commit(self, *, is_quiet: bool = False) -> None:
         for lane in self._lanes:
             lane.begin()
         self._reads.begin()

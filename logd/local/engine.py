@@ -63,8 +63,8 @@ class LocalEngine:
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
         return self._listing.page(request, peer)
 
-    def commit(self) -> None:
-        self._commit.commit()
+    def commit(self, *, is_quiet: bool = False) -> None:
+        self._commit.commit(is_quiet=is_quiet)
         if self._listing.is_behind:
             self._listing.sort_some()
             self._commit.set_awake(self._listing.is_behind)

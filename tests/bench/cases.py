@@ -5,7 +5,7 @@ Owns the words that all other modules speak in. Knows nothing of how anything is
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 SERVER = "server"
 HELLO = "hello-world"
@@ -23,6 +23,7 @@ class Section(Enum):
     CONNECTIONS = "connections"
     VALUES = "values"
     KEYS = "keys"
+    TRANSACTIONS = "transactions"
     SYNC = "sync"
     LOGD = "logd"
     CLUSTER = "cluster"
@@ -33,6 +34,13 @@ class Operation(Enum):
 
     PUT = "PUT"
     GET = "GET"
+    CONDITIONAL_PUT = "conditional PUT"
+    BATCH = "batch"
+
+
+PUT_AND_GET: Final = (Operation.PUT, Operation.GET)
+BATCH_KEYS: Final = 100
+"""The puts of a batch."""
 
 
 class Case(NamedTuple):

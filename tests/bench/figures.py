@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from tests.bench.cases import SERVER, Case, Sample, Section
+from tests.bench.cases import SERVER, Case, Operation, Sample, Section
 from tests.bench.rounds import LogdRound, Measured, SyncRound
 
 
@@ -130,6 +130,19 @@ def logd_bytes_per_key(rows: Iterable[Row]) -> float | None:
     if not points or points[0][0] == points[-1][0]:
         return None
     return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+
+
+def times_a_put(rows: Sequence[Row], operation: Operation, keys: int = 1) -> float | None:
+    """How many keys a second are written so, for each that plain PUTs of as many connections write; None without both.
+
+    `keys` is how many a request writes.
+    """
+    ours = [row for row in rows if row.target == SERVER and row.case.section is Section.TRANSACTIONS and row.throughput]
+    of_case = {row.case[1:3]: row.throughput.median for row in ours if row.throughput}
+    for (each, connections), throughput in of_case.items():
+        if each is operation and (plain := of_case.get((Operation.PUT, connections))):
+            return keys * throughput / plain
+    return None
 
 
 def of_sync(rounds: Sequence[SyncRound]) -> SyncFigures | None:

@@ -14,10 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tests.bench.cases import Case, Operation, Sample
+from logd.shared.etag import etag
+from tests.bench.cases import BATCH_KEYS, Case, Operation, Sample
 
 _LOAD: Final = Path(__file__).resolve().parent.parent / "load"
-SCRIPTS: Final[Mapping[Operation, Path]] = {Operation.PUT: _LOAD / "put.lua", Operation.GET: _LOAD / "get.lua"}
+SCRIPTS: Final[Mapping[Operation, Path]] = {
+    Operation.PUT: _LOAD / "put.lua",
+    Operation.GET: _LOAD / "get.lua",
+    Operation.CONDITIONAL_PUT: _LOAD / "conditional.lua",
+    Operation.BATCH: _LOAD / "batch.lua",
+}
 ETCD_SCRIPT: Final = Path(__file__).with_name("etcd.lua")
 
 _TIMEOUT_SECONDS: Final = 10
@@ -56,6 +62,8 @@ def run_script(command: Sequence[str], case: Case, seconds: int, settings: Mappi
         "KEYS": str(case.keys),
         "KEY_PREFIX": case.key_prefix,
         "VALUE_BYTES": str(case.value_bytes),
+        "ETAG": f'"{etag(b"v" * case.value_bytes)}"',  # that of the value that is there, and is put again
+        "BATCH_KEYS": str(BATCH_KEYS),
         "OPERATION": case.operation.value,
         "JSON": "1",
     }

@@ -23,6 +23,7 @@ what --only selects:
   connections  1 to 4,096 connections, and 1, 64 and 1,024 for the peers
   values       values of 1 B to 1 MiB
   keys         1,000 to 1,000,000 keys that are stored
+  transactions conditional PUTs and batches, each beside plain PUTs
   sync         the p50 of a PUT on one connection, beside that of one bare write and sync
   logd         the log writer alone, without HTTP: durable writes and reads a second
   cluster      three nodes of etcd: our server on them, beside etcd's JSON gateway and gRPC; only when it is asked for

@@ -6,13 +6,14 @@ Knows neither processes nor load generators.
 from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from tests.bench.cases import Case, Operation, Section
+from tests.bench.cases import PUT_AND_GET, Case, Operation, Section
 
 _MIB: Final = 1 << 20
 _VALUE_BYTES: Final = 100
 _KEYS: Final = 1_000
 _CONNECTIONS: Final = 64
 _CONNECTIONS_OF_LARGE_VALUES: Final = 8
+_CONNECTIONS_OF_BATCHES: Final = 16
 _VALUES_BYTES_MAX: Final = 64 * _MIB  # of all values of one size together: the server holds them in memory
 _DESCRIPTORS_BESIDE: Final = 200  # that a load generator or a target has open beside its connections
 
@@ -72,19 +73,16 @@ def _without(cases: Iterable[Case], connections: Container[int]) -> tuple[Case, 
 
 def _stages(section: Section, connections: Sequence[int]) -> list[Stage]:
     """Those of one section; none of a probe."""
-    match section:
-        case Section.HEADLINE:
-            return _headline()
-        case Section.CONNECTIONS:
-            return _connections(connections)
-        case Section.VALUES:
-            return _values()
-        case Section.KEYS:
-            return _keys()
-        case Section.CLUSTER:
-            return _cluster()
-        case _:
-            return []
+    if section is Section.CONNECTIONS:
+        return _connections(connections)
+    plans = {
+        Section.HEADLINE: _headline,
+        Section.VALUES: _values,
+        Section.KEYS: _keys,
+        Section.CLUSTER: _cluster,
+        Section.TRANSACTIONS: _transactions,
+    }
+    return plans[section]() if section in plans else []
 
 
 def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int) -> float:
@@ -101,7 +99,7 @@ def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int
 
 
 def _both(section: Section, connections: int, value_bytes: int = _VALUE_BYTES, keys: int = _KEYS) -> tuple[Case, Case]:
-    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in Operation)
+    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in PUT_AND_GET)
     return put, get
 
 
@@ -129,3 +127,11 @@ def _keys() -> list[Stage]:
 def _cluster() -> list[Stage]:
     cases = tuple(case for count in CLUSTER_CONNECTIONS for case in _both(Section.CLUSTER, count))
     return [Stage(cases, cases)]
+
+
+def _transactions() -> list[Stage]:
+    """Each beside the plain PUT that it is compared with."""
+    loads = [(operation, _CONNECTIONS) for operation in (Operation.PUT, Operation.CONDITIONAL_PUT)]
+    loads += [(operation, _CONNECTIONS_OF_BATCHES) for operation in (Operation.PUT, Operation.BATCH)]
+    cases = (Case(Section.TRANSACTIONS, operation, count, _VALUE_BYTES, _KEYS) for operation, count in loads)
+    return [Stage(tuple(cases))]

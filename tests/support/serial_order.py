@@ -19,7 +19,7 @@ them would multiply the states with each that a history holds.
 
 The number of states at an instant depends on how many writes of the same keys are under way then, not on the length of
 the history. Beyond a bound the search gives up, and says so: `Undecided` is no verdict.
-tests/test_history.py compares it with a search through every order.
+tests/test_serial_order.py compares it with a search through every order.
 """
 
 from collections import defaultdict
@@ -88,7 +88,7 @@ _Effect: TypeAlias = tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]
 
 
 class _State(NamedTuple):
-    """A way how things may be: the value of each key, and which of the operations under way have taken effect."""
+    """One way that things may be: the value of each key, and which of the operations under way have taken effect."""
 
     values: tuple[int, ...]
     done: frozenset[int]
