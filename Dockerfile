@@ -4,13 +4,15 @@
 #   docker run -p 8080:8080 -v kv-data:/app/data kv
 #
 # PORT and DATA_DIR say where it serves and where it keeps its data; every other option is a variable KV_..., or a flag
-# after the name of the image (docker run kv --help).
+# after the name of the image (docker run kv --help). For --engine etcd, build with REQUIREMENTS=requirements-etcd.txt.
 
 FROM python:3.13-slim AS build
 WORKDIR /app
 COPY requirements.txt .
+COPY requirements-etcd.txt .
+ARG REQUIREMENTS=requirements.txt
 RUN python -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --requirement requirements.txt
+    && .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --requirement "$REQUIREMENTS"
 COPY gunicorn.conf.py .
 COPY kv kv
 COPY logd logd
@@ -20,7 +22,6 @@ RUN python -m compileall -q kv logd
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="kv" \
       org.opencontainers.image.description="A crash-safe HTTP key-value server" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin kv \
     && install -d -o kv -g kv -m 0700 /app/data

@@ -17,8 +17,9 @@ from kv.config import Config, Inherited, UnusableFile
 from logd.shared import logging_setup
 
 _config = Config.from_environment(os.environ)
+_inherited = Inherited.from_environment(os.environ)
 
-bind = [f"fd://{fd}" for fd in Inherited.from_environment(os.environ).listen_fds]
+bind = [f"fd://{fd}" for fd in _inherited.listen_fds]
 backlog = listener.BACKLOG  # a worker's listen() sets it anew
 workers = _config.workers
 worker_class = "kv.http.worker.Worker"
@@ -31,9 +32,10 @@ control_socket_disable = True
 proc_name = "kv"
 
 logging_setup.name_process("gunicorn")
-logconfig_dict = logging_setup.configuration(_config.log_level, _config.log_format) | {
+_logging = logging_setup.configuration(_config.log_level, _config.log_format, _inherited.warnings_fd)
+logconfig_dict = _logging | {
     "loggers": {
-        "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        "gunicorn.error": {"level": "WARNING", "handlers": _logging["root"]["handlers"], "propagate": False},
         "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
     },
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Becomes the server: ./run.sh --port 8080 --working-dir DIR (--help lists the options).
-# On the first start, and when requirements.txt or the Python behind .venv has changed, sets up .venv beside this file,
+# On the first start, and when the requirements or the Python behind .venv have changed, sets up .venv beside this file,
 # wherever it is called from, and also through a symbolic link.
 set -eu
 trap 'exit 0' TERM INT # until there is a server, this is all that has to stop
@@ -49,14 +49,27 @@ find_python() {
     exit 1
 }
 
+# Another engine needs more packages. Once it was asked for they are there, and are no harm to others.
+requirements=$here/requirements.txt
+with_etcd=$here/requirements-etcd.txt
+engine=${KV_ENGINE:-}
+previous=
+for argument in "$@"; do
+    case $previous in --engine) engine=$argument ;; esac
+    case $argument in --engine=*) engine=${argument#*=} ;; esac
+    previous=$argument
+done
+case $engine in etcd) requirements=$with_etcd ;; esac
+
 venv_is_current() {
-    cmp -s "$here/requirements.txt" "$here/.venv/.requirements.txt" &&
+    installed=$here/.venv/.requirements.txt
+    { cmp -s "$requirements" "$installed" || cmp -s "$with_etcd" "$installed"; } &&
         "$here/.venv/bin/python" -IS "$here/kv/venv_python.py" "$here/.venv" 2>/dev/null
 }
 
 if ! venv_is_current; then
     find_python
-    "$python" "$here/kv/setup_venv.py" "$here/.venv" "$here/requirements.txt" &
+    "$python" "$here/kv/setup_venv.py" "$here/.venv" "$requirements" &
     set_up=$!
     trap 'kill "$set_up" 2>/dev/null; exit 0' TERM INT # a shell would wait for it first
     wait "$set_up"

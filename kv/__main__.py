@@ -12,7 +12,7 @@ import setproctitle
 from kv import supervisor
 from kv.config import Config, UnusableFile
 from kv.errors import CannotServe
-from logd.shared import logging_setup, standard_streams
+from logd.shared import logging_setup, recent_warnings, standard_streams
 from logd.shared.protocol import Exit
 
 _CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
@@ -25,7 +25,7 @@ def main() -> int:
     standard_streams.open_missing()
     os.umask(_UMASK)
     config = Config.from_command_line(None, os.environ, _check)
-    logging_setup.set_up("supervisor", config.log_level, config.log_format)
+    logging_setup.set_up("supervisor", config.log_level, config.log_format, recent_warnings.make())
     setproctitle.setproctitle(f"kv: supervisor on port {config.port}")
     log = logging.getLogger("kv.supervisor")
     try:

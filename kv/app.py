@@ -5,7 +5,7 @@ Does not know how a request is answered (kv/request.py, kv/resources), nor how t
 
 import logging
 import os
-from typing import Any, Final
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -13,18 +13,20 @@ import falcon.asgi
 from kv import dispatch, request, scoreboard
 from kv.auth import TokenAuth
 from kv.config import Config, Inherited
+from kv.http.context import TEXT
 from kv.log_client.client import Client
 from kv.log_client.outcomes import RequestFailed
 from kv.metrics import MetricsResource
 from kv.request import Request, Resource
 from kv.resources.batch import BatchResource
 from kv.resources.clear import ClearResource
+from kv.resources.console import ConsoleFileResource, ConsoleResource
 from kv.resources.health import HealthResource, LiveResource
 from kv.resources.key import KeyResource
+from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
+from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
-
-_TEXT: Final = "text/plain; charset=utf-8"
 
 log = logging.getLogger("kv.app")
 
@@ -32,18 +34,28 @@ log = logging.getLogger("kv.app")
 def main() -> "Application":
     """The application as gunicorn hosts it, from what the supervisor left in the environment."""
     config = Config.from_environment(os.environ)
+    limits = config.batch_limits()
     client = Client(
         Inherited.from_environment(os.environ).logd_address,
         request_timeout_s=config.request_timeout_s,
         queue_bytes_max=config.queue_bytes_max,
         large_bytes_max=config.body_bytes_in_flight_max,
         has_data_limit=config.data_bytes_max > 0,
+        batch_limits=limits,
     )
     middleware: list[Any] = [_Lifespan(client)]
     if config.token_file:
         middleware.append(TokenAuth(config.token_file))
     board = scoreboard.of_this_process()
-    return create_app(client, config.value_bytes_max, middleware, shared=board, workers=config.workers)
+    return create_app(
+        client,
+        config.value_bytes_max,
+        middleware,
+        shared=board,
+        workers=config.workers,
+        batch_checks_max=limits.checks_max,
+        has_console=config.console == "on",
+    )
 
 
 def create_app(
@@ -53,16 +65,25 @@ def create_app(
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
+    batch_checks_max: int | None = None,
+    has_console: bool = True,
 ) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
+    board = shared or scoreboard.Scoreboard()
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
-    app.add_resource("/batch", BatchResource(storage, value_bytes_max))
+    app.add_resource("/keys", KeysResource(storage))
+    app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_checks_max))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())
-    app.add_resource("/metrics", MetricsResource(storage, shared or scoreboard.Scoreboard(), workers))
+    app.add_resource("/metrics", MetricsResource(storage, board, workers))
+    app.add_resource("/status", StatusResource(board))
     app.add_resource("/openapi.yaml", DescriptionResource())
+    if has_console:
+        files = ConsoleFileResource()
+        app.add_resource("/console", ConsoleResource(files))
+        app.add_resource("/console/{file}", files)
     return app
 
 
@@ -70,7 +91,7 @@ class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=_TEXT, middleware=middleware)
+        super().__init__(media_type=TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""
@@ -85,23 +106,12 @@ class Application(dispatch.App):
         self.add_route(path, resource)
         self._allowed_methods[path] = resource.allowed_methods()
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:  # type: ignore[override]  # noqa: ANN401
-        """Answer one request, and release what it kept.
-
-        Falcon closes no stream of a HEAD, nor one whose client is gone before the head of the answer is sent.
-        """
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if request.LARGE_VALUE in scope:
-                scope[request.LARGE_VALUE].release()
-
     def gauges(self) -> dict[str, float]:
-        """queued_writes, queued_bytes, large_bytes, large_reads_waiting: as they are now."""
+        """queued_writes, queued_bytes, large_bytes, large_reads_waiting, pages_waiting: as they are now."""
         return self._storage.gauges()
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until clients have read others."""
+        """True when reads of large values, or of pages, wait until clients have read others."""
         return self._storage.reads_wait_for_room()
 
     async def _on_http_error(

@@ -15,7 +15,8 @@ from kv.config import UnusableFile
 from kv.request import Refusal, Request
 from kv.token_file import read_token
 
-_OPEN_PATHS: Final = frozenset({"/health", "/live"})
+_OPEN_PATHS: Final = frozenset({"/health", "/live", "/console"})
+_OPEN_DIRECTORY: Final = "/console/"
 
 log = logging.getLogger("kv.auth")
 
@@ -35,7 +36,8 @@ class TokenAuth:
 
     async def process_request(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Raise a Refusal with status 401 when the token is missing or wrong."""
-        if req.path not in _OPEN_PATHS and not self._has_token(req.scope):
+        is_open = req.path in _OPEN_PATHS or req.path.startswith(_OPEN_DIRECTORY)
+        if not is_open and not self._has_token(req.scope):
             raise Refusal(falcon.HTTP_401, "unauthorized")
 
     def _has_token(self, scope: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from kv.config import Config, Inherited
 from kv.environment import of_children
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
+from logd.shared import logging_setup
 from logd.shared.local_socket import LocalSocket
 from logd.shared.protocol import MESSAGE_OVERHEAD_BYTES
 
@@ -26,6 +27,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 _LOGD_STOP_SECONDS: Final = 5.0
 _GUNICORN_STOP_SECONDS: Final = 2.0  # beyond --stop-timeout-s
 _FAILURES_MAX: Final = 10
+_GATEWAY_BYTES: Final = 16
 _BACKOFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)  # after the first, second … failure in a row
 _STEADY_SECONDS: Final = 30.0  # who has lived that long begins a new row
 _OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)  # for example from an experiment, or for want of memory
@@ -57,9 +59,15 @@ class Child:
         """Tell the process to stop, and set the time by which it must have stopped."""
         raise NotImplementedError
 
+    def became_ready(self) -> None:
+        """The process does its work from now on."""
+        self.is_ready = True
+        self._scoreboard.ready(self._role)
+
     def ended(self) -> None:
         """The process was reaped."""
         self.process = None
+        self._scoreboard.ended(self._role)
         self.kill_at = None
         self._cut_lifeline()
 
@@ -122,7 +130,7 @@ class Child:
                 [sys.executable, *command],
                 cwd=_ROOT,  # gunicorn would run and import what it finds in the user's
                 env={**of_children(os.environ), **environment},
-                pass_fds=(*ends, *shared),
+                pass_fds=(*ends, *shared, *logging_setup.descriptors()),
                 preexec_fn=prepare,  # noqa: PLW1509 - this process has one thread
             )
         except OSError as error:
@@ -132,7 +140,7 @@ class Child:
         finally:
             for end in ends:
                 os.close(end)
-        self._scoreboard.started(self._role)
+        self._scoreboard.started(self._role, self.process.pid)
 
 
 class Logd(Child):
@@ -145,33 +153,57 @@ class Logd(Child):
         """Where workers connect."""
         self._served = ""
         """The id of the directory that was served; nothing may be served in its place."""
+        self._gateway = os.urandom(_GATEWAY_BYTES).hex()
+        """Lives as long as the workers do that may send again to a successor of a logd."""
 
     def start(self) -> int:
         """Start logd; the read end of a pipe, which gets a line once logd has recovered, for `recovered`."""
         lifeline_end = self._make_lifeline()
         ready, ready_end = os.pipe()
-        options = {
+        config = self._config
+        options: dict[str, object] = {
             "--socket-fd": self._socket.fileno(),
             "--lifeline-fd": lifeline_end,
             "--ready-fd": ready_end,
-            "--message-bytes-max": self._config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
-            "--data-bytes-max": self._config.data_bytes_max,
-            "--segment-bytes": self._config.segment_bytes,
-            "--checkpoint-log-bytes": self._config.checkpoint_log_bytes,
-            "--checkpoint-ratio": self._config.checkpoint_ratio,
-            "--log-level": self._config.log_level,
-            "--log-format": self._config.log_format,
+            "--message-bytes-max": config.value_bytes_max + MESSAGE_OVERHEAD_BYTES,
         }
-        command = ["-m", "logd", "serve", str(self._config.working_dir)]
+        if config.engine == "etcd":
+            command = ["serve-etcd"]
+            options |= self._options_of_etcd()
+        else:
+            command = ["serve", str(config.working_dir)] + (["--served", self._served] if self._served else [])
+            options |= {
+                "--data-bytes-max": config.data_bytes_max,
+                "--segment-bytes": config.segment_bytes,
+                "--checkpoint-log-bytes": config.checkpoint_log_bytes,
+                "--checkpoint-ratio": config.checkpoint_ratio,
+            }
         command += [text for option, value in options.items() for text in (option, str(value))]
-        command += ["--served", self._served] if self._served else []
-        self._spawn(command, {}, (lifeline_end, ready_end), (self._socket.fileno(),))
+        command += logging_setup.flags()
+        self._spawn(["-m", "logd", *command], {}, (lifeline_end, ready_end), (self._socket.fileno(),))
         return ready
 
     def recovered(self, line: bytes) -> None:
         """React to the line from that pipe."""
-        self.is_ready = True
+        self.became_ready()
         self._served = line.decode().strip()
+
+    def _options_of_etcd(self) -> dict[str, object]:
+        config = self._config
+        options = {
+            "--endpoints": config.etcd_endpoints,
+            "--prefix": config.etcd_prefix,
+            "--gateway": self._gateway,
+            "--reads": config.etcd_reads,
+            "--compact-s": config.etcd_compact_s,
+            "--request-bytes-max": config.etcd_request_bytes_max,
+            "--request-timeout-s": config.request_timeout_s,
+            "--ca-file": config.etcd_ca_file,
+            "--cert-file": config.etcd_cert_file,
+            "--key-file": config.etcd_key_file,
+            "--user-file": config.etcd_user_file,
+        }
+        return {option: value for option, value in options.items() if value is not None}
 
     def stop(self) -> None:
         self._cut_lifeline()
@@ -199,12 +231,13 @@ class Gunicorn(Child):
             lifeline_fd=lifeline_end,
             logd_address=logd_address,
             scoreboard_fd=self._scoreboard.fileno(),
+            warnings_fd=logging_setup.descriptors()[0],
         )
         command = ["-m", "gunicorn", "-c", str(_ROOT / "gunicorn.conf.py"), "kv.app:main()"]
         environment = self._config.to_environment() | inherited.to_environment()
         self._spawn(command, environment, (lifeline_end, alive_end), (*listen_fds, self._scoreboard.fileno()))
         self.has_workers = True
-        self.is_ready = True  # who is killed is killed from outside
+        self.became_ready()  # who is killed is killed from outside
         return alive
 
     def on_all_ended(self, _: bytes) -> None:

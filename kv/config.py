@@ -8,13 +8,14 @@ processes have the same values.
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 from kv import __version__, cpus
 from logd.shared import logging_setup
-from logd.shared.protocol import VALUE_BYTES_CEILING
+from logd.shared.protocol import BATCH_BYTES_SOFT_MAX, VALUE_BYTES_CEILING
 from logd.shared.text import printable
 
 _MIB: Final = 1 << 20
@@ -25,7 +26,16 @@ _SIZE_UNITS: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 _HTTP: Final = "HTTP"
 _LIMITS: Final = "Limits and time-outs"
 _STORAGE: Final = "Storage"
+_ENGINE: Final = "Engine"
 _PROCESSES: Final = "Processes and logs"
+_ETCD_VALUE_BYTES_MAX: Final = _MIB  # etcd takes requests of 1.5 MiB, if nothing else is said
+_ETCD_BATCH_BYTES: Final = 256 << 10
+_ETCD_BATCH_CHECKS: Final = 48
+_ETCD_RESERVED_BYTES: Final = _ETCD_BATCH_BYTES + (128 << 10)  # beside the largest value: others, keys, the record
+_OF_LOCAL_ENGINE: Final = ("data_bytes_max", "segment_bytes", "checkpoint_log_bytes", "checkpoint_ratio")
+
+_ENDPOINT: Final = re.compile(r"https?://[^/,\s]+:[0-9]{1,5}")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_./-]*[A-Za-z0-9_.-]")
 
 
 class ConfigError(ValueError):
@@ -54,6 +64,19 @@ def _option(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """What a batch of a worker may hold before it gets no further write; one write may be larger by itself."""
+
+    bytes_soft_max: int = BATCH_BYTES_SOFT_MAX
+    checks_max: int | None = None
+    """No write may have more by itself either. None: no limit."""
+
+
+UNLIMITED: Final = BatchLimits()
+"""As an engine asks for that has no limits of its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The options."""
 
@@ -65,8 +88,12 @@ class Config:
     port: int = _option(8080, "TCP port to listen on", _HTTP, least=1, most=65535)
     token_file: Path | None = _option(
         None,
-        "file with the token that every request but /health and /live must carry, as Authorization: Bearer",
+        "file with the token that every request must carry, as Authorization: Bearer, but those for /health, /live and"
+        " the files of /console",
         _HTTP,
+    )
+    console: str = _option(
+        "on", "whether /console is served, the page for people: on or off", _HTTP, choices=("on", "off")
     )
     tls_cert_file: Path | None = _option(None, "certificate chain in PEM; with it the server speaks HTTPS", _HTTP)
     tls_key_file: Path | None = _option(None, "private key of the certificate, in PEM", _HTTP)
@@ -75,7 +102,10 @@ class Config:
     )
     workers: int = _option(max(2, min(cpus.usable(), 16)), "number of HTTP worker processes", _PROCESSES, least=1)
     value_bytes_max: int = _option(
-        16 * _MIB, "largest value; a larger one is answered 413", least=1, most=VALUE_BYTES_CEILING
+        16 * _MIB,
+        "largest value; a larger one is answered 413. With --engine etcd the default is 1 MiB",
+        least=1,
+        most=VALUE_BYTES_CEILING,
     )
     header_bytes_max: int = _option(
         64 * 1024, "largest request line with headers; a larger one is answered 431", least=1024
@@ -113,6 +143,33 @@ class Config:
         64 * _MIB, "a checkpoint is due when the sealed log has at least this size", _STORAGE, least=1024
     )
     checkpoint_ratio: float = _option(1.0, "and at least this size relative to the snapshot", _STORAGE, least=0.0)
+    engine: str = _option(
+        "local",
+        "where data is kept: local, in --working-dir, or etcd, in a cluster of etcd",
+        _ENGINE,
+        choices=("local", "etcd"),
+    )
+    etcd_endpoints: str = _option(
+        "http://127.0.0.1:2379", "URLs of the members of the cluster, separated by commas, the nearest first", _ENGINE
+    )
+    etcd_prefix: str = _option("kv", "what the keys in etcd begin with; servers with the same one share data", _ENGINE)
+    etcd_reads: str = _option(
+        "auto",
+        "log: reads go through the log of etcd; index: they do not, which needs etcd 3.4.42, 3.5.28 or 3.6.9; auto: as"
+        " the versions of the members allow",
+        _ENGINE,
+        choices=("auto", "index", "log"),
+    )
+    etcd_compact_s: float = _option(
+        60.0, "time after which etcd may forget replaced values; 0 leaves that to others", _ENGINE, least=0.0
+    )
+    etcd_request_bytes_max: int = _option(
+        _MIB + _MIB // 2, "largest request that the members take, their --max-request-bytes", _ENGINE, least=_MIB // 2
+    )
+    etcd_ca_file: Path | None = _option(None, "certificates, in PEM, that those of the members are signed by", _ENGINE)
+    etcd_cert_file: Path | None = _option(None, "certificate, in PEM, that the members know this server by", _ENGINE)
+    etcd_key_file: Path | None = _option(None, "private key of that certificate, in PEM", _ENGINE)
+    etcd_user_file: Path | None = _option(None, "file with a line NAME:PASSWORD, a user of etcd", _ENGINE)
     log_level: str = _option(
         "info",
         "least severe level that is logged: debug, info, warning, error",
@@ -137,6 +194,36 @@ class Config:
                 raise ConfigError(
                     f"{_flag(name)} must be at least --value-bytes-max, or the largest value is always refused"
                 )
+        if self.engine == "etcd":
+            self._check_etcd()
+        for field in dataclasses.fields(self):
+            is_of_other = field.name.startswith("etcd_") if self.engine == "local" else field.name in _OF_LOCAL_ENGINE
+            if is_of_other and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{_flag(field.name)} means nothing with --engine {self.engine}")
+
+    def _check_etcd(self) -> None:
+        for url in self.etcd_endpoints.split(","):
+            if not _ENDPOINT.fullmatch(url):
+                raise ConfigError(f"--etcd-endpoints must be URLs like https://HOST:2379, not {url!r}")
+        if not _PREFIX.fullmatch(self.etcd_prefix):
+            raise ConfigError("--etcd-prefix must be made of letters, digits and _ . - /")
+        if (self.etcd_cert_file is None) != (self.etcd_key_file is None):
+            raise ConfigError("--etcd-cert-file and --etcd-key-file must be given together")
+        if self.value_bytes_max + _ETCD_RESERVED_BYTES > self.etcd_request_bytes_max:
+            raise ConfigError(
+                f"--value-bytes-max must be at most {self.etcd_request_bytes_max - _ETCD_RESERVED_BYTES}, so that a"
+                " value fits into --etcd-request-bytes-max with what is sent beside it"
+            )
+
+    def batch_limits(self) -> BatchLimits:
+        """How workers have to cut their batches for the engine."""
+        if self.engine == "etcd":
+            return BatchLimits(bytes_soft_max=_ETCD_BATCH_BYTES, checks_max=_ETCD_BATCH_CHECKS)
+        return UNLIMITED
+
+    def place(self) -> str:
+        """Where data is kept, for people."""
+        return f"etcd at {self.etcd_endpoints}" if self.engine == "etcd" else str(self.working_dir)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -146,6 +233,8 @@ class Config:
             text = environment.get(_variable(field.name))
             if text is not None:
                 values[field.name] = _parse(field, text, _variable(field.name))
+        if values.get("engine") == "etcd":
+            values.setdefault("value_bytes_max", _ETCD_VALUE_BYTES_MAX)
         return cls(**values)
 
     @classmethod
@@ -220,6 +309,8 @@ class Inherited:
     """Where logd listens, as ipc://…."""
     scoreboard_fd: int
     """The memory of kv/scoreboard.py."""
+    warnings_fd: int
+    """That of logd/shared/recent_warnings.py."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -229,6 +320,7 @@ class Inherited:
             lifeline_fd=int(environment["KV_INHERITED_LIFELINE_FD"]),
             logd_address=environment["KV_INHERITED_LOGD_ADDRESS"],
             scoreboard_fd=int(environment["KV_INHERITED_SCOREBOARD_FD"]),
+            warnings_fd=int(environment["KV_INHERITED_WARNINGS_FD"]),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -238,6 +330,7 @@ class Inherited:
             "KV_INHERITED_LIFELINE_FD": str(self.lifeline_fd),
             "KV_INHERITED_LOGD_ADDRESS": self.logd_address,
             "KV_INHERITED_SCOREBOARD_FD": str(self.scoreboard_fd),
+            "KV_INHERITED_WARNINGS_FD": str(self.warnings_fd),
         }
 
 
@@ -330,7 +423,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    groups = {name: parser.add_argument_group(name) for name in (_HTTP, _LIMITS, _STORAGE, _PROCESSES)}
+    groups = {name: parser.add_argument_group(name) for name in (_HTTP, _LIMITS, _STORAGE, _ENGINE, _PROCESSES)}
     for field in dataclasses.fields(Config):
         help_ = f"{field.metadata['help']}\n[{_variable(field.name)}; default {_format(field, field.default)}]"
         groups[field.metadata["group"]].add_argument(_flag(field.name), metavar=_metavar(field), help=help_)

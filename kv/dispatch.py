@@ -2,22 +2,23 @@
 
 Falcon's own `__call__` also serves WebSockets, server-sent events, media handlers and response middleware, and looks
 for each of them with every request. What is left here is middleware, route, responder and error handlers, all of them
-Falcon's. Knows no routes of this server, and not what an error is answered with.
+Falcon's. A plain answer, a text with nothing but perhaps a tag, is handed to the host whole; any other goes by ASGI
+events. Knows no routes of this server, and not what an error is answered with.
 
 It stands on methods of Falcon that are not public (`_get_responder`, `_handle_exception`, `_middleware`), so Falcon's
 version is pinned, and tests/test_dispatch.py compares each kind of answer with that of Falcon's own `__call__`.
 """
 
+import functools
 from typing import Any, Final
 
 import falcon
 import falcon.asgi
 
-from kv.http.context import Receive, Send
+from kv.http.context import TEXT, WITHOUT_BODY, Receive, Send
 from kv.request import Request
 
 _LAST: Final = {"type": "http.response.body"}
-_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Response(falcon.asgi.Response):
@@ -49,32 +50,45 @@ class App(falcon.asgi.App[Request, Response]):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        first_event = await receive()
-        if first_event["type"] == "http.disconnect":
-            return
-        request, response = Request(scope, receive, first_event), Response(self.resp_options)
+        request, response = Request(scope, receive), Response(self.resp_options)
         params: dict[str, Any] = {}
         try:
-            for process_request in self._process_request:
-                await process_request(request, response)
-            responder, params, _, request.uri_template = self._get_responder(request)
-            await responder(request, response, **params)  # type: ignore[arg-type, misc]  # never a WebSocket
-        except Exception as error:
-            if not await self._handle_exception(request, response, error, params):
-                raise
-        await self._send(request, response, send)
+            try:
+                for process_request in self._process_request:
+                    await process_request(request, response)
+                responder, params, _, request.uri_template = self._get_responder(request)
+                await responder(request, response, **params)  # type: ignore[arg-type, misc]  # never a WebSocket
+            except Exception as error:
+                if not await self._handle_exception(request, response, error, params):
+                    raise
+            if not self._answer_at_once(request, response):
+                await self._send(request, response, send)
+        finally:
+            request.release()
+
+    def _answer_at_once(self, request: Request, response: Response) -> bool:
+        """Hand the answer to the host, when it is a plain one. False when it has to be sent by events."""
+        exchange, fields = request.exchange, response._headers
+        if exchange is None or response.text is not None or response.stream is not None:
+            return False
+        if response._extra_headers or response._cookies or self.resp_options.default_media_type != TEXT:
+            return False
+        etag = fields.get("etag", "")
+        if len(fields) > (etag != ""):
+            return False
+        return exchange.answer(_code(response.status), response._data or b"", etag.encode())
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
-        body, status = response._data, int(response.status[:3])
+        body, status = response._data, _code(response.status)
         if body is None and response.text is not None:
             body = response.text.encode()
-        if status in _WITHOUT_BODY:
+        if status in WITHOUT_BODY:
             body = None
         elif body is not None:
             response._headers["content-length"] = str(len(body))
         elif response.stream is None and not (request.method == "HEAD" and "content-length" in response._headers):
             response._headers["content-length"] = "0"
-        fields = response._asgi_headers(self.resp_options.default_media_type if status not in _WITHOUT_BODY else None)
+        fields = response._asgi_headers(self.resp_options.default_media_type if status not in WITHOUT_BODY else None)
         await send({"type": "http.response.start", "status": status, "headers": fields})
         if request.method == "HEAD":
             await send(_LAST)
@@ -82,6 +96,12 @@ class App(falcon.asgi.App[Request, Response]):
             await _send_stream(response.stream, send)
         else:
             await send({"type": "http.response.body", "body": body or b""})
+
+
+@functools.lru_cache(maxsize=128)
+def _code(status: str) -> int:
+    """Of a status line: a code and a phrase."""
+    return int(status[:3])
 
 
 async def _send_stream(stream: Any, send: Send) -> None:  # noqa: ANN401 - an asynchronous iterator, perhaps with close()

@@ -1,7 +1,8 @@
 """GET /metrics: the state of the server in the Prometheus text format.
 
 Owns the names, types, labels and help texts of all metrics but the gauges of the workers, which are declared in
-kv/scoreboard.py; docs/metrics.md explains each one. A number that logd sends is one row of `_OF_LOGD`. Does not know
+kv/scoreboard.py; docs/metrics.md explains each one. A number that logd sends is one row of `_OF_LOGD`
+or, from a cluster, of `_OF_CLUSTER`. Does not know
 how anything is counted. Answers without logd too; then `kv_logd_up` is 0 and the numbers of logd are missing.
 
 The families are made anew for each scrape, from plain numbers: with the counters and histograms of prometheus_client,
@@ -9,7 +10,7 @@ counting a request would cost more than everything else that is counted about it
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import falcon.asgi
@@ -23,7 +24,7 @@ from kv.log_client.outcomes import Unavailable
 from kv.request import Request, Resource
 from kv.resources.storage import Storage
 from kv.scoreboard import BOUNDS_SECONDS, GAUGES, METHODS, OTHER, Requests, Role, Scoreboard, Totals
-from logd.shared.protocol import Histogram, Stats
+from logd.shared.protocol import ClusterStats, Histogram, Stats
 
 _Numbers: TypeAlias = float | Mapping[str, float]
 """One number, or a number for each value of a label."""
@@ -63,7 +64,7 @@ def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[st
 
 
 class _LogdMetric(NamedTuple):
-    """A field of `Stats`, and how it is shown."""
+    """A field of `Stats` or `ClusterStats`, and how it is shown. One that is None is not."""
 
     field: str
     family: Callable[[str, str, Any, str], Metric]
@@ -106,6 +107,8 @@ _OF_LOGD: Final = (
     ),
     _LogdMetric("snapshot_bytes", _gauge, "kv_snapshot_bytes", "Size of the newest snapshot."),
     _LogdMetric("keys", _gauge, "kv_keys", "Keys."),
+    _LogdMetric("unsorted_keys", _gauge, "kv_keys_unsorted", "Keys that pages wait for until they are in order."),
+    _LogdMetric("pages", _counter, "kv_pages", "Pages of keys that were read."),
     _LogdMetric("data_bytes", _gauge, "kv_data_bytes", "Keys and values, without the memory that holding them costs."),
     _LogdMetric("sessions", _gauge, "kv_sessions", "Sessions of workers that logd remembers, dead ones included."),
     _LogdMetric("recovery_seconds", _gauge, "kv_recovery_duration_seconds", "Duration of reading the data at a start."),
@@ -114,6 +117,28 @@ _OF_LOGD: Final = (
         _gauge,
         "kv_recovery_dropped_bytes",
         "Bytes of a write that was cut short and never acknowledged.",
+    ),
+)
+_OF_CLUSTER: Final = (
+    _LogdMetric("calls", _counter, "kv_etcd_calls", "Requests that were sent to etcd, each try by itself.", "outcome"),
+    _LogdMetric("retries", _counter, "kv_etcd_retries", "Tries beyond the first of a request."),
+    _LogdMetric(
+        "applied_by_earlier_try",
+        _counter,
+        "kv_etcd_applied_by_earlier_try",
+        "Groups that turned out to have been applied by a try that had no answer.",
+    ),
+    _LogdMetric("endpoint_switches", _counter, "kv_etcd_endpoint_switches", "Changes to another endpoint."),
+    _LogdMetric("read_seconds", _histogram, "kv_etcd_read_duration_seconds", "Duration of transactions that read."),
+    _LogdMetric("generation", _gauge, "kv_etcd_generation", "How often everything was cleared."),
+    _LogdMetric("db_bytes", _gauge, "kv_etcd_db_bytes", "Size of the database file of the member in use."),
+    _LogdMetric("db_bytes_in_use", _gauge, "kv_etcd_db_in_use_bytes", "What defragmentation would leave of it."),
+    _LogdMetric("raft_term", _gauge, "kv_etcd_raft_term", "Rises with every election of a leader."),
+    _LogdMetric(
+        "no_answer_seconds",
+        _gauge,
+        "kv_etcd_no_answer_seconds",
+        "For how long requests wait and etcd has answered none; 0 when none waits.",
     ),
 )
 _CHILDREN: Final = (Role.LOGD, Role.GUNICORN)
@@ -158,10 +183,27 @@ class _Scrape(Collector):
             yield _gauge(gauge.metric, gauge.help, totals.gauges[gauge.name])
         yield from _processes(totals, self._scoreboard, self._workers, stats)
         if stats:
-            for metric in _OF_LOGD:
-                yield metric.family(metric.name, metric.help, getattr(stats, metric.field), metric.label)
-            finding = {stats.finding: 1.0}
-            yield _gauge("kv_recovery_info", "1; the finding of the last start of logd.", finding, "finding")
+            yield from _shown(_OF_LOGD, stats)
+            if stats.finding is not None:
+                finding = {stats.finding: 1.0}
+                yield _gauge("kv_recovery_info", "1; the finding of the last start of logd.", finding, "finding")
+        if stats and stats.cluster:
+            yield from _shown(_OF_CLUSTER, stats.cluster)
+            yield _endpoint(stats.cluster)
+
+
+def _shown(metrics: Iterable[_LogdMetric], numbers: object) -> Iterator[Metric]:
+    """The families of those numbers that this engine has."""
+    for metric in metrics:
+        if (value := getattr(numbers, metric.field)) is not None:
+            yield metric.family(metric.name, metric.help, value, metric.label)
+
+
+def _endpoint(cluster: ClusterStats) -> Metric:
+    help_ = "1; the endpoint of etcd that is in use, and the version of that member."
+    family = GaugeMetricFamily("kv_etcd_endpoint_info", help_, labels=("endpoint", "version"))
+    family.add_metric((cluster.endpoint, cluster.version), 1.0)
+    return family
 
 
 def _requests(requests: Mapping[tuple[str, int | str], Requests]) -> Metric:

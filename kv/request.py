@@ -14,7 +14,8 @@ import falcon
 import falcon.asgi
 from falcon.constants import HTTP_METHODS
 
-from kv.log_client.large_values import LargeValue
+from kv.http.context import SHORTCUT, Shortcut
+from kv.log_client.large_values import Held
 from kv.log_client.outcomes import (
     DataLimitReached,
     NoSpace,
@@ -30,8 +31,6 @@ _KEY_PREFIX: Final = "/kv/"
 _QUALIFYING: Final = (b"if-", b"content-range")
 """How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
-LARGE_VALUE: Final = "kv.large_value"
-"""Where the scope of a request has the large value that is released at its end."""
 
 _STATUS_OF_FAILURE: Final[dict[type[RequestFailed], str]] = {
     Unavailable: falcon.HTTP_503,
@@ -62,6 +61,8 @@ class Request(falcon.asgi.Request):
     header and the query, for each request.
     """
 
+    _held: Held | None = None
+
     def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
         raw_path: bytes = scope["raw_path"]
         self.path = "" if raw_path.startswith(b"//") else str(raw_path, "ascii")  # Falcon treats // like /
@@ -71,6 +72,7 @@ class Request(falcon.asgi.Request):
         self.uri_template = None
         self.first_event = first_event
         self.receive = receive
+        self.exchange: Shortcut | None = scope.get(SHORTCUT)
 
     def key(self) -> str:
         """The key in the path. Raises Refusal."""
@@ -84,29 +86,41 @@ class Request(falcon.asgi.Request):
         length = self._content_length()
         if length is not None and length > bytes_max:
             raise Refusal(falcon.HTTP_413, too_large)
-        event = self.first_event
-        parts: list[bytes] = [event["body"]]
-        size = len(parts[0])
-        while event["more_body"] and size <= bytes_max:
+        body = self.exchange.take_body() if self.exchange else None
+        if body is None:
+            body = await self._receive_body(bytes_max)
+        if len(body) > bytes_max:
+            raise Refusal(falcon.HTTP_413, too_large)
+        if length is not None and len(body) != length:
+            raise ClientGone
+        return body
+
+    async def _receive_body(self, bytes_max: int) -> bytes:
+        """The body by ASGI events; what is longer than `bytes_max` is cut. Raises ClientGone."""
+        parts: list[bytes] = []
+        size, is_last = 0, False
+        while not is_last and size <= bytes_max:
             event = await self.receive()
             if event["type"] != "http.request":
                 raise ClientGone
             parts.append(event["body"])
             size += len(event["body"])
-        if size > bytes_max:
-            raise Refusal(falcon.HTTP_413, too_large)
-        if length is not None and size != length:
-            raise ClientGone
+            is_last = not event["more_body"]
         return b"".join(parts)
+
+    def parameters(self) -> list[tuple[str, str]]:
+        """The names in the query, as they are, and their values, percent-decoded. No byte beyond ASCII is left."""
+        query: bytes = self.scope["query_string"]
+        pairs = [each.partition(b"=")[::2] for each in query.split(b"&")] if query else []
+        return [(_ascii(name), _ascii(unquote_to_bytes(value))) for name, value in pairs]
 
     def qualifiers(self, known: Container[bytes] = ()) -> list[bytes]:
         """The names of the fields that narrow a change; nearly always none. `known` are those that the caller obeys.
 
         Raises Refusal for any other, and for a query: to skip one would be to do more than was asked for.
         """
-        if query := self.scope["query_string"]:
-            name = str(query.partition(b"&")[0].partition(b"=")[0], "ascii", "backslashreplace")
-            raise Refusal(falcon.HTTP_400, f"unknown parameter: {name}")
+        if self.scope["query_string"]:
+            raise Refusal(falcon.HTTP_400, f"unknown parameter: {self.parameters()[0][0]}")
         found = [name for name, _ in self.scope["headers"] if name.startswith(_QUALIFYING)]
         for name in found:
             if name not in known:
@@ -119,9 +133,18 @@ class Request(falcon.asgi.Request):
                 return int(value)
         return None
 
-    def release_at_end(self, value: LargeValue) -> None:
-        """Have a large value released when the application is done with this request, however it ends."""
-        self.scope[LARGE_VALUE] = value
+    def release_at_end(self, held: Held) -> None:
+        """Have a large value, or a page, released when the application is done with this request, however it ends."""
+        self._held = held
+
+    def release(self) -> None:
+        """Free what the request kept. Falcon closes no stream of a HEAD, nor one whose client is gone early."""
+        if self._held:
+            self._held.release()
+
+
+def _ascii(text: bytes) -> str:
+    return str(text, "ascii", "backslashreplace")
 
 
 def check_key(key: bytes) -> None:

@@ -20,16 +20,17 @@ import fcntl
 import functools
 import mmap
 import os
-import sys
-import tempfile
 import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from kv.config import Inherited
 from logd.shared import process_stats
+from logd.shared.unnamed_file import make_file
 
 
 class Gauge(NamedTuple):
@@ -46,8 +47,11 @@ GAUGES: Final = (
     Gauge("held_bytes", "kv_http_held_bytes", "Memory of requests that are not complete, or wait for others."),
     Gauge("queued_writes", "kv_http_queued_writes", "Writes that wait for logd."),
     Gauge("queued_bytes", "kv_http_queued_bytes", "Memory of the writes that wait for logd."),
-    Gauge("large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB that are being read."),
+    Gauge(
+        "large_bytes", "kv_http_large_values_bytes", "Memory of values over 64 KiB, and of pages of keys, being read."
+    ),
     Gauge("large_reads_waiting", "kv_http_large_reads_waiting", "Reads of such values that wait for room."),
+    Gauge("pages_waiting", "kv_http_pages_waiting", "Reads of pages that wait for the one before, or for room."),
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "POST")
@@ -87,13 +91,27 @@ class _Word(enum.IntEnum):
 
     PID = 0
     """Of the last owner; 0 when that stopped in order."""
-    HAS_SERVED = 1
-    """1 from when the owner serves: one that ends before is no restart."""
+    READY_AT = 1
+    """Since when the owner serves; 0 before that: one that ends before is no restart."""
     BEATS = 2
     """How often the owner has shown its gauges, which it does regularly for as long as it is not frozen."""
     RESTARTS = 3
     CPU_SECONDS = 4
     RESIDENT_BYTES = 5
+    STARTED_AT = 6
+
+
+class _RoleWord(enum.IntEnum):
+    """What the supervisor writes of each role, in the header. Times are in seconds since 1970, and 0 for never."""
+
+    PID = 0
+    """0 when there is no such process."""
+    STARTS = 1
+    STARTED_AT = 2
+    READY_AT = 3
+    """0 from each start until the process does its work."""
+    ENDED_AT = 4
+    """When the process before this one ended."""
 
 
 _Words: TypeAlias = "memoryview[float]"
@@ -113,9 +131,11 @@ _ROWS: Final = {
 }
 _SLOT_WORDS: Final = len(_Word) + len(GAUGES) + _ROW_WORDS * len(_ROWS)
 
-# The header: which layout this is, then how often each role was started, and when.
-_HEADER_WORDS: Final = 1 + 2 * len(Role)
-_LAYOUT: Final = float(zlib.crc32(repr((list(_Word), GAUGES, list(_ROWS), BOUNDS_SECONDS, list(Role))).encode()))
+# The header: which layout this is, then the words of each role.
+_HEADER_WORDS: Final = 1 + len(_RoleWord) * len(Role)
+_LAYOUT: Final = float(
+    zlib.crc32(repr((list(_Word), GAUGES, list(_ROWS), BOUNDS_SECONDS, list(Role), list(_RoleWord))).encode())
+)
 
 
 class Requests(NamedTuple):
@@ -141,13 +161,29 @@ class Totals(NamedTuple):
     """By the name in `GAUGES`."""
 
 
+class Process(msgspec.Struct, frozen=True):
+    """A role in the tree of processes, and the process that has it now. Times are in seconds since 1970."""
+
+    role: str
+    pid: int | None
+    """None when there is no such process just now."""
+    restarts: int
+    started_at: float | None
+    ready_at: float | None
+    """Since when it does its work; None before."""
+    ended_at: float | None
+    """When the process before it ended; None when there was none, or when that is not known."""
+    resident_bytes: int
+
+
 class Slot:
     """The part of the scoreboard that one worker writes."""
 
     def __init__(self, words: _Words) -> None:
         """Take over the slot. Counters go on from the values that an earlier owner left."""
-        words[_Word.RESTARTS] += words[_Word.PID] != 0 and words[_Word.HAS_SERVED]
-        words[_Word.HAS_SERVED] = 0
+        words[_Word.RESTARTS] += words[_Word.PID] != 0 and words[_Word.READY_AT] != 0
+        words[_Word.READY_AT] = 0
+        words[_Word.STARTED_AT] = time.time()
         words[_Word.PID] = os.getpid()
         self._words = words
         self._earlier_cpu_seconds = words[_Word.CPU_SECONDS]
@@ -155,7 +191,7 @@ class Slot:
 
     def serve(self) -> None:
         """The owner has started."""
-        self._words[_Word.HAS_SERVED] = 1
+        self._words[_Word.READY_AT] = time.time()
 
     def release(self) -> None:
         """The owner stops in order, so the next owner is not a restart."""
@@ -212,18 +248,63 @@ class Scoreboard:
         assert self._fd is not None
         return self._fd
 
-    def started(self, role: Role) -> None:
-        """Count the start of a process. Called by the supervisor alone."""
-        self._words[1 + 2 * role] += 1
-        self._words[2 + 2 * role] = time.time()
+    def _role(self, role: Role) -> _Words:
+        start = 1 + len(_RoleWord) * role
+        return self._words[start : start + len(_RoleWord)]
+
+    def started(self, role: Role, pid: int) -> None:
+        """Count the start of a process. This and the next two are called by the supervisor alone."""
+        words = self._role(role)
+        words[_RoleWord.STARTS] += 1
+        words[_RoleWord.STARTED_AT] = time.time()
+        words[_RoleWord.READY_AT] = 0
+        words[_RoleWord.PID] = pid
+
+    def ready(self, role: Role) -> None:
+        """The process does its work from now on."""
+        self._role(role)[_RoleWord.READY_AT] = time.time()
+
+    def ended(self, role: Role) -> None:
+        """There is no such process any more."""
+        words = self._role(role)
+        words[_RoleWord.PID] = 0
+        words[_RoleWord.ENDED_AT] = time.time()
 
     def restarts(self, role: Role) -> int:
         """How often a process was started after its first start."""
-        return max(0, int(self._words[1 + 2 * role]) - 1)
+        return max(0, int(self._role(role)[_RoleWord.STARTS]) - 1)
 
     def started_at(self, role: Role) -> float:
         """The time of the last start, in seconds since 1970; 0 when there was none."""
-        return self._words[2 + 2 * role]
+        return self._role(role)[_RoleWord.STARTED_AT]
+
+    def processes(self) -> list[Process]:
+        """The supervisor, logd, gunicorn, and each worker that is alive."""
+        return [*map(self._process, Role), *map(self._worker, self._alive())]
+
+    def _process(self, role: Role) -> Process:
+        words = self._role(role)
+        pid = int(words[_RoleWord.PID])
+        return Process(
+            role=role.name.lower(),
+            pid=pid or None,
+            restarts=self.restarts(role),
+            started_at=words[_RoleWord.STARTED_AT] or None,
+            ready_at=words[_RoleWord.READY_AT] or None,
+            ended_at=words[_RoleWord.ENDED_AT] or None,
+            resident_bytes=process_stats.resident_bytes(pid) if pid else 0,
+        )
+
+    def _worker(self, slot: _Words) -> Process:
+        return Process(
+            role="worker",
+            pid=int(slot[_Word.PID]),
+            restarts=int(slot[_Word.RESTARTS]),
+            started_at=slot[_Word.STARTED_AT],
+            ready_at=slot[_Word.READY_AT] or None,
+            ended_at=None,
+            resident_bytes=int(slot[_Word.RESIDENT_BYTES]),
+        )
 
     def take_slot(self) -> Slot:
         """A slot for this process: that of a dead worker before a free one, so that each death is counted.
@@ -256,16 +337,19 @@ class Scoreboard:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
         return False
 
+    def _alive(self) -> list[_Words]:
+        """The slots of living workers."""
+        return [slot for number, slot in enumerate(self._slots) if self._is_alive(number)]
+
     def beats(self) -> dict[int, float]:
         """By the pid of each living worker, how often it has shown its gauges."""
-        alive = [slot for number, slot in enumerate(self._slots) if self._is_alive(number)]
-        return {int(slot[_Word.PID]): slot[_Word.BEATS] for slot in alive}
+        return {int(slot[_Word.PID]): slot[_Word.BEATS] for slot in self._alive()}
 
     def totals(self) -> Totals:
         """The sums over all workers, as they are now."""
         used = [slot.tolist() for slot in self._slots if slot[_Word.CPU_SECONDS]]
         sums = [sum(words) for words in zip([0.0] * _SLOT_WORDS, *used, strict=True)]
-        alive = [slot for number, slot in enumerate(self._slots) if self._is_alive(number)]
+        alive = self._alive()
         return Totals(
             requests={key: _requests(sums[row : row + _ROW_WORDS]) for key, row in _ROWS.items()},
             worker_restarts=int(sums[_Word.RESTARTS]),
@@ -286,7 +370,7 @@ def make(workers: int) -> int:
 
     It has more slots than workers, because a reload starts the new workers before the old ones end.
     """
-    fd = _make_file()
+    fd = make_file("kv-scoreboard")
     with open(fd, "wb", closefd=False) as file:
         file.write(_blank(slots=4 * (workers + 4)))  # no holes: on a full disk, writing to one kills the writer
     return fd
@@ -296,13 +380,6 @@ def _blank(slots: int) -> _Words:
     words = memoryview(bytearray((_HEADER_WORDS + slots * _SLOT_WORDS) * _WORD_BYTES)).cast("d")
     words[0] = _LAYOUT
     return words
-
-
-def _make_file() -> int:
-    if sys.platform == "linux":
-        return os.memfd_create("kv-scoreboard")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 @functools.cache

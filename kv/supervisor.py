@@ -61,7 +61,8 @@ class Supervisor:
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         board = scoreboard.Scoreboard(scoreboard.make(config.workers))
-        board.started(scoreboard.Role.SUPERVISOR)
+        board.started(scoreboard.Role.SUPERVISOR, os.getpid())
+        board.ready(scoreboard.Role.SUPERVISOR)
         self._logd = Logd(config, board)
         self._gunicorn = Gunicorn(config, board)
         self._heartbeats = Heartbeats(board)
@@ -243,7 +244,7 @@ class Supervisor:
         scheme = "https" if self._config.tls_cert_file else "http"
         urls = " and ".join(f"{scheme}://{address}" for address in listener.listen(self._listeners))
         self._is_listening = True
-        log.info("listening on %s, data in %s", urls, self._config.working_dir)
+        log.info("listening on %s, data in %s", urls, self._config.place())
         notify.send(f"READY=1\nSTATUS=listening on {urls}")
 
     def _restart_gunicorn(self, now: float) -> None:
@@ -285,10 +286,12 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token and the certificate can be used. Raises UnusableFile."""
+    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

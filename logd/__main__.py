@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from logd import serve
+from logd import serve, serve_etcd
 from logd.local import checkpoint
 from logd.local.commit import DiskFailed
 from logd.local.recovery import Damaged, Finding
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status."""
     standard_streams.open_missing()
     arguments = _parse(argv)
-    logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format)
+    logging_setup.set_up(arguments.role, arguments.log_level, arguments.log_format, arguments.warnings_fd)
     try:
         return Exit(arguments.run(arguments))
     except CannotRun as error:
@@ -69,11 +69,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     serve.add_flags(serving)
     serving.set_defaults(run=serve.run, role="logd")
 
+    serving_etcd = subparsers.add_parser("serve-etcd", help="serve a cluster of etcd (started by python -m kv)")
+    serve_etcd.add_flags(serving_etcd)
+    serving_etcd.set_defaults(run=serve_etcd.run, role="logd")
+
     child = subparsers.add_parser("checkpoint", help="turn sealed segments into a snapshot (started by serve)")
     checkpoint.add_flags(child)
     child.set_defaults(run=checkpoint.run, role="checkpoint")
 
-    for started_by_a_program in (serving, child):
+    for started_by_a_program in (serving, serving_etcd, child):
         logging_setup.add_flags(started_by_a_program)
     commands.add_to(subparsers)
     return parser.parse_args(argv)

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import select
-import signal
 import threading
 import time
 from functools import partial
@@ -20,10 +19,8 @@ from pathlib import Path
 from typing import Final
 
 import setproctitle
-import zmq
 
-from logd import server
-from logd.engine import Engine
+from logd import hosting
 from logd.local import ballast, recovery, room
 from logd.local.checkpoint import remove_covered
 from logd.local.checkpointer import Checkpointer, Newest, Policy
@@ -47,12 +44,7 @@ log = logging.getLogger("logd")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line, which the supervisor writes."""
     parser.add_argument("directory", metavar="DIR", type=Path)
-    parser.add_argument("--socket-fd", required=True, type=int, help="a listening Unix socket, for the workers")
-    parser.add_argument("--lifeline-fd", required=True, type=int, help="the read end of a pipe; its end means stop")
-    parser.add_argument(
-        "--ready-fd", required=True, type=int, help="the write end of a pipe; a line, the id of DIR, means ready"
-    )
-    parser.add_argument("--message-bytes-max", required=True, type=int)
+    hosting.add_flags(parser)
     parser.add_argument("--data-bytes-max", default=0, type=int)
     parser.add_argument("--segment-bytes", required=True, type=int)
     parser.add_argument("--checkpoint-log-bytes", required=True, type=int)
@@ -64,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the lifeline closes; the exit status. Raises recovery.Damaged or commit.DiskFailed."""
-    _ignore_group_signals()
+    hosting.ignore_group_signals()
     directory: Path = arguments.directory
     setproctitle.setproctitle(f"kv: logd {printable(directory)}")
     lock = DirectoryLock(directory)
@@ -95,15 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     _ = engine.data_bytes()  # it is counted when it is first asked for, and now nobody waits yet
     del recovered  # its tail has the bytes of a whole segment
     gc.freeze()  # what was loaded is not garbage: collections need not look at it
-    _serve(engine, disk.id, arguments)
+    hosting.serve(engine, arguments, served=disk.id)
     log.info("stopped at frame %d", wal.last_sequence)
     return Exit.STOPPED
-
-
-def _ignore_group_signals() -> None:
-    """They are for the supervisor, which ends this process when it is its turn. Children inherit this."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _lock(lock: DirectoryLock, arguments: argparse.Namespace) -> None:
@@ -224,16 +210,3 @@ def _engine(
         group_bytes_max=arguments.message_bytes_max,
         data_bytes_max=arguments.data_bytes_max,
     )
-
-
-def _serve(engine: Engine, id_: str, arguments: argparse.Namespace) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        socket = server.open_socket(context, arguments.socket_fd, arguments.message_bytes_max)
-        os.write(arguments.ready_fd, f"{id_}\n".encode())
-        os.close(arguments.ready_fd)
-        server.Server(socket, engine, arguments.lifeline_fd).run()
-    finally:
-        engine.stop()
-    socket.close()
-    context.term()

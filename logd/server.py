@@ -8,6 +8,7 @@ finished is sent, and the writes that came are committed together.
 
 import logging
 import os
+import select
 from collections.abc import Iterator
 
 import zmq
@@ -18,6 +19,7 @@ from logd.shared.protocol import (
     Committed,
     Hello,
     Large,
+    PageRequest,
     ReadBatch,
     ReadLarge,
     Reply,
@@ -35,6 +37,7 @@ log = logging.getLogger("logd.server")
 _EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _READABLE = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_QUIET_TURNS = 16  # after so many without a read, a write may be synced while nothing else is done
 _MESSAGES_PER_TURN_MAX = 1000  # so that the replies of a group never wait for the end of a flood of messages
 
 
@@ -64,29 +67,35 @@ class Server:
         self._lifeline_fd = lifeline_fd
         self._peers: dict[bytes, bytes] = {}
         """Session to the connection that it last wrote from."""
+        self._turns_without_reads = 0
 
     def run(self) -> None:
         """Serve, then answer what was accepted. Raises what `Engine.collect` raises."""
-        poller, engine_fd = zmq.Poller(), self._engine.fileno()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(engine_fd, zmq.POLLIN)
-        poller.register(self._lifeline_fd, zmq.POLLIN)
+        poll, engine_fd, socket_fd = select.poll(), self._engine.fileno(), self._socket.FD
+        for fd in (socket_fd, engine_fd, self._lifeline_fd):
+            poll.register(fd, select.POLLIN)
         stopping = False
         while not (stopping and self._engine.idle()):
-            ready = dict(poller.poll())
-            if self._socket in ready and not stopping:
+            # The socket's descriptor is readable once for many messages, and a send may use that up: before this waits
+            # it has to ask the socket itself.
+            ready = [fd for fd, _ in poll.poll(0 if not stopping and self._has_messages() else None)]
+            if not stopping:
                 self._receive()
             if engine_fd in ready:
                 self._collect()
-            self._engine.commit()
+            self._engine.commit(is_quiet=self._turns_without_reads >= _QUIET_TURNS)
+            self._turns_without_reads += 1
             if self._lifeline_fd in ready:
                 stopping = True
-                poller.unregister(self._lifeline_fd)
-                poller.unregister(self._socket)  # by now the workers are gone, or about to be
+                poll.unregister(self._lifeline_fd)
+                poll.unregister(socket_fd)  # by now the workers are gone, or about to be
+
+    def _has_messages(self) -> bool:
+        return self._socket.getsockopt(_EVENTS) in _READABLE
 
     def _receive(self) -> None:
         for _ in range(_MESSAGES_PER_TURN_MAX):
-            if self._socket.getsockopt(_EVENTS) not in _READABLE:
+            if not self._has_messages():
                 return
             peer, raw = self._socket.recv(), self._socket.recv()
             if self._socket.getsockopt(_RCVMORE):
@@ -113,6 +122,9 @@ class Server:
             self._read(request.keys, (peer, request.number, protocol.LARGE_VALUE_BYTES))
         elif isinstance(request, ReadLarge):
             self._read([request.key], (peer, request.number, request.bytes_max))
+        elif isinstance(request, PageRequest):
+            if page := self._engine.page(request, peer):
+                self._send(peer, page)
         elif isinstance(request, StatusRequest):
             self._send(peer, Status(request.number, self._engine.unavailable_reason()))
         elif isinstance(request, StatsRequest):
@@ -125,6 +137,7 @@ class Server:
             self._peers[batch.session] = peer
 
     def _read(self, keys: list[str], origin: Origin) -> None:
+        self._turns_without_reads = 0
         found = self._engine.read(keys, origin)
         if found is not None:
             self._send_values(origin, found)
@@ -138,6 +151,8 @@ class Server:
                 self._peers.pop(session, None)
         for origin, found in collected.reads:
             self._send_values(origin, found)
+        for peer, page in collected.pages:
+            self._send(peer, page)
 
     def _send_values(self, origin: Origin, found: Found) -> None:
         peer, number, value_bytes_max = origin

@@ -6,6 +6,7 @@ cd -- "$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)"
 
 ./run.sh --help >/dev/null # sets up .venv, as a user would
 .venv/bin/python kv/setup_venv.py .venv-tests tests/requirements.txt
+tests/bring_etcd.sh
 bin=.venv-tests/bin
 "$bin/ruff" format --check --quiet .
 "$bin/ruff" check --quiet .

@@ -211,7 +211,7 @@ def test_a_pipe_is_written_to_and_a_link_stays_one(tmp_path):
 def test_any_text_is_exported_and_imported_unchanged(tmp_path_factory, texts):
     directory = tmp_path_factory.mktemp("to")
     store = Store()
-    store.data = {key: text.encode() for key, text in texts.items()}
+    store.load({key: text.encode() for key, text in texts.items()})
     exported = b"".join(export.encode(store))
     assert as_dict(exported) == texts
     disk = WatchedDisk(directory, syncs=False)

@@ -17,8 +17,19 @@ import pytest
 
 from logd.shared import protocol
 from logd.shared.protocol import WriteBatch
-from tests.bench import figures, generators, options, plan, report, sync
-from tests.bench.cases import HELLO, SERVER, Case, Operation, Sample, Section, human_bytes, human_us
+from tests.bench import figures, generators, options, plan, publish, report, sync
+from tests.bench.cases import (
+    ETCD_GATEWAY,
+    HELLO,
+    SERVER,
+    SERVER_ON_ETCD,
+    Case,
+    Operation,
+    Sample,
+    Section,
+    human_bytes,
+    human_us,
+)
 from tests.bench.generators import LoadFailed
 from tests.bench.logd_alone import LogdAlone, Rate
 from tests.bench.rounds import LogdRound, Measured, SyncRound
@@ -78,7 +89,7 @@ def test_redis_benchmark_without_a_result_has_failed(printed):
 
 def test_without_options_everything_is_measured():
     parsed = options.parse([])
-    assert parsed.sections == tuple(Section)
+    assert set(Section) - set(parsed.sections) == {Section.CLUSTER}
     assert (parsed.rounds, parsed.seconds, parsed.peers, parsed.server_flags) == (3, 5, (), ())
 
 
@@ -111,6 +122,8 @@ def test_options_are_parsed():
         (["--peer=mine=http://127.0.0.1:9000/kv"], "not NAME=http"),
         (["--peer=server=http://127.0.0.1:9000"], "'server' is used already"),
         (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is used already"),
+        (["--publish", "--only=logd"], "--publish needs"),
+        (["--publish", "--connections=1"], "--publish needs"),
         (["--unknown"], "unrecognized"),
     ],
 )
@@ -203,6 +216,17 @@ def test_a_ratio_is_taken_in_each_round_before_the_median():
     assert hello.ratio == (1, 1, 1)
 
 
+def test_on_a_cluster_ratios_are_relative_to_the_gateway():
+    case = A_PUT._replace(section=Section.CLUSTER)
+    found = Measured()
+    found.samples[case, SERVER_ON_ETCD].append(a_sample(300))
+    found.samples[case, ETCD_GATEWAY].append(a_sample(100))
+    ours, gateway = figures.rows(found)
+    assert (ours.ratio, gateway.ratio) == ((3, 3, 3), (1, 1, 1))
+    table = report.markdown(report.Results({}, [], [ours, gateway], {}, None, None, found), [])
+    assert "of etcd's gateway" in table
+
+
 def test_a_round_that_failed_is_left_out_of_both_and_counted():
     ours, _ = figures.rows(measured([a_sample(500), None], [a_sample(1000), a_sample(10)]))
     assert ours.ratio == (0.5, 0.5, 0.5)
@@ -233,6 +257,23 @@ def test_the_memory_that_a_key_costs():
     found.samples[many, SERVER].append(a_sample(1, rss_bytes={"logd": 40_000_000}))
     assert figures.logd_bytes_per_key(figures.rows(found)) == 300
     assert figures.logd_bytes_per_key(figures.rows(found)[:1]) is None
+
+
+def test_conditions_and_batches_beside_plain_puts_of_as_many_connections():
+    found = Measured()
+    for (operation, connections), rate in {
+        (Operation.PUT, 64): 1000,
+        (Operation.CONDITIONAL_PUT, 64): 900,
+        (Operation.PUT, 16): 500,
+        (Operation.BATCH, 16): 100,
+    }.items():
+        case = Case(Section.TRANSACTIONS, operation, connections, 100, 1000)
+        found.samples[case, SERVER].append(a_sample(rate))
+        found.samples[case, HELLO].append(a_sample(5 * rate))
+    rows = figures.rows(found)
+    assert figures.times_a_put(rows, Operation.CONDITIONAL_PUT) == pytest.approx(0.9)
+    assert figures.times_a_put(rows, Operation.BATCH, 100) == pytest.approx(20)
+    assert figures.times_a_put(rows[:2], Operation.BATCH, 100) is None
 
 
 def test_the_difference_to_a_bare_sync_is_taken_in_each_round():
@@ -321,6 +362,78 @@ def test_the_report_of_an_interrupted_run_says_so(tmp_path):
     assert "interrupted: not everything was measured" in report.markdown(results(tmp_path, found), [])
 
 
+# The documents -------------------------------------------------------------------------------------------
+
+BLOCK = f"before\n{publish.BEGIN}old\n{publish.END}after\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Documents with figures, and the plot of a run."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/performance.md"):
+        (tmp_path / name).write_text(BLOCK)
+    (tmp_path / "throughput-connections.png").write_bytes(b"PNG")
+    return tmp_path
+
+
+def of_all_connections(**more):
+    found = Measured()
+    for case in plan.stages([Section.CONNECTIONS], (), 100_000)[0][0].cases:
+        found.samples[case, SERVER].append(a_sample(30_000, cpu_seconds={"worker": 0.3, "logd": 0.03}, **more))
+        found.samples[case, HELLO].append(a_sample(60_000))
+        if case.connections in plan.PEER_CONNECTIONS:
+            found.samples[case, "go"].append(a_sample(40_000))
+    return found
+
+
+def test_the_documents_show_the_figures_of_a_run_and_keep_what_is_around_them(project):
+    found = publish.publish(results(project, of_all_connections()), project, project)
+    assert [path.name for path in found] == ["README.md", "performance.md", "throughput.png"]
+    assert found[2].read_bytes() == b"PNG"
+    few, everything = (path.read_text() for path in found[:2])
+    for text in (few, everything):
+        assert text.startswith(f"before\n{publish.BEGIN}")
+        assert text.endswith(f"{publish.END}after\n")
+        assert "old" not in text
+    assert [line for line in few.splitlines() if "30,000" in line] == [
+        f"| {operation} | {count} | 30,000 | 0.50 | 100 µs | 300 µs |"
+        for operation in ("PUT", "GET")
+        for count in ("64", "1,024")
+    ]
+    assert "| GET | 4,096 | 30,000 | 0.50 | 100 µs | 300 µs | 10, 1 |" in everything
+    assert "| go | PUT | 1,024 | 40,000 | 0.67 | 100 µs | 300 µs |" in everything
+    assert "| hello-world | PUT | 4,096 | 60,000 | | 100 µs | 300 µs |" in everything
+
+
+def without_large_counts():
+    return measured([a_sample(900)], [a_sample(1000)])
+
+
+def with_errors():
+    return of_all_connections(errors={"status": 1})
+
+
+def interrupted():
+    found = of_all_connections()
+    found.is_interrupted = True
+    return found
+
+
+@pytest.mark.parametrize("make", [without_large_counts, with_errors, interrupted])
+def test_figures_that_are_not_what_was_asked_for_change_no_document(project, make):
+    with pytest.raises(publish.NotPublished):
+        publish.publish(results(project, make()), project, project)
+    assert {(project / name).read_text() for name in ("README.md", "docs/performance.md")} == {BLOCK}
+    assert not (project / "docs/throughput.png").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_the_documents_of_the_project_have_a_place_for_figures(name):
+    text = (ROOT / name).read_text()
+    assert 0 < text.find(publish.BEGIN) < text.find(publish.END)
+
+
 # Messages and probes -------------------------------------------------------------------------------------
 
 
@@ -361,9 +474,9 @@ def running_bench(*arguments):
 
 
 @needs_wrk
-def test_a_very_short_run(tmp_path):
-    flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}")
-    with running_bench(*flags, "--workers=1") as process:
+def test_a_very_short_run(tmp_path, server):
+    flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}", "--workers=1")
+    with running_bench(*flags, f"--peer=other=http://127.0.0.1:{server.port}") as process:
         output, log = process.communicate(timeout=PATIENCE_SECONDS)
         print(output, log)
         assert process.returncode == 0
@@ -373,13 +486,15 @@ def test_a_very_short_run(tmp_path):
     assert [(row["case"]["operation"], row["target"]) for row in rows] == [
         ("PUT", SERVER),
         ("PUT", HELLO),
+        ("PUT", "other"),
         ("GET", SERVER),
         ("GET", HELLO),
+        ("GET", "other"),
     ]
     for row in rows:
         assert row["throughput"]["median"] > 0
         assert row["errors"] == {}
-        assert row["cpu_us"]["worker"] > 0
+        assert (row["cpu_us"].get("worker", 0) > 0) == (row["target"] != "other")
         assert ("logd" in row["rss_bytes"]) == (row["target"] == SERVER)
     assert (tmp_path / "latency-connections.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "index.html").read_text()
@@ -417,11 +532,13 @@ def server(tmp_path_factory):
         ("fill", ["KEYS=20", "VALUE_BYTES=7"]),
         ("mixed", ["KEYS=20", "READ_SHARE=0.5", "SEED=3"]),
         ("put", ["KEYS=1000000"]),
+        ("conditional", ["KEYS=20", "VALUE_BYTES=7"]),
+        ("batch", ["KEYS=20", "BATCH_KEYS=10"]),
         ("unique", ["RUN=x", "VALUE_BYTES=1"]),
     ],
 )
 def test_the_load_scripts_send_requests_that_succeed(server, script, settings):
-    """In this order: `mixed` reads what `fill` has written."""
+    """In this order: `mixed` reads, and `conditional` replaces, what `fill` has written."""
     command = [
         "wrk",
         "-t1",

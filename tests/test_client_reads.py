@@ -3,9 +3,8 @@
 import asyncio
 import functools
 
-from kv.log_client.large_values import LargeValue
+from kv.log_client.large_values import LargeValue, release_unclaimed
 from kv.log_client.outcomes import Unavailable
-from kv.log_client.reads import release_unclaimed
 from logd.shared import protocol
 from logd.shared.protocol import Large, ReadBatch, ReadLarge, Values
 from tests.support.scripted_logd import BOTH_LOOPS, SHORT_SECONDS, outcome, outcomes, scenario, start, turn

@@ -61,6 +61,7 @@ class Engine:
         self.wal = make_wal(self.disk, recovered.sequence + 1, segment_bytes)
         self.store = recovered.store
         self.groups_seen = 0
+        self.is_quiet = False
         self.commit = GroupCommit(self.disk, self.wal, recovered.store, after_group=self._after_group, **options)
         self._go = threading.Event()
 
@@ -71,7 +72,7 @@ class Engine:
         """Submit a batch; what is answered at once."""
         made = batch(session, number, base=number if base is None else base, **writes)
         reply = self.commit.submit(protocol.encode(made), made)
-        self.commit.commit()
+        self.commit.commit(is_quiet=self.is_quiet)
         return reply
 
     def commits(self, session, number, **writes):
@@ -150,11 +151,22 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def engine(start):
-    """An engine with sessions A, B and C open."""
+def engine(start, request):
+    """An engine with sessions A, B and C open. In the main thread it syncs only writes that are alone."""
     engine = start()
     engine.open(A, B, C)
+    if getattr(request, "param", "") == "main thread":
+        make_quiet(engine)
     return engine
+
+
+def make_quiet(engine):
+    """Nobody but those who write needs the main thread, and syncs were short lately."""
+    engine.is_quiet = True
+    engine.commit._sync_thread._lately_seconds = 0.0
+
+
+IN_BOTH_THREADS = pytest.mark.parametrize("engine", ["sync thread", "main thread"], indirect=True)
 
 
 def groups(engine):
@@ -165,6 +177,20 @@ def groups(engine):
 OPENED = [[(A, 0)], [(B, 0)], [(C, 0)]]
 
 # Groups --------------------------------------------------------------------------------------------------
+
+
+def test_it_is_readable_while_it_is_kept_awake_and_no_end_of_a_group_is_lost_by_that(start):
+    engine = start()
+    engine.commit.set_awake(True)
+    engine.commit.set_awake(True)
+    assert engine.is_ready()
+    assert engine.commit.collect() == []
+    assert engine.is_ready()
+    assert engine.commits(A, 0) == [committed(A, 0)]
+    assert engine.send(A, 1) is None
+    engine.commit.set_awake(False)
+    assert engine.collect() == [committed(A, 1)]
+    assert not engine.is_ready()
 
 
 def test_writes_that_arrive_while_a_sync_runs_become_one_group(engine):
@@ -659,11 +685,81 @@ def test_a_repeat_after_a_restart_gets_the_outcome_that_was_decided_also_from_a_
     assert engine.look_up("k") == [b"changed since"]
 
 
+# Writes that are alone -----------------------------------------------------------------------------------
+
+
+def syncs_here(engine):
+    """Notes of each sync whether the thread of the test makes it."""
+    here, main = [], threading.current_thread()
+
+    def before(call):
+        if call.operation == "sync":
+            here.append(threading.current_thread() is main)
+
+    engine.disk.before = before
+    return here
+
+
+FEW, MORE = ({f"k{number}": b"v" for number in range(count)} for count in (4, 5))
+
+
+def test_a_few_writes_that_are_alone_are_durable_at_once_and_answered_as_any_others(engine):
+    make_quiet(engine)
+    here = syncs_here(engine)
+    assert engine.send(A, 1, puts=FEW) is None
+    assert here == [True]
+    assert engine.is_ready()
+    assert engine.look_up("k0") == [None]  # applied when it is collected, and answered with it
+    assert groups(engine) == [*OPENED, [(A, 1)]]
+    assert engine.collect() == [committed(A, 1)]
+    assert engine.look_up("k0") == [b"v"]
+    assert not engine.is_ready()
+    assert engine.commit.counters.groups == 3 + 1
+
+
+def test_what_is_not_alone_or_more_than_a_few_writes_is_synced_by_the_sync_thread(engine):
+    make_quiet(engine)
+    here = syncs_here(engine)
+    engine.is_quiet = False
+    engine.commits(A, 1, puts=FEW)
+    engine.is_quiet = True
+    engine.commits(A, 2, puts=MORE)
+    assert here == [False, False]
+
+
+def test_after_a_slow_sync_the_main_thread_syncs_again_only_when_many_were_short(start):
+    engine = start(syncs=False)
+    engine.open(A)
+    make_quiet(engine)
+    here = syncs_here(engine)
+    engine.commit._sync_thread._lately_seconds = 1.0
+    for number in range(1, 10_000):
+        engine.commits(A, number)
+        if here[-1]:
+            break
+    assert here[-1]
+    assert len(here) > 60
+
+
+def test_a_segment_is_begun_by_the_sync_thread(start):
+    engine = start(segment_bytes=100)
+    engine.open(A)
+    make_quiet(engine)
+    here = syncs_here(engine)
+    engine.commits(A, 1, puts={"k": b"v" * 100})
+    assert here == [True]
+    here.clear()
+    engine.commits(A, 2)
+    assert len(here) > 1
+    assert not any(here)
+
+
 # A sync that reports no room -----------------------------------------------------------------------------
 
 NO_ROOM = pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
 
 
+@IN_BOTH_THREADS
 @NO_ROOM
 def test_a_sync_without_room_refuses_the_group_once_the_log_was_written_anew_without_it(start, engine, error):
     engine.send(A, 1, puts={"k": b"before"})
@@ -682,6 +778,7 @@ def test_a_sync_without_room_refuses_the_group_once_the_log_was_written_anew_wit
     assert start().look_up("k") == [b"after"]
 
 
+@IN_BOTH_THREADS
 @NO_ROOM
 @pytest.mark.parametrize("operation", ["create", "append", "sync", "rename", "sync_directory"])
 def test_nothing_is_answered_while_the_log_cannot_be_written_anew_and_reads_go_on(engine, error, operation):
@@ -707,6 +804,7 @@ def test_nothing_is_answered_while_the_log_cannot_be_written_anew_and_reads_go_o
     assert groups(engine) == [*OPENED, [(A, 1)]]
 
 
+@IN_BOTH_THREADS
 def test_it_can_be_stopped_while_the_log_cannot_be_written_anew(start, engine):
     engine.resume(failing("sync", errno.ENOSPC))
     engine.send(A, 1, puts={"k": b"in doubt"})
@@ -716,6 +814,7 @@ def test_it_can_be_stopped_while_the_log_cannot_be_written_anew(start, engine):
     assert after.send(A, 1) == (Committed(A, [1]) if known else None)
 
 
+@IN_BOTH_THREADS
 def test_a_write_that_cannot_be_cut_off_for_lack_of_room_is_in_doubt_too(engine):
     engine.disk.before = once(failing("truncate", errno.ENOSPC))
     engine.disk.room = 10
@@ -818,6 +917,7 @@ def test_after_a_failure_nothing_of_the_group_is_seen_or_answered(engine, failur
     assert groups(engine)[3:] in ([], [[(A, 1)]])
 
 
+@IN_BOTH_THREADS
 def test_when_a_torn_write_cannot_be_cut_off_it_is_a_failure(engine):
     engine.disk.before = failing("truncate")
     engine.disk.room = 10
@@ -826,6 +926,7 @@ def test_when_a_torn_write_cannot_be_cut_off_it_is_a_failure(engine):
         engine.collect()
 
 
+@IN_BOTH_THREADS
 def test_after_a_failure_the_next_life_answers_a_repeat_by_what_it_finds(start, engine):
     engine.disk.before = failing("sync")
     engine.send(A, 1, puts={"k": b"v"})

@@ -7,13 +7,13 @@ writes a pair of keys in one batch. In the end the counter is what was answered 
 import asyncio
 import json
 import random
-import signal
 
+from tests.killlab.kills import Killer, Order
 from tests.support.clients import Connection, run_async
 from tests.support.harness import Server, await_true
 
 CLIENTS = 32
-KILLS = 9
+EACH_IS_KILLED = 2
 OFTEN = ("--segment-bytes=65536", "--checkpoint-log-bytes=131072", "--workers=3")
 
 
@@ -84,11 +84,11 @@ def test_a_counter_is_what_was_answered_whatever_is_killed_and_a_batch_is_whole(
             stopping = asyncio.Event()
             clients = [increment_until(stopping, server.port, tally, number) for number in range(CLIENTS)]
             running = [asyncio.ensure_future(each) for each in clients]
-            for role in ("logd", "worker", "gunicorn") * (KILLS // 3):
+            for role in ("logd", "worker", "gunicorn", "supervisor", "group") * EACH_IS_KILLED:
                 before = tally.made
                 await until(lambda before=before: tally.made > before + 20, running)
-                process = randomly.choice(server.role(role))
-                process.send_signal(signal.SIGKILL)
+                killer = Killer(server, [Order(0, role)], randomly)
+                assert len(await asyncio.to_thread(lambda killer=killer: list(killer.carry_out_due(0)))) == 1
             before = tally.made
             await until(lambda: tally.made > before + 20, running)
             stopping.set()

@@ -5,19 +5,25 @@ import dataclasses
 import io
 import re
 import socket
-import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kv
 from kv.config import Config, ConfigError, Inherited, UnusableFile
-from tests.support.harness import ROOT
 
 NAMES = [field.name for field in dataclasses.fields(Config)]
 DEFAULTS = Config()
-OTHER_WORDS = {"log_level": "debug", "log_format": "json"}
+OTHER_WORDS = {
+    "console": "off",
+    "log_level": "debug",
+    "log_format": "json",
+    "engine": "etcd",
+    "etcd_endpoints": "https://other:2379",
+    "etcd_reads": "log",
+}
 MIB = 1 << 20
 
 
@@ -55,8 +61,10 @@ def changed(name):
 
 
 def companions(name):
-    """The options that must be given together with an option; tests give them the same value."""
-    return [other for other in ("tls_cert_file", "tls_key_file") if name.startswith("tls_") and other != name]
+    """The options that must be given together with an option, with their values."""
+    pairs = [("tls_cert_file", "tls_key_file"), ("etcd_cert_file", "etcd_key_file")]
+    same = {other: changed(other) for pair in pairs if name in pair for other in pair if other != name}
+    return same | ({"engine": "etcd"} if name.startswith("etcd_") else {})
 
 
 # Where a value comes from --------------------------------------------------------------------------------
@@ -68,9 +76,11 @@ def test_an_empty_command_line_and_environment_give_the_defaults():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_has_a_flag_in_two_forms_and_a_variable(name):
-    expected = dataclasses.replace(DEFAULTS, **dict.fromkeys([name, *companions(name)], changed(name)))
+    together = {name: changed(name)} | companions(name)
+    defaults = {"value_bytes_max": MIB} if together.get("engine") == "etcd" else {}
+    expected = dataclasses.replace(DEFAULTS, **defaults, **together)
     text = str(changed(name))
-    beside = {variable(other): text for other in companions(name)}
+    beside = {variable(other): str(value) for other, value in companions(name).items()}
     assert read(flag(name), text, **beside) == expected
     assert read(f"{flag(name)}={text}", **beside) == expected
     assert read(**{variable(name): text}, **beside) == expected
@@ -79,7 +89,7 @@ def test_every_option_has_a_flag_in_two_forms_and_a_variable(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flag_wins_over_a_variable_even_when_the_variable_is_bad(name):
     text = str(changed(name))
-    beside = {variable(other): text for other in companions(name)}
+    beside = {variable(other): str(value) for other, value in companions(name).items()}
     default = DEFAULTS.to_environment()[variable(name)]
     assert getattr(read(flag(name), text, **{variable(name): default}, **beside), name) == changed(name)
     assert getattr(read(flag(name), text, **{variable(name): "?"}, **beside), name) == changed(name)
@@ -96,7 +106,7 @@ def test_other_variables_are_ignored():
 # Which values are allowed --------------------------------------------------------------------------------
 
 NUMBERS = [name for name in NAMES if isinstance(getattr(DEFAULTS, name), int | float)]
-MAY_BE_0 = ("stop_timeout_s", "linger_bytes_max", "checkpoint_ratio", "data_bytes_max")
+MAY_BE_0 = ("stop_timeout_s", "linger_bytes_max", "checkpoint_ratio", "data_bytes_max", "etcd_compact_s")
 FLOATS = [name for name in NUMBERS if isinstance(getattr(DEFAULTS, name), float)]
 
 
@@ -206,6 +216,7 @@ CONFIGS = st.builds(
     segment_bytes=SIZES,
     checkpoint_log_bytes=SIZES,
     checkpoint_ratio=st.floats(0, 1e6),
+    console=st.sampled_from(["on", "off"]),
     log_level=st.sampled_from(["debug", "info", "warning", "error"]),
     log_format=st.sampled_from(["text", "json"]),
 )
@@ -218,10 +229,15 @@ def test_options_survive_the_environment_unchanged(config):
     assert set(environment) == {variable(name) for name in NAMES}
 
 
-@given(st.lists(DESCRIPTORS, min_size=1), DESCRIPTORS, TEXTS, DESCRIPTORS)
-def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fds, lifeline_fd, address, scoreboard_fd):
+@given(st.lists(DESCRIPTORS, min_size=1), TEXTS, st.tuples(DESCRIPTORS, DESCRIPTORS, DESCRIPTORS))
+def test_what_is_inherited_survives_the_environment_beside_the_options(listen_fds, address, fds):
+    lifeline_fd, scoreboard_fd, warnings_fd = fds
     inherited = Inherited(
-        listen_fds=tuple(listen_fds), lifeline_fd=lifeline_fd, logd_address=address, scoreboard_fd=scoreboard_fd
+        listen_fds=tuple(listen_fds),
+        lifeline_fd=lifeline_fd,
+        logd_address=address,
+        scoreboard_fd=scoreboard_fd,
+        warnings_fd=warnings_fd,
     )
     environment = DEFAULTS.to_environment() | inherited.to_environment()
     assert Inherited.from_environment(environment) == inherited
@@ -254,7 +270,9 @@ def shown(name):
     """A default as --help shows it."""
     default = getattr(DEFAULTS, name)
     sizes = {
-        size << shift: f"{size} {unit}" for size in (16, 32, 64, 256) for shift, unit in ((10, "KiB"), (20, "MiB"))
+        size << shift: f"{size} {unit}"
+        for size in (16, 32, 64, 256, 1536)
+        for shift, unit in ((10, "KiB"), (20, "MiB"))
     }
     return "none" if default is None else sizes.get(default, str(default).removesuffix(".0"))
 
@@ -277,8 +295,7 @@ def test_help_gives_the_unit_of_a_number(capsys, name, unit):
 
 
 def test_the_version_is_that_of_the_project(capsys):
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert printed(capsys, "--version") == f"kv {version}\n"
+    assert printed(capsys, "--version") == f"kv {kv.__version__}\n"
 
 
 def test_a_check_prints_each_option_and_its_source(capsys):

@@ -1,6 +1,9 @@
 """A connection without a network: answers do not depend on the pieces in which requests arrive, and none is lost."""
 
 import asyncio
+import gc
+import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +11,12 @@ import pytest
 from kv.app import create_app
 from kv.config import Config
 from kv.http.buffer_budget import BufferBudget
-from kv.http.connection import Connection
+from kv.http.connection import Connection, Phase
 from kv.http.context import WorkerContext
+from kv.http.exchange import Exchange
+from kv.http.known_heads import KnownHeads
+from kv.log_client.outcomes import Unavailable
+from kv.prompt_future import PromptFuture
 
 CANARY = b"GET /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -69,11 +76,12 @@ class Transport:
 class Client:
     """One connection to an application over a dict. Its bytes are delivered as the server reads them."""
 
-    def __init__(self, **options):
-        self.storage = Storage(canary=b"CANARY")
-        self.refused = []
+    def __init__(self, storage=None, **options):
+        self.storage = Storage(canary=b"CANARY") if storage is None else storage
+        self.answered, self.refused = [], []
         counters = SimpleNamespace(
-            answered=lambda method, status, seconds: None, refused=lambda method, status: self.refused.append(status)
+            answered=lambda method, status, seconds: self.answered.append((method, status)),
+            refused=lambda method, status: self.refused.append(status),
         )
         options = Config(**options)
         self.context = WorkerContext(
@@ -159,6 +167,165 @@ def test_answers_do_not_depend_on_the_pieces_in_which_requests_arrive(name, befo
         assert await exchange([stream[at : at + 1] for at in range(len(stream))]) == whole
 
     run(every_split())
+
+
+SHORTCUTS = [(Exchange, "answer", False), (Exchange, "take_body", None), (KnownHeads, "find", None)]
+MORE_STREAMS = {
+    "value": b"GET /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
+    "head": b"HEAD /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
+    "key not found": b"GET /kv/none HTTP/1.1\r\nHost: h\r\n\r\n",
+    "not modified": b"GET /kv/canary HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\n\r\n",
+    "delete": b"DELETE /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
+    "empty value": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
+    "expectation": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nab",
+    "1.0, keep-alive": b"GET /kv/canary HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "health": b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n",
+    "defect": b"DELETE /clear HTTP/1.1\r\nHost: h\r\n\r\n",  # the storage has no such method
+}
+
+
+@pytest.mark.parametrize("kept", [*range(len(SHORTCUTS)), None])
+@pytest.mark.parametrize("name", STREAMS | MORE_STREAMS)
+def test_each_short_way_gives_the_bytes_and_the_counts_of_the_long_one(name, kept, monkeypatch):
+    async def converse():
+        client = Client()
+        for _ in range(3):  # with more than one the fields are known, as long as the connection lives
+            if client.transport.is_reading and not client.transport.write_is_closed:
+                await client.send((STREAMS | MORE_STREAMS)[name])
+        written = re.sub(rb"\r\ndate: [^\r]*", b"", client.transport.written)
+        return written, client.answered, client.refused, client.context.budget.held_bytes
+
+    short = run(converse())
+    for number, (owner, method, refusal) in enumerate(SHORTCUTS):
+        if number != kept:
+            monkeypatch.setattr(owner, method, lambda *_, refusal=refusal: refusal)
+    assert run(converse()) == short
+    assert short[1] or short[2]
+
+
+class SlowStorage:
+    """Answers when it is told to, in any order."""
+
+    def __init__(self):
+        self.asked = []
+
+    def get(self, key):
+        future = PromptFuture(asyncio.get_running_loop())
+        self.asked.append((key, future))
+        return future
+
+    def answer(self, index):
+        key, future = self.asked.pop(index)
+        future.set_result(f"value of {key}".encode())
+
+
+class Crowd:
+    """Some clients of one storage, and what each of them has asked for."""
+
+    def __init__(self, chance):
+        self.chance = chance
+        self.storage = SlowStorage()
+        self.wanted = {}
+        self.number = 0
+
+    def act(self):
+        """One more thing happens to one of them."""
+        able = [each for each in self.wanted if each.connection._phase is Phase.SERVING]
+        if len(able) < 6:
+            self.wanted[Client(storage=self.storage)] = []
+        elif self.chance.random() < 0.5:
+            self.answer_one()
+        elif (client := self.chance.choice(able)).transport.is_reading:
+            self.chance.choice([*[self.ask] * 8, self.leave, self.time_out])(client)
+
+    def answer_one(self):
+        if self.storage.asked:
+            self.storage.answer(self.chance.randrange(len(self.storage.asked)))
+
+    def ask(self, client):
+        count, self.number = self.chance.choice([1, 1, 3]), self.number + 3
+        names = [b"%d" % (self.number + each) for each in range(count)]
+        self.wanted[client] += [b"value of " + name for name in names]
+        client.connection.data_received(b"".join(b"GET /kv/%b HTTP/1.1\r\nHost: h\r\n\r\n" % name for name in names))
+
+    def leave(self, client):
+        client.connection.connection_lost(None)
+
+    def time_out(self, client):
+        client.connection.data_received(b"GET /kv/late")
+        client.connection.time_out()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_client_gets_its_own_answers_whatever_becomes_of_others(seed):
+    """Answers come in any order, while some clients go away and others are cut off in the middle of a request."""
+
+    async def check():
+        crowd = Crowd(random.Random(seed))
+        for _ in range(200):
+            crowd.act()
+            if crowd.chance.random() < 0.5:
+                await asyncio.sleep(0)
+        while crowd.storage.asked:
+            crowd.answer_one()
+            await asyncio.sleep(0)
+        count = 0
+        for client, values in crowd.wanted.items():
+            served = [body for status, _, body in client.answers()[0] if status == 200]
+            assert served == values[: len(served)]
+            count += len(served)
+        assert count > 20
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CANARY,
+        PUT,
+        CHUNKED,
+        MORE_STREAMS["key not found"],
+        MORE_STREAMS["delete"],
+        MORE_STREAMS["head"],
+        STREAMS["bad key"].removesuffix(CANARY),
+        STREAMS["not found"].removesuffix(CANARY),
+    ],
+)
+def test_a_request_leaves_no_garbage_that_a_collection_would_have_to_find(request_):
+    async def check():
+        client = Client()
+        await client.send(request_)
+        gc.collect()
+        gc.disable()
+        try:
+            await client.send(request_, request_)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    run(check())
+
+
+def test_a_request_that_fails_leaves_no_garbage_either():
+    class Failing:
+        def get(self, key):
+            future = PromptFuture(asyncio.get_running_loop())
+            future.get_loop().call_soon(future.set_exception, Unavailable("not now"))
+            return future
+
+    async def check():
+        client = Client(storage=Failing())
+        gc.collect()
+        gc.disable()
+        try:
+            await client.send(CANARY, CANARY)
+            assert [status for status, _, _ in client.answers()[0]] == [503, 503]
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    run(check())
 
 
 def test_a_refusal_is_answered_after_the_requests_before_it():

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 import kv
+from kv.config import Config
 from tests.support.harness import ROOT, Server, await_true, free_port, make_certificate
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -229,14 +231,18 @@ def test_arguments_after_the_name_of_the_image_are_flags():
     assert done.stdout == f"kv {kv.__version__}\n"
 
 
-def test_its_labels_name_the_version():
-    assert IMAGE.variables("LABEL")["org.opencontainers.image.version"] == kv.__version__
-
-
 def test_the_builder_is_sent_only_what_is_copied():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(IMAGE.copied())
+
+
+def test_the_compose_file_gives_the_image_its_port_a_volume_for_its_data_and_time_to_stop():
+    (service,) = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values()
+    assert [port.rpartition(":")[2] for port in service["ports"]] == [IMAGE.instruction("EXPOSE")]
+    assert service["volumes"] == [f"kv-data:{IMAGE.instruction('VOLUME')}"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > 2 * Config().stop_timeout_s
+    assert Config.from_environment(service["environment"]) != Config()  # what it sets are options
 
 
 def test_both_stages_have_the_same_python():

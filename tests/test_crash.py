@@ -107,6 +107,7 @@ class Process:
         self._next = max([recovered.store.sessions.get(model.session, -1), *model.refused]) + 1
         self._store = recovered.store
         self._storage = GroupCommit(disk, self._wal, recovered.store)
+        self._storage._sync_thread._lately_seconds = 0.0
 
     def write(self) -> None:
         """One group. Refused for lack of space, it is given up."""
@@ -119,7 +120,7 @@ class Process:
             )
         model.attempted = max(model.attempted, number)
         assert self._storage.submit(encode(batch), batch) is None
-        self._storage.commit()
+        self._storage.commit(is_quiet=number % 2 == 1)  # by one thread and by the other
         self._read()
         for _, reply in self._replies():
             self._next = number + 1
@@ -329,12 +330,23 @@ def _keep_the_torn_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "make_durable", with_tail)
 
 
+def _apply_half_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = Store._execute
+
+    def half(self, transaction, bytes_max):
+        puts = dict(list(transaction.puts.items())[:1])
+        return execute(self, Transaction(transaction.checks, puts, transaction.deletes), bytes_max)
+
+    monkeypatch.setattr(Store, "_execute", half)
+
+
 MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], object]]] = [
     (_no_sync, crash_everywhere),
     (_no_directory_sync, crash_everywhere),
     (_rename_without_sync, crash_everywhere),
     (_remove_before_the_snapshot_is_durable, crash_everywhere),
     (_apply_before_sync, crash_everywhere),
+    (_apply_half_a_transaction, crash_everywhere),
     (_trust_the_page_cache, lambda: fail_everywhere(errno.EIO)),
     (_keep_the_torn_tail, crash_then_go_on),
 ]

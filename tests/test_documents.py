@@ -2,10 +2,13 @@
 
 import dataclasses
 import re
+import tomllib
 
 import pytest
+import yaml
 
 from kv.config import Config
+from kv.scoreboard import STATUSES
 from logd.tools.commands import COMMANDS
 from tests.bench import options as bench
 from tests.killlab import options as killlab
@@ -18,14 +21,26 @@ PROGRAMS = sorted(path for directory in ("kv", "logd", "tests") for path in (ROO
 SERVER_FLAGS = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)}
 INSTEAD_OF_SERVING = {"--check-config", "--version", "--help"}
 TOOL_FLAGS = {argument.name for command in COMMANDS for argument in command.arguments if argument.name.startswith("--")}
+METHODS = {"get", "head", "put", "post", "delete"}
 FLAGS_OF_OTHERS = {
     *("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra"),  # uv
-    *("--latency", "--data-binary", "--block-signal", "--cpus"),  # wrk, curl, env, docker
+    *("--latency", "--data-binary", "--block-signal", "--cpus", "--filter"),  # wrk, curl, env, docker, split
+    *("--python", "--pyi", "--proto"),  # protoc
+    *("--name", "--data-dir", "--logger", "--max-request-bytes", "--quota-backend-bytes", "--client-cert-auth"),  # etcd
+    *("--listen-client-urls", "--advertise-client-urls", "--listen-peer-urls", "--initial-advertise-peer-urls"),
+    *("--initial-cluster", "--initial-cluster-state", "--heartbeat-interval", "--election-timeout", "--peer"),
+    *("--trusted-ca-file", "--cert-file", "--key-file", "--auto-compaction-retention"),
+    *("--endpoints", "--peer-urls", "--prefix", "--no-password"),  # etcdctl
 }
 
 
 def text_of(name):
     return (ROOT / name).read_text()
+
+
+def section(text, heading):
+    """What is below a heading of the second level."""
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
 def anchors(document):
@@ -67,10 +82,52 @@ def test_every_file_of_the_project_that_is_named_exists(source):
         assert any(document.name == name for document in DOCUMENTS), name
 
 
-def test_the_readme_has_a_row_for_every_option_and_no_other():
-    table = text_of("README.md").partition("\n## Options\n")[2].partition("\n## ")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `--")]
-    assert sorted(flag for row in rows for flag in flags_of(row)) == sorted(SERVER_FLAGS)
+def test_the_readme_fits_a_few_screens_and_leads_to_every_other_document():
+    text = text_of("README.md")
+    assert len(text.splitlines()) <= 150
+    linked = {name.partition("#")[0] for name in re.findall(r"\]\(([^)\s]+)\)", text)}
+    others = {str(path.relative_to(ROOT)) for path in DOCUMENTS if path.name != "README.md"}
+    assert others - linked == set()
+
+
+def test_the_options_have_a_row_each_with_their_default_and_there_are_no_others(capsys):
+    rows = re.findall(r"^\| `--([a-z-]+)` \| ([^|]+) \|", text_of("docs/configuration.md"), re.MULTILINE)
+    with pytest.raises(SystemExit):
+        Config.from_command_line(["--check-config"], {})
+    defaults = re.findall(r"^(\w+) = (.+)  # default$", capsys.readouterr().out, re.MULTILINE)
+    expected = {name.replace("_", "-"): default for name, default in defaults} | {"workers": "one a processor"}
+    assert len(rows) == len(SERVER_FLAGS)
+    assert dict(rows) == expected
+
+
+def test_every_limit_on_clients_is_explained_by_what_it_is_against():
+    limits = flags_of(section(text_of("docs/configuration.md"), "Limits and time-outs"))
+    assert limits - flags_of(text_of("docs/limits.md")) == {"--stop-timeout-s"}
+
+
+def test_the_http_api_has_a_row_for_every_path_and_method_of_the_description_and_every_status():
+    text = text_of("docs/http-api.md")
+    requests = section(text, "Requests")
+    paths = yaml.safe_load(text_of("kv/resources/openapi.yaml"))["paths"]
+    for path, operations in paths.items():
+        rows = [line for line in requests.splitlines() if f" {path}`" in line]
+        shown = set(re.findall(r"\b[A-Z]{3,}\b", " ".join(row.split("|")[1] for row in rows)))
+        assert {name.upper() for name in operations.keys() & METHODS} == shown, path
+    for status in STATUSES:
+        assert re.search(rf"\b{status}\b", text), status
+
+
+def test_every_dependency_has_a_row_with_its_reason_and_there_are_no_others():
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    pinned = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    rows = [
+        line.split("|")[1] for line in section(text_of("CONTRIBUTING.md"), "Dependencies").splitlines() if "|" in line
+    ]
+    named = {name.strip() for row in rows[2:] for name in row.split(",") if "**" not in name}
+    assert named == {each.partition("==")[0] for each in pinned}
 
 
 def test_the_guide_for_contributors_has_a_row_for_every_test_file_and_what_is_beside_them():
@@ -83,7 +140,7 @@ def test_the_guide_for_contributors_has_a_row_for_every_test_file_and_what_is_be
 
 
 def test_the_layout_in_the_architecture_names_every_module():
-    layout = text_of("docs/architecture.md").partition("\n## Where things are\n")[2].partition("\n## ")[0]
+    layout = section(text_of("docs/architecture.md"), "Where things are")
     words = set(re.findall(r"\w+", layout))
     modules = [path for path in PROGRAMS if path.parts[len(ROOT.parts)] in ("kv", "logd")]
     missing = {path.stem for path in modules if not path.stem.startswith("__")} - words

@@ -24,8 +24,8 @@ from kv.log_client.outcomes import (
     RequestFailed,
     Unavailable,
 )
-from logd import server
-from logd.local import commit, intake, publish, store, wal
+from logd import intake, server
+from logd.local import commit, publish, store, wal
 from logd.local.checkpointer import Checkpointer, Newest, Policy
 from logd.local.engine import LocalEngine
 from logd.local.group import decode as decode_group
@@ -34,9 +34,21 @@ from logd.shared import protocol
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, Transaction
 from tests.support.builders import encode_payload
+from tests.support.history import ABSENT, Fault, History, Kind, Operation, Outcome, check
+from tests.support.history import Transaction as Recorded
 
 COUNTER = "counter"
 PAIR = ("left", "right")
+WATCHED = ("a", "b", "c", "d")
+"""Keys whose history is recorded as clients see it, and judged. Batches are of the first two, or of the others."""
+WATCHERS = 16
+
+
+OUTCOMES = {
+    None: Outcome.OK,
+    OutcomeUnknown: Outcome.UNKNOWN,
+    **dict.fromkeys((DataLimitReached, NoSpace, Unavailable), Outcome.REFUSED),
+}
 
 
 class Connection:
@@ -114,7 +126,8 @@ class World:
         self.random, self.now, self.loop = random.Random(seed), 0.0, asyncio.new_event_loop()
         self.loop.time = lambda: self.now
         self.log, self.verdicts, self.writes, self.deletes, self.connections = [], queue.SimpleQueue(), [], [], {}
-        self.increments, self.pairs = [], []
+        self.increments, self.pairs, self.watched = [], [], []
+        self.history, self.tags = History(WATCHED), {}
         self.storage = self.server = None
         self.workers = [Worker(self.loop) for _ in range(workers)]
         good = [self.logd_starts, self.logd_receives, self.disk_syncs, self.logd_collects]
@@ -142,11 +155,12 @@ class World:
         self.random.choice(happenings)(self.random.choice(self.workers))
         self.turn()
 
-    def settle(self):
+    def settle(self, requests=()):
         """Without faults and new requests, everything is answered in the end."""
         for _ in range(5000):
             self.step(*self.good)
-            if not any(worker.gauges()["queued_bytes"] for worker in self.workers):
+            is_answered = all(request.done() for request in requests)
+            if is_answered and not any(worker.gauges()["queued_bytes"] for worker in self.workers):
                 break
 
     def free_bytes(self):
@@ -217,6 +231,69 @@ class World:
         value = self.random.randbytes(8).hex().encode()
         pair = ({}, list(PAIR)) if self.random.random() < 0.3 else (dict.fromkeys(PAIR, value), [])
         self.pairs.append(self.loop.create_task(self._outcome(worker, worker.execute(Transaction([], *pair)))))
+
+    def watch(self, worker):
+        """One request for watched keys, or a read and then a write on the condition that nothing has changed."""
+        if sum(not each.done() for each in self.watched) >= WATCHERS:
+            return
+        kind = self.random.choice([Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.CAS, Kind.BATCH, Kind.BATCH])
+        key = self.random.randrange(len(WATCHED))
+        self.watched.append(self.loop.create_task(self._watch(worker, kind, key)))
+
+    async def _watch(self, worker, kind, key):
+        if kind == Kind.GET:
+            await self._look(worker, key)
+        elif kind in (Kind.PUT, Kind.DELETE):
+            value = self.new_value() if kind == Kind.PUT else ABSENT
+            request = worker.put(WATCHED[key], b"%d" % value) if value else worker.delete(WATCHED[key])
+            start = self.nanoseconds()
+            outcome = OUTCOMES[await self._outcome(worker, request)]
+            self.history.add(key, Operation(0, kind, value, start, self.nanoseconds(), outcome))
+        else:
+            reads = {}
+            for each in [key] if kind == Kind.CAS else [key, key ^ 1]:
+                if (found := await self._look(worker, each)) is None:
+                    return
+                reads[each] = found
+            await self._transact(worker, kind, reads, dict.fromkeys(reads, self.new_value()))
+
+    async def _look(self, worker, key):
+        """The number of the value of a key; None when it could not be read."""
+        start = self.nanoseconds()
+        try:
+            value = int(await worker.get(WATCHED[key]) or ABSENT)
+        except RequestFailed:
+            return None
+        self.history.add(key, Operation(0, Kind.GET, value, start, self.nanoseconds(), Outcome.OK))
+        return value
+
+    async def _transact(self, worker, kind, reads, writes):
+        checks = [
+            Check(WATCHED[key], [etag(b"%d" % value)] if value else None, negated=not value)
+            for key, value in reads.items()
+        ]
+        if self.random.random() < 0.3:
+            writes[min(writes)] = ABSENT
+        puts = {WATCHED[key]: b"%d" % value for key, value in writes.items() if value}
+        deletes = [WATCHED[key] for key, value in writes.items() if not value]
+        start = self.nanoseconds()
+        try:
+            await worker.execute(Transaction(checks, puts, deletes))
+            outcome = Outcome.OK
+        except PreconditionFailed as failure:
+            outcome, keys = Outcome.NOT_MET, list(reads)
+            reads |= {keys[index]: self.tags[tag] if tag else ABSENT for index, tag in failure.failed}
+        except RequestFailed as failure:
+            outcome = OUTCOMES[type(failure)]
+        self.history.add_transaction(Recorded(0, kind, reads, writes, start, self.nanoseconds(), outcome))
+
+    def new_value(self):
+        value = len(self.tags) + 1
+        self.tags[etag(b"%d" % value)] = value
+        return value
+
+    def nanoseconds(self):
+        return int(self.now * 1e9)
 
     async def _outcome(self, worker, request):
         deadline, outcome = self.now + worker.timeout_s + 0.3, None
@@ -294,8 +371,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def few_sessions(monkeypatch):
-    for module in (store, intake):
-        monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(store, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(intake, "FOLLOWED_MAX", 6)
 
 
 @pytest.mark.parametrize("seed", range(45))
@@ -373,6 +450,32 @@ def test_a_counter_counts_its_successful_increments_and_a_pair_stays_one_whateve
     }
 
 
+def verdict_on_a_life(seed):
+    """A life with faults, in which clients read and write watched keys in every way: what they saw is judged."""
+    with World(seed) as world:
+        faults = [world.logd_dies, world.connection_breaks, world.worker_dies, world.disk_is_full]
+        faults, rate = world.random.sample(faults, world.random.randint(1, 4)), world.random.choice([0.05, 0.2])
+        for _ in range(2000):
+            rare = faults if world.random.random() < rate else []
+            world.step(*world.good, world.watch, world.watch, *rare)
+        world.logd_dies()
+        world.settle(world.watched)
+        for worker in world.workers:
+            worker.be_patient()
+        world.watched += [world.loop.create_task(world._look(world.workers[0], key)) for key in range(len(WATCHED))]
+        world.settle(world.watched)
+        for each in world.watched:
+            each.result()
+        return check(world.history)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_order_explains_all_that_clients_saw_whatever_dies(seed):
+    verdict = verdict_on_a_life(seed)
+    assert [str(violation) for violation in verdict.violations] == []
+    assert verdict.operations > 40
+
+
 def forget_outcomes_of_repeats(monkeypatch):
     monkeypatch.setattr(intake.Intake, "submit", forgetting(intake.Intake.submit))
 
@@ -409,9 +512,28 @@ def evaluate_at_acceptance(monkeypatch):
 
 def apply_half_a_transaction(monkeypatch):
     def half(self, transaction, bytes_max, execute=store.Store._execute):
-        return execute(self, Transaction(transaction.checks, transaction.puts, transaction.deletes[:1]), bytes_max)
+        puts = dict(list(transaction.puts.items())[:1])
+        return execute(self, Transaction(transaction.checks, puts, transaction.deletes[:1]), bytes_max)
 
     monkeypatch.setattr(store.Store, "_execute", half)
+
+
+def answer_412_from_what_is_not_durable(monkeypatch):
+    def hasty(self, raw, batch, submit=commit.GroupCommit.submit):
+        if reply := submit(self, raw, batch):
+            return reply
+        if not hasattr(self, "ahead"):
+            self.ahead, real = store.Store(), self._store
+            self.ahead.data, self.ahead.sessions = dict(real.data), dict(real.sessions)
+        self.ahead.apply(batch)
+        outcomes = self.ahead.outcomes_of(batch.session, batch.number)
+        if not outcomes or len(outcomes[batch.number].failed) < len(batch.transactions) or batch.puts or batch.deletes:
+            return None
+        rest = protocol.WriteBatch(batch.session, batch.number, batch.base, False, {}, [])
+        self._intake._waiting[-1] = intake.Accepted(protocol.encode(rest), rest)
+        return protocol.Committed(batch.session, [batch.number], outcomes)
+
+    monkeypatch.setattr(commit.GroupCommit, "submit", hasty)
 
 
 def report_no_outcome(monkeypatch):
@@ -432,6 +554,23 @@ def test_a_mistake_with_transactions_is_found(mistake, monkeypatch):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
         any(not live_with_transactions(seed) for seed in range(30))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        forget_outcomes_of_repeats,
+        forget_outcomes_over_a_restart,
+        evaluate_at_acceptance,
+        apply_half_a_transaction,
+        answer_412_from_what_is_not_durable,
+        report_no_outcome,
+    ],
+)
+def test_a_mistake_with_transactions_shows_in_what_clients_see(mistake, monkeypatch):
+    mistake(monkeypatch)
+    faults = (violation.fault for seed in range(40) for violation in verdict_on_a_life(seed).violations)
+    assert any(fault != Fault.UNDECIDED for fault in faults)
 
 
 def test_while_nothing_dies_a_full_disk_is_told_as_such_and_forgotten_when_there_is_room():

@@ -18,13 +18,18 @@ from logd.shared import protocol
 from logd.shared.protocol import (
     DECODE_ERRORS,
     Check,
+    ClusterStats,
     Committed,
     Dropped,
     Gap,
     Hello,
     Histogram,
     Large,
+    LargeEntry,
     Outcomes,
+    Page,
+    PageQuery,
+    PageRequest,
     ReadBatch,
     ReadLarge,
     Reason,
@@ -78,6 +83,8 @@ REQUESTS = [
     (StatusRequest(1), "92 03 01"),
     (StatsRequest(1), "92 04 01"),
     (ReadLarge(1, "k", 65537), "94 05 01 a16b ce00010001"),
+    (PageRequest(1, PageQuery("p", "a", 300), 65537), "94 06 01 95 a170 a161 cd012c c0 c2 ce00010001"),
+    (PageRequest(1, PageQuery(keys=["k"], with_values=True), 2), "94 06 01 95 a0 a0 cd2710 91 a16b c3 02"),
 ]
 REPLIES = [
     (Hello(4711, 2), "93 0a cd1267 02"),
@@ -91,13 +98,16 @@ REPLIES = [
     (Dropped(A, 9), f"93 0e {_A} 09"),
     (Values(2, 1, [b"v", None]), "94 0f 02 01 92 c40176 c0"),
     (Large(2, 1, 65537), "94 12 02 01 ce00010001"),
+    (Page(2, ["k"], [b"v"], 1), "95 13 02 91 a16b 91 c40176 01"),
+    (LargeEntry(2, 65537), "93 14 02 ce00010001"),
     (Status(1, "full"), "93 10 01 a466756c6c"),
     (
         stats(1),
-        "dc001a 11 01 a0 02 cd012c 03 04 05 81a367617006 81aa646174615f6c696d697413"
+        "dc001d 11 01 a0 03 04 05 81a367617006 81aa646174615f6c696d697413"
         "93 91cb3ff0000000000000 920708 cb3fe0000000000000"
-        "93 90 9109 cb0000000000000000 0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
-        "a34e4557 cb0000000000000000 11 cb3fe0000000000000 12",
+        "93 90 9109 cb0000000000000000 14 cb3fe0000000000000 12 02 cd012c"
+        "0a 0b 0c 0d 0e 0f 81a4646f6e6510 cb3ff0000000000000 cb4000000000000000"
+        "a34e4557 cb0000000000000000 11 15 c0",
     ),
 ]
 MESSAGES = [
@@ -163,12 +173,18 @@ _of_type = {
     dict[str, int]: st.dictionaries(st.text(), _number, max_size=3),
     Histogram: st.builds(Histogram, st.lists(_float, max_size=3), st.lists(_number, max_size=3), _float),
 }
+_of_type |= {type_ | None: st.none() | of_type for type_, of_type in _of_type.items()}
+_of_type[ClusterStats | None] = st.none() | st.builds(
+    ClusterStats, **{field.name: _of_type[field.type] for field in msgspec.structs.fields(ClusterStats)}
+)
+_query = st.builds(PageQuery, st.text(), st.text(), _number, st.none() | st.lists(st.text(), max_size=3), st.booleans())
 _request = st.one_of(
     _write_batch,
     st.builds(ReadBatch, _number, st.lists(st.text(), max_size=5)),
     st.builds(StatusRequest, _number),
     st.builds(StatsRequest, _number),
     st.builds(ReadLarge, _number, st.text(), _number),
+    st.builds(PageRequest, _number, _query, _number),
 )
 _failed = st.lists(st.tuples(_number, st.none() | st.text()), max_size=3)
 _outcomes = st.builds(Outcomes, st.lists(st.text(), max_size=3), st.dictionaries(_number, _failed, max_size=3))
@@ -180,6 +196,8 @@ _reply = st.one_of(
     st.builds(Dropped, _session, _number),
     st.builds(Values, _number, _number, st.lists(st.none() | st.binary(), max_size=5)),
     st.builds(Large, _number, _number, _number),
+    st.builds(Page, _number, st.lists(st.text(), max_size=3), st.lists(st.binary(), max_size=3), _number),
+    st.builds(LargeEntry, _number, _number),
     st.builds(Status, _number, st.text()),
     st.builds(Stats, **{field.name: _of_type[field.type] for field in msgspec.structs.fields(Stats)}),
 )
@@ -440,7 +458,7 @@ _read_snapshot = functools.partial(snapshot.read, name="snapshot")
 
 def _golden_store() -> Store:
     store = Store()
-    store.data = {"k": b"v"}
+    store.load({"k": b"v"})
     store.sessions = {A: 3, B: 0}
     store.outcomes = {A: {3: Outcomes(["x"], {1: [(0, "t")]})}}
     return store
@@ -505,7 +523,7 @@ def test_a_snapshot_with_too_much_or_too_little_is_bad(data):
 @SIZES
 def test_a_snapshot_holds_values_of_any_size(tmp_path, size):
     store = Store()
-    store.data = {"small": b"s", "big": bytes(size), "last": b"l"}
+    store.load({"small": b"s", "big": bytes(size), "last": b"l"})
     snapshot.write(LocalDisk(tmp_path), store, 1)
     assert snapshot.read(LocalDisk(tmp_path), snapshot.snapshot_name(1))[0].data == store.data
 

@@ -21,7 +21,7 @@ from tests.support.history import (
     minimal,
 )
 
-OK, REFUSED, UNKNOWN = Outcome
+OK, REFUSED, UNKNOWN, NOT_MET = Outcome
 
 
 def put(value, start, end, outcome=OK):

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from logd.local import intake
-from logd.local.intake import Decision, Intake, Progress, decide
-from logd.local.store import SESSIONS_MAX, Store
+from logd import intake
+from logd.intake import FOLLOWED_MAX, Decision, Intake, Progress, decide
+from logd.local.store import Store
 from logd.shared import protocol
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, Committed, Dropped, Gap, Outcomes, Reason, Refused, Transaction
@@ -168,11 +168,11 @@ def test_a_repeat_of_what_was_applied_gets_the_outcomes_that_it_had(store):
 
 def test_sessions_that_were_dropped_are_forgotten_and_those_on_their_way_are_not(store):
     intake = Intake(store)
-    strangers = [b"%016d" % number for number in range(3 * SESSIONS_MAX)]
+    strangers = [b"%016d" % number for number in range(FOLLOWED_MAX + 1000)]
     assert submit(intake, B, 0) is None
     for stranger in strangers:
         submit(intake, stranger, 1)
-    assert len(intake._sessions) <= 2 * SESSIONS_MAX + 1
+    assert len(intake._sessions) <= FOLLOWED_MAX + 1
     assert submit(intake, B, 0) is None
     apply_to(store, intake, take(intake))
     assert submit(intake, B, 0) == Committed(B, [0])

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import itertools
 import json
 import random
 import re
@@ -13,9 +14,12 @@ from collections import Counter
 
 import pytest
 
+from logd.shared.etag import etag
 from tests.killlab import kills, lab, measure, options, report
+from tests.killlab.cluster import FOLLOWER, LEADER, ROLES_OF
 from tests.killlab.kills import Kill, Order
 from tests.killlab.mix import Mix
+from tests.support.etcd_nodes import find_program
 from tests.support.harness import await_true, free_port, running_tool
 from tests.support.history import (
     ABSENT,
@@ -25,15 +29,26 @@ from tests.support.history import (
     Kind,
     Operation,
     Outcome,
+    Transaction,
     Verdict,
     Violation,
     check,
     missing_writes,
 )
 from tests.support.load import Load
-from tests.support.recorder import BROKEN, REFUSED, TIMED_OUT, Clients, Failure, Record, make_each
+from tests.support.recorder import (
+    BROKEN,
+    REFUSED,
+    TIMED_OUT,
+    UNFOUNDED,
+    Answer,
+    Clients,
+    Failure,
+    Record,
+    make_each,
+)
 
-OK, REFUSED_OUTCOME, UNKNOWN = Outcome
+OK, REFUSED_OUTCOME, UNKNOWN, NOT_MET = Outcome
 
 
 # The command ---------------------------------------------------------------------------------------------
@@ -68,6 +83,32 @@ def test_a_short_run_with_kills_of_every_role(tmp_path):
     assert len(data["kills"]) == 6
     assert data["requests"] > 1_000
     assert sum(data["failed"].values()) > 0
+
+
+def test_a_short_run_on_etcd_with_two_servers():
+    find_program("etcd")
+    orders = "etcd-leader@1s,logd@5s,group@5.5s,stop:etcd-follower@6.5s+1s"
+    load = ("--clients=8", "--keys=20", "--clear-share=0.001", "--strict")
+    with running_lab(
+        "--engine=etcd", "--servers=2", "--seconds=9", "--kill", orders, *load, "--", "--workers=2"
+    ) as lab:
+        output, log = lab.communicate()
+        print(output, log)
+        assert lab.returncode == 0
+    assert "all is well" in output
+    assert "the engine counts too many or too few: 0, of" in output
+    assert len([line for line in log.splitlines() if ", pid " in line]) == 4
+
+
+def test_ctrl_c_is_the_end_of_a_show_and_all_that_was_seen_is_judged():
+    with running_lab("--live", "--every=1s", "--roles=logd", "--clients=4") as process:
+        assert process.stderr
+        await_true(lambda: "/console" in process.stderr.readline(), 30, "where to watch it")
+        await_true(lambda: "logd, pid" in process.stderr.readline(), 30, "a kill")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "all is well" in output
 
 
 def test_ctrl_c_ends_everything_and_the_history_is_still_judged():
@@ -107,8 +148,16 @@ def test_orders_that_make_no_sense_are_refused(text):
 
 def test_without_orders_each_role_is_killed_once():
     parsed = options.parse(["--seconds", "14"])
-    assert [str(order) for order in parsed.orders] == [f"{role}@{2 * n}s" for n, role in enumerate(kills.ROLES, 1)]
+    assert [str(order) for order in parsed.orders] == [
+        f"{role}@{2 * n}s" for n, role in enumerate(ROLES_OF["local"], 1)
+    ]
     assert [order.role for order in options.parse(["--roles=logd,worker"]).orders] == ["logd", "worker"]
+
+
+def test_with_etcd_its_nodes_have_roles_too_and_there_is_no_checkpoint():
+    parsed = options.parse(["--engine=etcd", "--servers=2"])
+    assert {LEADER, FOLLOWER} < {order.role for order in parsed.orders} == set(ROLES_OF["etcd"])
+    assert not any("checkpoint" in flag for flag in parsed.server_flags)
 
 
 def test_random_orders_follow_from_the_seed():
@@ -126,6 +175,14 @@ def test_an_order_after_each_interval():
     assert options.parse(["--random=0"]).orders == ()
 
 
+def test_a_show_goes_on_until_it_is_ended_with_a_kill_every_few_seconds():
+    show = options.parse(["--live", "--every=2s", "--roles=logd"])
+    assert show.live
+    assert show.seconds > 3600
+    assert show.orders[:2] == (Order(2.0, "logd"), Order(4.0, "logd"))
+    assert options.parse(["--live"]).orders[0].at_s <= 5
+
+
 def test_flags_of_the_server_come_last():
     parsed = options.parse(["--clients=3", "--", "--workers=4", "--log-level", "debug"])
     assert parsed.clients == 3
@@ -138,8 +195,12 @@ def test_flags_of_the_server_come_last():
         (["--kill=nobody@3s"], "neither ROLE@3s"),
         (["--kill=logd@31s"], "comes after the end"),
         (["--roles=nobody"], "is no role"),
+        (["--kill=etcd-leader@3s"], "there is no etcd-leader with --engine local"),
+        (["--engine=etcd", "--kill=checkpoint@3s"], "there is no checkpoint with --engine etcd"),
+        (["--servers=2"], "--servers needs --engine etcd"),
         (["--read-share=1.5"], "not between 0 and 1"),
         (["--read-share=0.9", "--delete-share=0.2"], "more than 1 together"),
+        (["--live", "--seconds=3"], "not allowed with"),
         (["--clients=0"], "less than 1"),
         (["--seconds=0"], "not more than 0"),
         (["--every=soon"], "not a time"),
@@ -331,7 +392,67 @@ def test_the_load_of_the_specifications_judges_a_server(behaviour, complaint):
             load.verify()
 
 
+# What clients know, and name -----------------------------------------------------------------------------
+
+
+def answered(status, body=b"", etag=None):
+    """An answer, as a client takes it."""
+    head = b"http/1.1 %d ok\r\n" % status + (b'etag: "%s"\r\n' % etag.encode() if etag else b"") + b"content-length: 0"
+    return Answer(status, head, body)
+
+
+def test_a_condition_names_what_is_known_and_the_answer_tells_what_was_there():
+    record = Record(["a", "b"], 20)
+    stored = record.request(Kind.PUT, 0, {})
+    fresh = record.request(Kind.CAS, 0, {})
+    assert b"\r\nIf-None-Match: *\r\n" in fresh.data
+    built = record.request(Kind.CAS, 0, {0: stored.value})
+    tag = etag(stored.data.partition(b"\r\n\r\n")[2])
+    assert b'\r\nIf-Match: "%s"\r\n' % tag.encode() in built.data
+    assert built.reads == {0: stored.value}
+    assert record.found(Kind.CAS, built, 0, answered(200)) == built.writes
+    assert record.found(Kind.CAS, fresh, 0, answered(412, etag=tag)) == {0: stored.value}
+    assert record.found(Kind.CAS, built, 0, answered(412)) == {0: ABSENT}
+    assert record.found(Kind.CAS, built, 0, answered(412, etag="0" * 32)) == {0: FOREIGN}
+    assert record.found(Kind.CAS, built, 0, answered(503)) is None
+
+
+def test_a_batch_checks_what_is_known_and_the_answer_tells_of_the_checks_that_failed():
+    record = Record(["a", "b", "c", "d"], 20)
+    stored = record.request(Kind.PUT, 0, {})
+    asked = record.request(Kind.BATCH, 1, {0: stored.value, 2: ABSENT, 3: 7})
+    operations = [json.loads(line) for line in asked.data.partition(b"\r\n\r\n")[2].splitlines()]
+    assert [(each["op"], each["key"]) for each in operations[:3]] == [("check", "a"), ("check", "c"), ("put", "a")]
+    assert asked.reads == {0: stored.value, 2: ABSENT}
+    assert set(asked.writes) == {0, 1, 2}
+    failed = b'{"key":"c","etag":"%s"}\n' % operations[0]["etag"].encode()
+    assert record.found(Kind.BATCH, asked, 1, answered(412, failed)) == {0: stored.value, 2: stored.value}
+
+
+def test_a_read_of_several_keys_tells_of_each():
+    record = Record(["a", "b", "c"], 20)
+    stored = record.request(Kind.PUT, 1, {})
+    asked = record.request(Kind.READ, 0, {})
+    assert asked.data.startswith(b"GET /keys?key=a&key=b&key=c&values=1 ")
+    line = json.dumps({"key": "b", "value": stored.data.partition(b"\r\n\r\n")[2].decode()}).encode()
+    assert record.found(Kind.READ, asked, 0, answered(200, line)) == {0: ABSENT, 1: stored.value, 2: ABSENT}
+
+
+def test_a_412_for_a_condition_that_held_is_an_answer_that_no_request_should_get():
+    record = made(lambda *_: (412, b""), (Kind.CAS, 0))
+    assert last(record) == (NOT_MET, ABSENT, [UNFOUNDED])
+    assert not record.failures[0].is_allowed
+
+
 def test_a_mix_has_the_shares_that_were_asked_for():
+    mix = Mix(0.2, 0.1, 0.0, conditional=0.1, batches=0.1, counts=0.1, reads_of_many=0.1)
+    script = mix.script(10, random.Random(1))
+    made_of = Counter(kind for kind, _ in itertools.islice(script, 12_500))
+    assert made_of[Kind.CAS] == pytest.approx(1_000, abs=150)
+    assert made_of[Kind.BATCH] == pytest.approx(1_000, abs=150)
+    assert made_of[Kind.COUNT] == pytest.approx(2_000, abs=250)
+    assert made_of[Kind.GET] == pytest.approx(3_000, abs=250)
+    assert made_of[Kind.READ] == pytest.approx(1_500, abs=200)
     script = Mix(reads=0.5, deletes=0.1, clears=0.1).script(10, random.Random(1))
     made_of = Counter(kind for kind, _ in (next(script) for _ in range(10_000)))
     assert made_of[Kind.GET] == pytest.approx(5_000, abs=300)
@@ -432,10 +553,48 @@ def test_each_problem_is_reported(change, problem):
     assert ("all is well" in report.summary(result, figures)) == (not problem)
 
 
+@pytest.mark.parametrize(("counter", "is_good"), [(2, False), (3, True), (4, True), (5, False)])
+def test_a_counter_is_what_was_acknowledged_and_at_most_what_is_not_known_more(counter, is_good):
+    result = a_result()
+    for outcome in (OK, OK, OK, NOT_MET, REFUSED_OUTCOME, UNKNOWN):
+        result.record.history.add(0, Operation(0, Kind.COUNT, 1, 5 * MS, 6 * MS, outcome))
+    result.counter = counter
+    complaint = f"the counter is {counter}, and 3 to 4 increments were made"
+    assert measure.problems(result, measure.measure(result)) == ([] if is_good else [complaint])
+
+
 def test_only_when_asked_strictly_a_failure_after_a_kill_of_logd_is_an_error():
     failures = [(BROKEN, 999, 1_001), ("503", 4_999, 5_001)]
     result = a_result("--strict", killed=[("worker", 1_000), ("logd", 5_000)], failures=failures)
     assert measure.problems(result, measure.measure(result)) == ["requests failed when logd was killed: 1 × 503"]
+
+
+def test_a_leader_of_etcd_is_to_be_missed_by_nobody():
+    result = a_result("--engine=etcd", "--strict", killed=[(LEADER, 5_000)], failures=[("503", 4_999, 5_001)])
+    assert measure.problems(result, measure.measure(result)) == ["requests failed when etcd-leader was killed: 1 × 503"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "others", "is_right"),
+    [
+        (4, [], True),
+        (3, [], True),  # the one whose outcome is unknown was not made
+        (5, [], False),  # five were sent, and one of them was refused
+        (2, [], False),
+        (2, [Operation(1, Kind.DELETE, ABSENT, 9, 10, OK)], True),  # they are counted from there on
+        (2, [Operation(1, Kind.PUT, 6, 9, 10, OK)], True),  # of concurrent ones, only the last may be made
+        (5, [Operation(1, Kind.PUT, 6, 9, 10, OK)], True),
+        (6, [Operation(1, Kind.PUT, 6, 9, 10, OK)], False),
+    ],
+)
+def test_puts_are_as_many_as_the_engine_counts(counted, others, is_right):
+    result = lab.Result(options.parse(["--engine=etcd"]), Record(["a"], 20))
+    for value, outcome in enumerate([OK, OK, OK, UNKNOWN, REFUSED_OUTCOME], 1):
+        result.record.history.add(0, Operation(0, Kind.PUT, value, value, value + 1, outcome))
+    for each in others:
+        result.record.history.add(0, each)
+    result.puts_counted = {"a": counted}
+    assert (measure.counts(result).wrong == []) == is_right
 
 
 # The report ----------------------------------------------------------------------------------------------
@@ -453,6 +612,18 @@ def test_the_summary_has_a_line_for_each_kill_and_each_role():
     assert "logd    2      750 ms           5 ms    0" in [re.sub(r" +$", "", line) for line in lines]
     assert "not carried out, because there was no such process: checkpoint@5s" in lines
     assert "to repeat this: --seed 7" in lines
+
+
+def test_the_report_counts_what_became_of_each_kind_of_request():
+    result = a_result()
+    for outcome in (OK, NOT_MET, NOT_MET, UNKNOWN):
+        transaction = Transaction(0, Kind.CAS, {0: 1}, {0: 9}, 1 * MS, 2 * MS, outcome)
+        result.record.history.add_transaction(transaction)
+    figures = measure.measure(result)
+    assert (figures.requests, figures.acknowledged_writes) == (2 * 1_999 + 3, 1_999 + 1)
+    lines = report.summary(result, figures).splitlines()
+    assert "compare-and-set  1      2                  0        1" in lines
+    assert ["compare-and-set", 1, 2, 0, 1] in data_of(report.page(result, figures, []))["outcomes"]
 
 
 def test_a_violation_is_explained_in_the_summary_and_on_the_page():

@@ -28,6 +28,10 @@ from logd.shared.protocol import (
     Gap,
     Hello,
     Large,
+    LargeEntry,
+    Page,
+    PageQuery,
+    PageRequest,
     ReadBatch,
     ReadLarge,
     Reason,
@@ -51,7 +55,9 @@ from tests.support.builders import (
     framed,
     lay_out,
     offsets,
+    payload_of,
     read_log,
+    segment,
 )
 from tests.support.harness import ROOT, await_true
 
@@ -326,6 +332,34 @@ def test_a_large_value_is_sent_to_a_worker_that_has_room_for_it(make, tmp_path, 
     assert peer.is_healthy()
 
 
+def test_a_page_of_keys_is_as_large_as_there_is_room_for(peer):
+    peer.ask(batch(A, 1, base=1, puts={"b": b"22", "a": b"1", "ab": b"33"}))
+    assert peer.ask(PageRequest(7, PageQuery("a"), MIB)) == Page(7, ["a", "ab"], [], 0)
+    assert peer.ask(PageRequest(8, PageQuery(with_values=True), 6)) == Page(8, ["a", "ab"], [b"1", b"33"], 1)
+    assert peer.ask(PageRequest(9, PageQuery(after="a", with_values=True), 3)) == LargeEntry(9, 4)
+    assert peer.ask(PageRequest(10, PageQuery(keys=["x", "b"]), MIB)) == Page(10, ["b"], [], 0)
+
+
+def test_a_page_has_every_write_that_was_acknowledged_before_it_was_asked_for(peer):
+    for number in range(1, 50):
+        assert peer.ask(batch(A, number, base=number, puts={f"{number:02}": b"v"}, deletes=[f"{number - 3:02}"]))
+        keys = [f"{n:02}" for n in range(max(1, number - 2), number + 1)]
+        assert peer.ask(PageRequest(number, PageQuery(), MIB)) == Page(number, keys, [], 0)
+
+
+def test_pages_are_right_from_the_start_on_also_when_no_key_was_in_order(make, tmp_path, connect):
+    keys = [f"{n * 7919 % 50_021:06}" for n in range(50_021)]  # each number once
+    batches = [batch(A, 0), batch(A, 1, base=1, puts=dict.fromkeys(keys, b"v"))]
+    (tmp_path / wal.segment_name(1)).write_bytes(segment([payload_of(*batches)]))
+    peer = connect(make(tmp_path).start())
+    page = peer.ask(PageRequest(7, PageQuery(limit=10_000, after="045003"), MIB))
+    assert (page.keys, page.left) == ([f"{n:06}" for n in range(45_004, 50_021)], 0)
+    assert peer.ask(batch(A, 2, base=2, puts={"000000:new": b"v"})) == Committed(A, [2])
+    assert peer.ask(PageRequest(8, PageQuery(limit=2), MIB)) == Page(8, ["000000", "000000:new"], [], 1)
+    stats = peer.ask(StatsRequest(9))
+    assert (stats.unsorted_keys, stats.pages) == (0, 2)
+
+
 def test_a_read_without_keys_is_answered(peer):
     peer.send(ReadBatch(5, []))
     peer.send(StatusRequest(6))
@@ -342,7 +376,7 @@ def test_its_stats_say_what_it_holds_and_what_it_refused(logd, peer):
     assert (stats.number, stats.unavailable_reason, stats.finding) == (8, "", "NEW")
     assert (stats.keys, stats.data_bytes, stats.sessions) == (2, 10, 1)
     assert (stats.groups, stats.batches, stats.group_writes.total) == (2, 2, 2)
-    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "scarce": 0}
+    assert stats.refused == {"out_of_order": 1, "session_dropped": 1, "no_space": 0, "scarce": 0, "unreachable": 0}
     assert stats.writes_not_made == {"data_limit": 0, "precondition_failed": 0}
     assert (stats.segments, stats.checkpoint_at, stats.dropped_bytes) == (1, 0, 0)
 

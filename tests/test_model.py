@@ -1,5 +1,6 @@
 """Random operations, stops, kills and starts against the real server, compared with a dict."""
 
+import json
 import signal
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from logd.shared.etag import etag
 from tests.support.clients import read_all
 from tests.support.harness import Server, await_true
 
@@ -23,6 +25,20 @@ operations = st.one_of(
     st.tuples(st.just("DELETE"), keys, st.none()),
     st.tuples(st.sampled_from(["GET", "HEAD"]), keys, st.none()),
 )
+CONDITIONS = {
+    "if there is a value": ("If-Match", "*"),
+    "if there is none": ("If-None-Match", "*"),
+    "if nothing has changed": ("If-Match", None),
+    "if it has changed": ("If-None-Match", None),
+}
+"""None is the tag of what the model has, or of what nobody writes when it has nothing."""
+conditional = st.tuples(st.sampled_from(["PUT", "DELETE"]), keys, values, st.sampled_from(list(CONDITIONS)))
+batches = st.tuples(
+    st.dictionaries(keys, st.one_of(st.none(), st.text("abc", min_size=1)), min_size=1, max_size=4),
+    st.lists(st.tuples(keys, st.booleans()), max_size=2),
+)
+"""What is written, None for a delete; and checks, that hold or do not."""
+TAG_OF_NOTHING = etag(b"what nobody writes")
 
 
 class ServerIsADict(RuleBasedStateMachine):
@@ -56,6 +72,54 @@ class ServerIsADict(RuleBasedStateMachine):
                 assert answer.status == (200 if key in self.expected else 404)
                 assert answer.headers["content-length"] == str(len(body))
                 assert answer.body == (body if method == "GET" else b"")
+
+    def tag(self, key):
+        """Of what the model has."""
+        return etag(self.expected[key]) if key in self.expected else None
+
+    @rule(requests=st.lists(conditional, min_size=1, max_size=10))
+    def call_on_a_condition(self, requests):
+        for method, key, value, condition in requests:
+            name, text = CONDITIONS[condition]
+            tag = self.tag(key)
+            matches = tag is not None  # "*", and the tag that the model has
+            holds = matches == (name == "If-Match")
+            header = {name: text or f'"{tag or TAG_OF_NOTHING}"'}
+            answer = self.server.call(method, f"/kv/{key}", value if method == "PUT" else None, header)
+            assert answer.status == (200 if holds else 412)
+            if holds and method == "PUT":
+                self.expected[key] = value
+            elif holds:
+                self.expected.pop(key, None)
+            if method == "PUT" or not holds:
+                assert answer.headers.get("etag") == (f'"{self.tag(key)}"' if key in self.expected else None)
+
+    @rule(batch=batches)
+    def carry_out_a_batch(self, batch):
+        writes, checks = batch
+        failed, lines = [], []
+        for key, holds in checks:
+            tag = self.tag(key)
+            if (tag is None) == holds:
+                lines.append({"op": "check", "key": key, "absent": True})
+            else:
+                lines.append({"op": "check", "key": key, "etag": tag if holds else TAG_OF_NOTHING})
+            if not holds:
+                failed.append({"key": key, "etag": tag and f'"{tag}"'})
+        for key, text in writes.items():
+            change = {"op": "delete"} if text is None else {"op": "put", "value": text}
+            lines.append({"key": key, **change})
+        answer = self.server.call("POST", "/batch", "\n".join(map(json.dumps, lines)).encode())
+        found = [json.loads(line) for line in answer.body.splitlines()]
+        if failed:
+            assert (answer.status, found) == (412, failed)
+            return
+        for key, text in writes.items():
+            self.expected.pop(key, None)
+            if text is not None:
+                self.expected[key] = text.encode()
+        assert answer.status == 200
+        assert found == [{"key": key, "etag": f'"{self.tag(key)}"'} for key, text in writes.items() if text is not None]
 
     @precondition(lambda self: self.expected)
     @rule()

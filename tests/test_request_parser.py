@@ -2,6 +2,7 @@
 
 import pytest
 
+from kv.http import known_heads
 from kv.http.request_parser import FinalRefusal, RequestParser
 
 LIMIT = 2000
@@ -9,6 +10,12 @@ LIMIT = 2000
 
 class Events(list):
     """What a parser finds, with the pieces of a body joined."""
+
+    def on_request(self, head, body):
+        self.on_head(head)
+        if body:
+            self.on_body(body)
+        self.on_end()
 
     def on_head(self, head):
         self.append((head.method, head.raw_path, head.query, head.version, head.keep_alive, head.body_bytes))
@@ -24,12 +31,17 @@ class Events(list):
         self.append("end")
 
 
+def feed(parser, piece):
+    """As a connection does."""
+    return None if parser.feed_known(piece) else parser.feed(piece)
+
+
 def parse(*pieces):
     """The events, and last the refusal, if there is one."""
     events = Events()
     parser = RequestParser(events, LIMIT)
     for piece in pieces:
-        if refusal := parser.feed(piece):
+        if refusal := feed(parser, piece):
             parser.close()
             return [*events, refusal]
     return list(events)
@@ -102,7 +114,7 @@ def parse_one_by_one(*requests):
     parser = RequestParser(events, LIMIT)
     found = []
     for each in requests:
-        refusal = parser.feed(each)
+        refusal = feed(parser, each)
         found.append([*events, *([refusal] if refusal else [])])
         events.clear()
         if refusal:
@@ -139,13 +151,34 @@ def test_what_only_resembles_a_request_seen_before_is_parsed(other):
     assert parse_one_by_one(seen, seen, other)[2] == parse(other)
 
 
-def test_what_is_remembered_of_one_client_is_not_used_for_another_and_large_fields_are_not_remembered():
-    parser = RequestParser(Events(), 64 * 1024)
-    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * 1100))
-    assert parser._remembered == b""
-    parser.feed(request(b"GET /kv/a HTTP/1.1", b"X: x"))
-    assert parser._remembered == b"Host: h\r\nX: x\r\n\r\n"
-    assert RequestParser(Events(), 64 * 1024)._remembered == b""
+def parsed(parser, *requests):
+    """Of requests that come whole and alone, those that were parsed: the fields of all others were known."""
+    return [each for each in requests if not parser.feed_known(each) and parser.feed(each) is None]
+
+
+def new_parser():
+    return RequestParser(Events(), 64 * 1024)
+
+
+def test_fields_are_parsed_once_also_when_reads_and_writes_alternate():
+    get, put = request(), request(b"PUT /kv/a HTTP/1.1", b"Content-Length: 5", body=b"hello")
+    delete, other_put = request(b"DELETE /kv/b HTTP/1.1"), put.replace(b"/kv/a", b"/kv/b").replace(b"hello", b"world")
+    assert parsed(new_parser(), get, put, get, other_put, delete, put) == [get, put]
+
+
+def test_what_is_known_of_one_client_is_not_known_of_another():
+    assert parsed(new_parser(), request(), request()) == [request()]
+    assert parsed(new_parser(), request()) == [request()]
+
+
+def test_what_is_known_of_a_client_is_bounded_in_blocks_and_in_bytes():
+    different = [request(b"GET /kv/a HTTP/1.1", b"X: %d" % number) for number in range(known_heads.BLOCKS_MAX + 1)]
+    assert parsed(new_parser(), *different, *reversed(different)) == [*different, different[0]]
+    half = [request(b"GET /kv/a HTTP/1.1", b"X: " + each * (known_heads.BYTES_MAX // 2)) for each in (b"x", b"y")]
+    assert parsed(new_parser(), *half, *half) == half * 2
+    large = request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * known_heads.BYTES_MAX)
+    small = request()
+    assert parsed(new_parser(), small, large, large, small) == [small, large, large]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_every_start_after_the_first_is_a_restart(fd):
     board = Scoreboard(fd)
     assert (board.restarts(Role.LOGD), board.started_at(Role.LOGD)) == (0, 0.0)
     for starts in range(3):
-        board.started(Role.LOGD)
+        board.started(Role.LOGD, pid=7)
         assert Scoreboard(fd).restarts(Role.LOGD) == starts
     assert Scoreboard(fd).started_at(Role.LOGD) > 0
     assert Scoreboard(fd).restarts(Role.GUNICORN) == 0

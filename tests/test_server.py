@@ -8,11 +8,24 @@ import threading
 import pytest
 import zmq
 
-from logd.engine import Collected
+from logd.engine import Collected, cut_page
 from logd.server import Server, open_socket
 from logd.shared import protocol
 from logd.shared.local_socket import LocalSocket
-from logd.shared.protocol import LARGE_VALUE_BYTES, Committed, Hello, Large, ReadBatch, ReadLarge, Status, Values
+from logd.shared.protocol import (
+    LARGE_VALUE_BYTES,
+    Committed,
+    Hello,
+    Large,
+    LargeEntry,
+    Page,
+    PageQuery,
+    PageRequest,
+    ReadBatch,
+    ReadLarge,
+    Status,
+    Values,
+)
 from tests.support.builders import A, batch, stats
 
 PATIENCE_MS = 30_000
@@ -26,6 +39,7 @@ class LateEngine:
         self.data = {}
         self.writes = []
         self.reads = []
+        self.pages = []
         self.received = threading.Semaphore(0)
         self._finished = collections.deque()
         self._wake_read, self._wake_write = os.pipe()
@@ -34,8 +48,9 @@ class LateEngine:
         """Let all that was received be collected, the latest first. Called by the test."""
         replies = [(each.session, Committed(each.session, [each.number])) for each in self.writes]
         reads = [(origin, [self.data.get(key) for key in keys]) for keys, origin in reversed(self.reads)]
-        self._finished.append(Collected(replies, reads))  # before what follows, so that it is idle at no time
-        self.writes, self.reads = [], []
+        pages = [(peer, cut_page(request, sorted(self.data.items()))) for request, peer in self.pages]
+        self._finished.append(Collected(replies, reads, pages))  # before what follows, so that it is idle at no time
+        self.writes, self.reads, self.pages = [], [], []
         os.write(self._wake_write, b"!")
 
     def fileno(self):
@@ -50,7 +65,11 @@ class LateEngine:
         self.reads.append((keys, origin))
         self.received.release()
 
-    def commit(self):
+    def page(self, request, peer):
+        self.pages.append((request, peer))
+        self.received.release()
+
+    def commit(self, *, is_quiet=False):
         pass
 
     def collect(self):
@@ -58,7 +77,7 @@ class LateEngine:
         return self._finished.popleft()
 
     def idle(self):
-        return not (self.writes or self.reads or self._finished)
+        return not (self.writes or self.reads or self.pages or self._finished)
 
     def unavailable_reason(self):
         return "far away"
@@ -115,6 +134,8 @@ class Peer:
     def __init__(self, context, address):
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.PROBE_ROUTER, 1)
         self.socket.connect(address)
         assert isinstance(self.receive(), Hello)
@@ -177,6 +198,20 @@ def test_a_value_that_grew_beyond_the_room_for_it_is_answered_by_its_size(engine
     assert peers[0].receive() == Large(1, 0, 5)
 
 
+def test_a_page_that_the_engine_has_later_is_sent_to_whoever_asked_for_it(engine, peers):
+    engine.data = {"a": b"1", "b": b"22"}
+    query = PageQuery(limit=1, with_values=True)
+    peers[0].send(PageRequest(1, query, 2))
+    peers[1].send(PageRequest(1, query, 1))
+    for _ in peers:
+        assert engine.received.acquire(timeout=PATIENCE_MS / 1000)
+    peers[0].send(protocol.StatusRequest(2))
+    assert peers[0].receive() == Status(2, "far away")
+    engine.finish()
+    assert peers[0].receive() == Page(1, ["a"], [b"1"], 1)
+    assert peers[1].receive() == LargeEntry(1, 2)
+
+
 def test_what_was_received_is_answered_before_it_stops(engine, peers, server):
     peers[0].send(ReadBatch(1, ["a"]))
     peers[1].send(batch(A, 0))
@@ -188,3 +223,10 @@ def test_what_was_received_is_answered_before_it_stops(engine, peers, server):
     stopping.join()
     assert peers[0].receive() == Values(1, 0, [None])
     assert peers[1].receive() == Committed(A, [0])
+
+
+def test_more_messages_than_are_received_in_one_turn_are_answered_to_the_last(peers):
+    for number in range(3_000):
+        peers[0].send(protocol.StatusRequest(number))
+    for number in range(3_000):
+        assert peers[0].receive() == Status(number, "far away")

@@ -17,7 +17,7 @@ CHUNK = snapshot.CHUNK_BYTES
 
 def store_of(data=None, sessions=None):
     store = Store()
-    store.data.update(data or {})
+    store.load(data or {})
     store.sessions = sessions or {}
     return store
 

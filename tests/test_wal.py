@@ -1,6 +1,7 @@
 """The segment being written: append, sync, seal; a full device; a device that fails; and what is durable when."""
 
 import errno
+import os
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_groups_are_read_back_as_they_were_appended(disk, log):
     commit(log)
     assert log.last_sequence == 3
     assert frames(disk, 1) == payloads([b"one"], [b"two", b"three"], [])
+
+
+@pytest.mark.parametrize("has_proc", [True, False])
+def test_a_sync_of_a_file_that_was_deleted_fails(disk, log, monkeypatch, has_proc):
+    if not has_proc:
+        monkeypatch.setattr(os, "readlink", failing_readlink)
+    commit(log, b"one")
+    (segment,) = wal.list_segments(disk.names())
+    disk.remove(segment.name)
+    log.append([b"two"])
+    with pytest.raises(FileNotFoundError, match="deleted while it was in use"):
+        log.sync()
+
+
+def failing_readlink(_):
+    raise FileNotFoundError
 
 
 def test_a_new_log_begins_with_the_sequence_that_is_asked_for(disk):

@@ -144,6 +144,8 @@ class Connection(asyncio.Protocol):
             self._apply_limits()
 
     def _feed(self, piece: bytes | memoryview) -> FinalRefusal | None:
+        if self._parser.feed_known(piece):
+            return None
         was_in_head = self._parser.is_in_head
         refusal = self._parser.feed(piece)
         if self._parser.is_in_head and not was_in_head:
@@ -158,14 +160,24 @@ class Connection(asyncio.Protocol):
             self._pause_reading()
         self._update_budget()
 
+    def on_request(self, head: RequestHead, body: bytes) -> None:
+        """A request that has arrived completely, with all of its body."""
+        exchange = self._enqueue(head)
+        if body:
+            exchange.feed(body)
+        self._complete(exchange)
+
     def on_head(self, head: RequestHead) -> None:
         """Queue a request; it is started once everything that has arrived is parsed."""
-        if self._phase is not Phase.SERVING:
-            return
-        self._arriving = Exchange(self, head, self._active_at)
+        if self._phase is Phase.SERVING:
+            self._arriving = self._enqueue(head)
+
+    def _enqueue(self, head: RequestHead) -> Exchange:
+        exchange = Exchange(self, head, self._active_at)
         if self._context.is_stopping:
-            self._arriving.keep_alive = False
-        self._queue.append(self._arriving)
+            exchange.keep_alive = False
+        self._queue.append(exchange)
+        return exchange
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body of the request that is arriving."""
@@ -178,10 +190,13 @@ class Connection(asyncio.Protocol):
         """The request that was arriving is complete."""
         exchange, self._arriving = self._arriving, None
         if exchange:
-            exchange.end(self._active_at)
             self._discard = None
-            if not exchange.keep_alive:
-                self._phase = Phase.ENDING
+            self._complete(exchange)
+
+    def _complete(self, exchange: Exchange) -> None:
+        exchange.end(self._active_at)
+        if not exchange.keep_alive:
+            self._phase = Phase.ENDING
 
     def _start_next(self) -> None:
         if self._queue and not self._queue[0].is_started:

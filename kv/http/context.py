@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from kv.config import Config
 from kv.http.buffer_budget import BufferBudget
@@ -12,6 +12,26 @@ from kv.scoreboard import Slot
 
 Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+
+TEXT: Final = "text/plain; charset=utf-8"
+"""The type of refusals, and of plain answers."""
+WITHOUT_BODY: Final = frozenset({204, 304})
+"""Answers with these statuses have no body, and no length."""
+SHORTCUT: Final = "kv.shortcut"
+"""Where the scope of a request has its `Shortcut`; other hosts have none."""
+
+
+class Shortcut(Protocol):
+    """What most requests need instead of ASGI's events, which remain for all that is not whole or not plain."""
+
+    def take_body(self) -> bytes | None:
+        """The body, or what of it no event has brought. None when it is not complete, or was taken before."""
+
+    def answer(self, status: int, text: bytes, etag: bytes) -> bool:
+        """Answer the request with a text and, if there is one, its tag.
+
+        False when that is not possible at once: then nothing has happened, and events have to bring the answer.
+        """
 
 
 class Application(Protocol):

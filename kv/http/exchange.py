@@ -3,9 +3,9 @@
 Owns what is specific to one request: which part of its body has arrived, how far its answer is, and how an answer's
 head is encoded. Knows a `Channel`, which is its connection; knows no other request, no deadlines and no limits.
 
-The application runs without a task of its own: `step` runs it until it awaits a future, and again when that is done,
-which saves a turn of the event loop for each request. `asyncio.current_task`, and what is built on it
-(`asyncio.timeout`), are not for handlers.
+The application runs without a task of its own: `step` runs it until it awaits a future, and again when that is done;
+when it is a `PromptFuture`, at once, which saves a turn of the event loop for each request. `asyncio.current_task`, and
+what is built on it (`asyncio.timeout`), are not for handlers.
 """
 
 import asyncio
@@ -18,8 +18,9 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-from kv.http.context import Application
+from kv.http.context import SHORTCUT, TEXT, WITHOUT_BODY, Application
 from kv.http.request_parser import FIELD_OVERHEAD_BYTES, FinalRefusal, RequestHead
+from kv.prompt_future import PromptFuture
 
 BODY_BUFFER_BYTES: Final = 64 * 1024
 """How much of a body is buffered while the application does not read it; then the client has to wait."""
@@ -30,7 +31,6 @@ PIECE_BYTES_MIN: Final = 128
 _REQUEST_OVERHEAD_BYTES: Final = 1024
 """Memory of a request that waits for the answer to another, beside its fields and its body."""
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -75,7 +75,6 @@ class Exchange:
         "_connection",
         "_coroutine",
         "_encoded_head",
-        "_is_announced",
         "_is_end_known",
         "_parts",
         "_waiter",
@@ -108,15 +107,15 @@ class Exchange:
         self.response_started = False
         self.response_complete = False
         self._connection = connection
+        self._coroutine: Coroutine[Any, Any, None]
         self._parts: list[bytes] = []
-        self._is_announced = False  # the application has been given a first event
         self._is_end_known = False  # the application has been given the last event of the body
         self._waiter: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Run the application until it has to wait."""
         self.is_started = True
-        self._coroutine: Coroutine[Any, Any, None] = self._run()
+        self._coroutine = self._connection.application(self._scope(), self.receive, self.send)
         self.step()
 
     def step(self, _: object = None) -> None:
@@ -124,21 +123,24 @@ class Exchange:
         try:
             awaited = self._coroutine.send(None)
         except StopIteration:
-            return
-        if awaited is None:  # asyncio.sleep(0)
+            self._on_end()
+        except Exception as error:
+            if not (self.is_disconnected and isinstance(error, ConnectionError)):
+                log.exception("%s failed", self.head.method)
+            self._on_end()
+        else:
+            self._wait_for(awaited)
+
+    def _wait_for(self, awaited: Any) -> None:  # noqa: ANN401 - whatever an application awaits
+        if isinstance(awaited, PromptFuture):
+            awaited.resume = self.step
+        elif awaited is None:  # asyncio.sleep(0)
             self._connection.loop.call_soon(self.step)
         else:
             awaited._asyncio_future_blocking = False  # as a task does, to show that it awaits the future
             awaited.add_done_callback(self.step)
 
-    async def _run(self) -> None:
-        try:
-            await self._connection.application(self._scope(), self.receive, self.send)
-        except ConnectionError:
-            if not self.is_disconnected:
-                log.exception("%s failed", self.head.method)
-        except Exception:
-            log.exception("%s failed", self.head.method)
+    def _on_end(self) -> None:
         if not (self.response_complete or self.is_disconnected):
             self._connection.on_no_answer(self)
 
@@ -155,6 +157,7 @@ class Exchange:
             "query_string": head.query,
             "root_path": "",
             "headers": head.fields,
+            SHORTCUT: self,
         }
 
     def waiting_bytes(self) -> int:
@@ -190,8 +193,8 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """The next ASGI event: a piece of the body, or a disconnect when the client is gone or has its answer.
 
-        The first event comes at once, whatever has arrived: the application decides by the head whether it wants the
-        body. Only when it asks for more is `100 Continue` sent to a client that expects it (RFC 9110, 10.1.1).
+        An application that decides by the head does not ask. Only when it does, `100 Continue` is sent to a client that
+        expects it (RFC 9110, 10.1.1).
         """
         while not self._has_event():
             self._connection.on_wait_for_body(self)
@@ -200,13 +203,20 @@ class Exchange:
         if self.is_disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         parts, self._parts, self.unread_bytes = self._parts, [], 0
-        self._is_announced = True
         self._is_end_known = not self.more_body
         body = b"".join(parts)  # one part is not copied
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
+    def take_body(self) -> bytes | None:
+        """As in kv/http/context.py."""
+        if self.more_body or self._is_end_known or self.is_disconnected:
+            return None
+        parts, self._parts, self.unread_bytes = self._parts, [], 0
+        self._is_end_known = True
+        return b"".join(parts)
+
     def _has_event(self) -> bool:
-        if not self._is_announced or self._parts or self.is_disconnected or self.response_complete:
+        if self._parts or self.is_disconnected or self.response_complete:
             return True
         return not (self.more_body or self._is_end_known)
 
@@ -215,6 +225,19 @@ class Exchange:
         return self.head.expects_continue and self.more_body and not self.held_bytes
 
     # The answer ------------------------------------------------------------------------------------------
+
+    def answer(self, status: int, text: bytes, etag: bytes) -> bool:
+        """As in kv/http/context.py. The same bytes as by `send`."""
+        connection = self._connection
+        if self.more_body or self.is_disconnected or self.response_started or connection.is_write_paused:
+            return False
+        if self.head.method == "HEAD" or status in WITHOUT_BODY or len(text) > TLS_PIECE_BYTES:
+            return False
+        self.status = status
+        self.response_started = self.response_complete = True
+        connection.write(encode_text_head(status, len(text), self.head.version, self.keep_alive, etag) + text)
+        connection.on_answered(self)
+        return True
 
     async def send(self, event: dict[str, Any]) -> None:
         """Write the answer: first comes the event with its head, then those with its body. The head waits for the body.
@@ -256,35 +279,58 @@ class Exchange:
 
     def _encode_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         names = dict(fields)
-        etag = names.pop(b"etag", b"")
-        if etag:
+        etag, link = names.pop(b"etag", b""), names.pop(b"link", b"")
+        own = b"etag: %b\r\n" % etag if etag else b""
+        if link:
+            own += b"link: %b\r\n" % link
+        if own:
             fields = list(names.items())
-        has_length = b"content-length" in names or self.status in _NO_BODY_STATUSES
+        has_length = b"content-length" in names or self.status in WITHOUT_BODY
         if names.get(b"connection") == b"close" or not has_length or self.awaits_continue():
             self.keep_alive = False
-        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, etag)
+        return encode_head(self.status, tuple(fields), self.head.version, self.keep_alive, own)
 
 
 def encode_refusal(refusal: FinalRefusal) -> bytes:
     """The whole answer to a request that is not served."""
     body = refusal.text.encode() + b"\n"
-    fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-    if refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
-        fields.append((b"retry-after", b"1"))
-    head = encode_head(refusal.status, tuple(fields), "1.1", keep_alive=False)
+    more = ((b"retry-after", b"1"),) if refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE else ()
+    head = encode_head(refusal.status, (*_text_fields(len(body)), *more), "1.1", keep_alive=False)
     return head if refusal.method == "HEAD" else head + body
 
 
+def encode_text_head(status: int, length: int, version: str, keep_alive: bool, etag: bytes = b"") -> bytes:
+    """The head of a plain answer: as `encode_head` for a text of so many bytes."""
+    own = b"etag: %b\r\n" % etag if etag else b""
+    return _end_head(_encode_text_fields(status, length, _persistence(version, keep_alive)), own)
+
+
+@functools.lru_cache(maxsize=512)
+def _encode_text_fields(status: int, length: int, connection: bytes) -> bytes:
+    return _encode_fields(status, _text_fields(length), connection)
+
+
+def _text_fields(length: int) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"content-length", b"%d" % length), (b"content-type", TEXT.encode())
+
+
 def encode_head(
-    status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool, etag: bytes = b""
+    status: int, fields: tuple[tuple[bytes, bytes], ...], version: str, keep_alive: bool, own: bytes = b""
 ) -> bytes:
     """The head of an answer. Without a length, the end of the connection is the end of the body.
 
-    The ETag is no part of `fields`, which are the same for many answers, and are encoded once for them.
+    `own` are the lines that only this answer has. `fields` are the same for many, and are encoded once for them.
     """
-    connection = b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
-    head = _encode_fields(status, fields, connection) + _date_line(int(time.time()))
-    return b"%betag: %b\r\n\r\n" % (head, etag) if etag else head + b"\r\n"
+    return _end_head(_encode_fields(status, fields, _persistence(version, keep_alive)), own)
+
+
+def _end_head(head: bytes, own: bytes) -> bytes:
+    return b"%b%b%b\r\n" % (head, _date_line(int(time.time())), own)
+
+
+def _persistence(version: str, keep_alive: bool) -> bytes:
+    """The value of a Connection field; empty when there is none."""
+    return b"close" if not keep_alive else b"keep-alive" if version == "1.0" else b""
 
 
 @functools.lru_cache(maxsize=512)

@@ -14,10 +14,8 @@ What llhttp leaves open, or does in a way of its own, and what is done here:
 * whether a connection persists: llhttp lets Proxy-Connection decide, and `keep-alive` win over `close` in HTTP/1.0;
 * an offer to upgrade ends its parsing: the offer is not accepted, and the head is parsed again without it.
 
-Clients send the same fields with every request. So each parser remembers the fields that its client sent last, as bytes
-and as what was found in them: a request that comes whole and alone, with a plain request line and the same fields, is
-not parsed again. What is remembered was parsed before, by the same rules. It is remembered for one connection alone, so
-that no client can change what the request of another means.
+A request that comes whole and alone, with a plain request line and fields that this client has sent before, is not
+parsed again (kv/http/known_heads.py): only such requests are remembered, by what was found in them here.
 """
 
 import contextlib
@@ -27,14 +25,16 @@ from typing import Final, NamedTuple, Protocol
 
 import httptools
 
+from kv.http.known_heads import KnownHeads
+
 MAX_AT_ONCE_BYTES: Final = 16 * 1024
 """The most to feed at once: as many requests as are in it cost time and memory before the first is answered."""
 FIELD_OVERHEAD_BYTES: Final = 160
 """Memory of a header field beside a long name or value."""
-_REMEMBERED_BYTES_MAX: Final = 1024
-"""Larger fields are not remembered: they would cost each connection so much memory."""
 _PLAIN_LINE: Final = re.compile(rb"(GET|PUT|HEAD|DELETE) (/[A-Za-z0-9:_.-]{1,64}/[A-Za-z0-9:_.-]{1,512}) HTTP/1\.1\r\n")
 _PLAIN_LINE_BYTES_MAX: Final = 600
+_METHODS: Final = {method.encode(): method for method in ("GET", "PUT", "HEAD", "DELETE")}
+_END_OF_HEAD: Final = b"\r\n\r\n"
 _RAW_SLACK_BYTES: Final = 64
 """A head has so many bytes beside its target and its fields, which are what the limit counts."""
 
@@ -73,7 +73,10 @@ class RequestHead:
 
 
 class Receiver(Protocol):
-    """Receives what a parser finds, in order: a head, pieces of its body, the end of the request."""
+    """Receives what a parser finds, in order: a head, pieces of its body, the end of the request; or all at once."""
+
+    def on_request(self, head: RequestHead, body: bytes) -> None:
+        """A request has arrived completely, with all of its body: as if the three below were called."""
 
     def on_head(self, head: RequestHead) -> None:
         """A request begins."""
@@ -115,10 +118,7 @@ class RequestParser:
         """The values of those fields that decide how the request is read, by name."""
         self._complete: RequestHead | None = None
         """The head of the request that has just arrived completely."""
-        self._remembered = b""
-        """The fields that this client sent last, as bytes, with the empty line after them."""
-        self._remembered_head: RequestHead
-        self._remembered_bytes_max = min(_REMEMBERED_BYTES_MAX, head_bytes_max - _PLAIN_LINE_BYTES_MAX)
+        self._known: KnownHeads[RequestHead] = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
 
     def close(self) -> None:
         """Release what an unfinished head takes, and the C parser, which refers back to this object."""
@@ -139,28 +139,25 @@ class RequestParser:
     def feed(self, data: bytes | memoryview) -> FinalRefusal | None:
         """Parse what has arrived, at most `MAX_AT_ONCE_BYTES`. Returns the refusal that ends the connection, if any."""
         is_between = not (self.is_in_message or self.raw_bytes)
-        if is_between and self._is_recognized(data):
-            return None
         refusal = self._parse(data)
         if is_between and not refusal:
             self._remember(data)
         return refusal
 
-    def _is_recognized(self, data: bytes | memoryview) -> bool:
-        """Hand over a whole request whose fields are the remembered ones. False when it is anything else."""
-        fields = self._remembered
-        if not fields or not (line := _PLAIN_LINE.match(data)):
+    def feed_known(self, data: bytes | memoryview) -> bool:
+        """Hand over a whole request whose fields are known. False when it is anything else: then `feed` parses it."""
+        if self.is_in_message or self.raw_bytes or not isinstance(data, bytes):
             return False
-        known, start = self._remembered_head, line.end()
-        body_start = start + len(fields)
-        if data[start:body_start] != fields or len(data) - body_start != known.body_bytes:
+        line = _PLAIN_LINE.match(data)
+        if line is None:
             return False
-        head = RequestHead(line[1].decode(), line[2], b"", "1.1")
+        end = data.find(_END_OF_HEAD, line.end()) + len(_END_OF_HEAD)
+        known = self._known.find(data[line.end() : end])
+        if known is None or len(data) - end != known.body_bytes:
+            return False
+        head = RequestHead(_METHODS[line[1]], line[2], b"", "1.1")
         head.fields, head.body_bytes = known.fields, known.body_bytes
-        self._receiver.on_head(head)
-        if known.body_bytes:
-            self._receiver.on_body(bytes(data[body_start:]))
-        self._receiver.on_end()
+        self._receiver.on_request(head, data[end:])
         return True
 
     def _remember(self, data: bytes | memoryview) -> None:
@@ -168,11 +165,10 @@ class RequestParser:
         head, self._complete = self._complete, None
         if head is None or self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
             return
-        end = len(data) - (head.body_bytes or 0)
-        fields = bytes(data[line.end() : end])
         is_plain = head.keep_alive and not head.expects_continue and head.body_bytes is not None
-        if is_plain and len(fields) <= self._remembered_bytes_max and fields.find(b"\r\n\r\n") == len(fields) - 4:
-            self._remembered, self._remembered_head = fields, head
+        block = bytes(data[line.end() : len(data) - (head.body_bytes or 0)])
+        if is_plain and block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
+            self._known.add(block, head)
 
     def _parse(self, data: bytes | memoryview) -> FinalRefusal | None:
         self.raw_bytes += len(data)

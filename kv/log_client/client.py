@@ -16,14 +16,16 @@ from typing import Final
 
 import zmq
 
-from kv.log_client.large_values import Found
+from kv.config import UNLIMITED, BatchLimits
+from kv.log_client.large_values import Budget, Found
+from kv.log_client.pages import HeldPage, Pages
 from kv.log_client.part import Part
 from kv.log_client.reads import Reads
 from kv.log_client.status import StatusRequests
 from kv.log_client.writes import Writes
 from kv.pauses import Pauses
 from logd.shared import protocol
-from logd.shared.protocol import PROTOCOL_VERSION, Hello, Stats, Transaction
+from logd.shared.protocol import PROTOCOL_VERSION, Hello, PageQuery, Stats, Transaction
 
 _EVENTS: Final = int(zmq.EVENTS)
 _READABLE: Final = (int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT))
@@ -72,6 +74,7 @@ class Client:
         queue_bytes_max: int,
         large_bytes_max: int,
         has_data_limit: bool = False,
+        batch_limits: BatchLimits = UNLIMITED,
     ) -> None:
         self._address = address
         self._request_timeout_s = request_timeout_s
@@ -80,10 +83,14 @@ class Client:
         """Why all requests fail at once; empty when they do not."""
         self._is_flush_due = False
         self._gathering = _Gathering()
-        self._reads = Reads(self, request_timeout_s, large_bytes_max)
-        self._writes = Writes(self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit)
+        self._budget = Budget(large_bytes_max, self.flush_soon)
+        self._reads = Reads(self, request_timeout_s, self._budget)
+        self._pages = Pages(self, request_timeout_s, self._budget)
+        self._writes = Writes(
+            self, request_timeout_s, queue_bytes_max, has_data_limit=has_data_limit, limits=batch_limits
+        )
         self._status = StatusRequests(self, request_timeout_s)
-        self._parts: tuple[Part, ...] = (self._reads, self._writes, self._status)
+        self._parts: tuple[Part, ...] = (self._reads, self._writes, self._pages, self._status)
         self._replies = {
             Hello: self._on_hello,
             **{kind: on for part in self._parts for kind, on in part.replies.items()},
@@ -144,6 +151,10 @@ class Client:
         """Make all writes of a transaction, or none, durably. Raises RequestFailed; PreconditionFailed is one."""
         return self._writes.execute(transaction)
 
+    def page(self, query: PageQuery) -> asyncio.Future[HeldPage]:
+        """The first page of what a query is about. Raises Unavailable."""
+        return self._pages.page(query)
+
     async def unavailable_reason(self) -> str:
         """Why reads or writes are not possible; empty when they are. Raises Unavailable when logd does not answer."""
         return await self._status.unavailable_reason()
@@ -159,8 +170,8 @@ class Client:
         return {name: value for part in self._parts for name, value in part.gauges().items()}
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until others are released."""
-        return self._reads.budget.is_short()
+        """True when reads of large values, or of pages, wait until others are released."""
+        return self._budget.is_short() or self._pages.wait_for_room()
 
     # Sending ---------------------------------------------------------------------------------------------
 

@@ -1,64 +1,85 @@
-"""The memory that values over 64 KiB take of a worker while they are read: which may be requested, and which wait.
+"""The memory that values over 64 KiB, and pages, take of a worker while they are read: which may be requested.
 
-Room is acquired for a value before it is requested, and released when the value is no longer needed: by its reader,
-or by kv/log_client/reads.py when the reader is gone. Knows no messages.
+Room is acquired before the request, and released when what was read is no longer needed: by its reader, or by the part
+that requested it (kv/log_client/reads.py, pages.py) when the reader is gone. Knows no messages.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from kv.log_client.pending import Pending
 
 _REQUESTED_BYTES_MAX: Final = 1 << 20
 """Of values that were requested and have not arrived. More would wait in logd, and small answers after them."""
 
 
-class LargeValue:
-    """A value that takes room. Whoever gets one has to release it."""
+class Held:
+    """What takes room while it is read. Whoever gets it has to release it."""
 
-    __slots__ = ("_release", "data")
+    __slots__ = ("_release",)
 
-    def __init__(self, data: bytes, release: Callable[[], None]) -> None:
-        self.data = data
+    def __init__(self, release: Callable[[], None]) -> None:
         self._release = release
 
     def release(self) -> None:
-        """Free the value and its room. May be called again."""
-        self.data = b""
+        """Free it, and its room. May be called again."""
         self._release()
+
+
+class LargeValue(Held):
+    """A value that takes room."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes, release: Callable[[], None]) -> None:
+        super().__init__(release)
+        self.data = data
+
+    def release(self) -> None:
+        self.data = b""
+        super().release()
 
 
 Found: TypeAlias = bytes | LargeValue | None
 """What a read finds; None when there is no such key."""
 
 
-@dataclass(slots=True)
-class LargeRead:
-    """A read of a value that is known to have `size` bytes."""
+class Read(Pending[Found]):
+    """A read of one key."""
+
+    __slots__ = ("key", "size")
 
     key: str
-    future: asyncio.Future[Found]
-    deadline: float
     size: int
+    """Of the value, in bytes, once it is known to be large."""
 
 
 class Budget:
     """Decides which values there is room for, in the order in which they were found to be large."""
 
     def __init__(self, bytes_max: int, on_room: Callable[[], None]) -> None:
-        """`on_room` is called when there may be room for a read that waits."""
+        """`on_room` is called when there may be room for what waits."""
         self.bytes_max = bytes_max
         self.on_room = on_room
         self.held_bytes = 0
-        """Of values that were requested, or that readers have."""
+        """Of values and pages that were requested, or that readers have."""
         self.requested_bytes = 0
-        """Of these, what has not arrived."""
-        self.waiting: deque[LargeRead] = deque()
+        """Of the values among these, what has not arrived."""
+        self.waiting: deque[Read] = deque()
 
-    def acquire(self) -> "tuple[LargeRead, Room] | None":
+    def acquire_for_page(self, size: int) -> "Room | None":
+        """Room for a page; None when there is not enough. It is not counted as requested: one page is, at a time."""
+        if not self.has_room(size):
+            return None
+        room = Room(self)
+        room.resize(size)
+        return room
+
+    def acquire(self) -> "tuple[Read, Room] | None":
         """The next read that may be made, and the room for its value. None when there is none, or no room for it."""
-        while self.waiting and self.waiting[0].future.done():
+        while self.waiting and self.waiting[0].done():
             self.waiting.popleft()
         if not self.waiting or not self._may_request(self.waiting[0].size):
             return None
@@ -69,19 +90,19 @@ class Budget:
 
     def is_short(self) -> bool:
         """True when a read waits for room that readers of other values have not released."""
-        return bool(self.waiting) and not self._has_room(self.waiting[0].size)
+        return bool(self.waiting) and not self.has_room(self.waiting[0].size)
 
     def _may_request(self, size: int) -> bool:
         is_first = not self.requested_bytes
-        return self._has_room(size) and (is_first or self.requested_bytes + size <= _REQUESTED_BYTES_MAX)
+        return self.has_room(size) and (is_first or self.requested_bytes + size <= _REQUESTED_BYTES_MAX)
 
-    def _has_room(self, size: int) -> bool:
-        """True when a value of this size fits. One that is alone always does."""
+    def has_room(self, size: int) -> bool:
+        """True when a value or page of this size fits. One that is alone always does."""
         return not self.held_bytes or self.held_bytes + size <= self.bytes_max
 
 
 class Room:
-    """What one value takes of a budget."""
+    """What one value, or page, takes of a budget."""
 
     __slots__ = ("_budget", "_held_bytes", "_requested_bytes")
 
@@ -92,12 +113,21 @@ class Room:
     def resize(self, held_bytes: int, *, requested_bytes: int = 0) -> None:
         """Take as much for the value from now on; `requested_bytes` of it have not arrived."""
         budget = self._budget
+        is_less = held_bytes < self._held_bytes or requested_bytes < self._requested_bytes
         budget.held_bytes += held_bytes - self._held_bytes
         budget.requested_bytes += requested_bytes - self._requested_bytes
         self._held_bytes, self._requested_bytes = held_bytes, requested_bytes
-        if budget.waiting:
+        if is_less:
             budget.on_room()
 
     def release(self) -> None:
         """Take nothing any more. May be called again."""
         self.resize(0)
+
+
+def release_unclaimed(read: object) -> None:
+    """Release what a read found whose reader was cancelled after that had arrived."""
+    if not isinstance(read, asyncio.Future) or not read.done() or read.cancelled() or read.exception():
+        return
+    if isinstance(found := read.result(), Held):
+        found.release()

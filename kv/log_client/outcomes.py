@@ -4,9 +4,8 @@ Knows no messages and no HTTP: which reply causes which failure is decided in th
 kv/request.py.
 """
 
-import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 from logd.shared.protocol import FailedCheck
 
@@ -44,30 +43,3 @@ class OutcomeUnknown(RequestFailed):
 
 NOT_REACHABLE: Final = "the log writer is not reachable; nothing was written"
 NO_ANSWER: Final = "the log writer did not answer in time"
-
-
-class Pending(Protocol):
-    """A request that waits for its outcome, until its deadline on the clock of the event loop."""
-
-    @property
-    def future(self) -> asyncio.Future[Any]:
-        """Gets the outcome."""
-
-    @property
-    def deadline(self) -> float:
-        """In seconds."""
-
-
-def fail(future: asyncio.Future[Any], failure: RequestFailed) -> None:
-    """End a request with a failure, unless it has ended."""
-    if not future.done():
-        future.set_exception(type(failure)(*failure.args))  # one for each: raising it adds to its traceback
-
-
-def fail_overdue(pending: Iterable[Pending], now: float, failure: RequestFailed) -> bool:
-    """Fail the requests whose deadline has passed; they have to come first. True when all have failed."""
-    for each in pending:
-        if each.deadline > now:
-            return False
-        fail(each.future, failure)
-    return True

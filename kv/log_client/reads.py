@@ -11,57 +11,52 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from kv.log_client.large_values import Budget, Found, LargeRead, LargeValue, Room
-from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable, fail, fail_overdue
+from kv.log_client.large_values import Budget, Found, LargeValue, Read, Room
+from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable
 from kv.log_client.part import Link, Replies
+from kv.log_client.pending import fail, fail_overdue
 from logd.shared import protocol
 from logd.shared.protocol import Large, ReadBatch, ReadLarge, Values
 
 
 @dataclass(slots=True)
-class _Read:
-    key: str
-    future: asyncio.Future[Found]
-    deadline: float
-
-
-@dataclass(slots=True)
 class _SentReads:
     message: bytes
-    reads: list[_Read | None]
+    reads: list[Read | None]
     """In the order of their keys in the message; None where a value was large and is read alone."""
 
 
 @dataclass(slots=True)
 class _SentLargeRead:
     message: bytes
-    read: LargeRead
+    read: Read
     room: Room
 
 
 class Reads:
     """The reads of one worker."""
 
-    def __init__(self, link: Link, timeout_s: float, large_bytes_max: int) -> None:
+    def __init__(self, link: Link, timeout_s: float, budget: Budget) -> None:
         self._link = link
         self._timeout_s = timeout_s
         self._last_request_id = 0
-        self.queue: deque[_Read] = deque()
+        self.queue: deque[Read] = deque()
         """Not sent yet."""
         self._sent: dict[int, _SentReads] = {}
         """By request id."""
         self._sent_large: dict[int, _SentLargeRead] = {}
         """Kept until answered, also past the deadline: what logd sends takes room."""
-        self.budget = Budget(large_bytes_max, link.flush_soon)
+        self.budget = budget
         self.replies: Replies = {Values: self._on_values, Large: self._on_large}
 
     def get(self, key: str) -> asyncio.Future[Found]:
         """The value of a key. Raises Unavailable."""
         loop = self._link.loop
-        read = _Read(key, loop.create_future(), loop.time() + self._timeout_s)
+        read = Read(loop)
+        read.key, read.deadline = key, loop.time() + self._timeout_s
         self.queue.append(read)
         self._link.flush_soon()
-        return read.future
+        return read
 
     def flush(self) -> None:
         """Send the reads that wait, and those of large values that there is room for."""
@@ -73,7 +68,7 @@ class Reads:
     def resend(self) -> None:
         """Send all requests again. What logd sent on the old connection will not arrive, so it takes no room."""
         for request_id, large in list(self._sent_large.items()):
-            if large.read.future.done():
+            if large.read.done():
                 del self._sent_large[request_id]
                 large.room.release()
         messages = [sent.message for sent in self._sent.values()]
@@ -84,7 +79,7 @@ class Reads:
     def expire(self, now: float, reason: str = "") -> None:
         """Fail the reads whose deadline has passed. A large value that was requested still takes room."""
         while self.queue and self.queue[0].deadline <= now:
-            fail(self.queue.popleft().future, Unavailable(reason or NOT_REACHABLE))
+            fail(self.queue.popleft(), Unavailable(reason or NOT_REACHABLE))
         no_answer = Unavailable(reason or NO_ANSWER)
         for request_id, sent in list(self._sent.items()):
             if not fail_overdue(filter(None, sent.reads), now, no_answer):
@@ -93,12 +88,12 @@ class Reads:
         fail_overdue((large.read for large in self._sent_large.values()), now, no_answer)
         waiting = self.budget.waiting
         while waiting and waiting[0].deadline <= now:
-            fail(waiting.popleft().future, Unavailable(reason or "too many large values are being read"))
+            fail(waiting.popleft(), Unavailable(reason or "too many large values are being read"))
         if waiting:  # the first may have been larger than the next
             self._link.flush_soon()
 
     def gauges(self) -> dict[str, float]:
-        """Bytes of large values that are being read, and how many reads of such values wait."""
+        """Bytes of large values and of pages that are being read, and how many reads of such values wait."""
         return {"large_bytes": self.budget.held_bytes, "large_reads_waiting": len(self.budget.waiting)}
 
     def _new_request_id(self) -> int:
@@ -106,7 +101,7 @@ class Reads:
         return self._last_request_id
 
     def _send_reads(self) -> None:
-        reads: list[_Read | None] = []
+        reads: list[Read | None] = []
         keys: list[str] = []
         size = 0
         while self.queue and size < protocol.BATCH_BYTES_SOFT_MAX:
@@ -119,7 +114,7 @@ class Reads:
         self._sent[request_id] = _SentReads(message, reads)
         self._link.send(message)
 
-    def _send_large_read(self, read: LargeRead, room: Room) -> None:
+    def _send_large_read(self, read: Read, room: Room) -> None:
         request_id = self._new_request_id()
         message = protocol.encode(ReadLarge(request_id, read.key, read.size))
         self._sent_large[request_id] = _SentLargeRead(message, read, room)
@@ -131,8 +126,8 @@ class Reads:
             self._on_large_value(reply)
             return
         for read, value in zip(sent.reads[reply.first :], reply.values, strict=False):
-            if read and not read.future.done():
-                read.future.set_result(value)
+            if read and not read.done():
+                read.set_result(value)
         self._end_if_last(reply.number, reply.first + len(reply.values))
 
     def _on_large(self, reply: Large) -> None:
@@ -140,7 +135,8 @@ class Reads:
         if sent := self._sent.get(reply.number):
             if read := sent.reads[reply.index]:
                 sent.reads[reply.index] = None
-                self.budget.waiting.append(LargeRead(read.key, read.future, read.deadline, reply.size))
+                read.size = reply.size
+                self.budget.waiting.append(read)
             self._end_if_last(reply.number, reply.index + 1)
         elif large := self._sent_large.pop(reply.number, None):
             large.room.release()
@@ -156,20 +152,12 @@ class Reads:
         large = self._sent_large.pop(reply.number, None)
         if large is None:
             return
-        future, value = large.read.future, reply.values[0]
-        if future.done() or not value or len(value) <= protocol.LARGE_VALUE_BYTES:
+        read, value = large.read, reply.values[0]
+        if read.done() or not value or len(value) <= protocol.LARGE_VALUE_BYTES:
             large.room.release()
             found: Found = value
         else:
             large.room.resize(len(value))
             found = LargeValue(value, large.room.release)
-        if not future.done():
-            future.set_result(found)
-
-
-def release_unclaimed(read: object) -> None:
-    """Release the large value of a read whose reader was cancelled after the value had arrived."""
-    if not isinstance(read, asyncio.Future) or not read.done() or read.cancelled() or read.exception():
-        return
-    if isinstance(found := read.result(), LargeValue):
-        found.release()
+        if not read.done():
+            read.set_result(found)

@@ -4,23 +4,22 @@ A new one fails at once when it is known that there is none; those that were sen
 """
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any, Final
 
-from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable, fail, fail_overdue
+from kv.log_client.outcomes import NO_ANSWER, NOT_REACHABLE, Unavailable
 from kv.log_client.part import Link, Replies
+from kv.log_client.pending import Pending, fail, fail_overdue
 from logd.shared import protocol
 from logd.shared.protocol import Stats, StatsRequest, Status, StatusRequest
 
 _TIMEOUT_SECONDS: Final = 2.0
 
 
-@dataclass(slots=True)
-class _PendingStatus:
+class _PendingStatus(Pending[Any]):
+    __slots__ = ("is_sent", "message")
+
     message: bytes
-    future: asyncio.Future[Any]
-    deadline: float
-    is_sent: bool = False
+    is_sent: bool
 
 
 class StatusRequests:
@@ -55,7 +54,7 @@ class StatusRequests:
                 request.is_sent = self._link.is_connected  # else the send has found out that there is none
             if not request.is_sent and self._was_connected:
                 del self._pending[request_id]
-                fail(request.future, Unavailable(NOT_REACHABLE))
+                fail(request, Unavailable(NOT_REACHABLE))
 
     def resend(self) -> None:
         """Send all of them again."""
@@ -79,12 +78,13 @@ class StatusRequests:
         self._last_request_id += 1
         loop = self._link.loop
         message = protocol.encode(kind(self._last_request_id))
-        request = _PendingStatus(message, loop.create_future(), loop.time() + self._timeout_s)
+        request = _PendingStatus(loop)
+        request.message, request.is_sent, request.deadline = message, False, loop.time() + self._timeout_s
         self._pending[self._last_request_id] = request
         self._link.flush_soon()
-        return request.future
+        return request
 
     def _on_reply(self, reply: Status | Stats) -> None:
         request = self._pending.pop(reply.number, None)
-        if request and not request.future.done():
-            request.future.set_result(reply)
+        if request and not request.done():
+            request.set_result(reply)

@@ -8,7 +8,7 @@ What a reply means:
 
 * `Committed`: all writes of these batches were applied, but those that it names as not made: transactions whose checks
   did not hold, and what would have taken the data beyond its limit.
-* `Refused`: no write of these batches was applied, for lack of space or of memory; all fail.
+* `Refused`: no write of these batches was applied, for the reason that it names; all fail.
 * `Gap`: an earlier batch was lost with a connection; it is sent again, with all after it.
 * `Dropped`: logd does not know the session (any more), so all outcomes are unknown. Another session is begun.
 """
@@ -20,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from kv.config import UNLIMITED, BatchLimits
 from kv.log_client.outcomes import (
     NOT_REACHABLE,
     DataLimitReached,
@@ -28,10 +29,9 @@ from kv.log_client.outcomes import (
     PreconditionFailed,
     RequestFailed,
     Unavailable,
-    fail,
-    fail_overdue,
 )
 from kv.log_client.part import Link, Replies
+from kv.log_client.pending import Pending, fail, fail_overdue
 from logd.shared import protocol
 from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Reason, Refused, Transaction, WriteBatch
 
@@ -40,6 +40,7 @@ _ENTRY_OVERHEAD_BYTES: Final = 16  # what a check or a write of a transaction ta
 _REFUSED: Final[dict[Reason, RequestFailed]] = {
     Reason.NO_SPACE: NoSpace("no space left on device"),
     Reason.SCARCE: Unavailable("the log writer is short of memory or descriptors; nothing was written"),
+    Reason.UNREACHABLE: Unavailable("the data cannot be reached; nothing was written"),
 }
 _DATA_LIMIT_REACHED: Final = DataLimitReached("data limit reached")
 _SESSION_DROPPED: Final = OutcomeUnknown(
@@ -49,18 +50,17 @@ _SESSION_DROPPED: Final = OutcomeUnknown(
 log = logging.getLogger("kv.log_client.writes")
 
 
-@dataclass(slots=True)
-class _Write:
+class _Write(Pending[None]):
     """Without a value it is a delete, without a key a clear, unless it is a transaction.
 
     Once it is sent, a message holds what is to be written.
     """
 
+    __slots__ = ("key", "size", "transaction", "value")
+
     key: str | None
     value: bytes | None
     transaction: Transaction | None
-    future: asyncio.Future[None]
-    deadline: float
     size: int
 
 
@@ -111,11 +111,20 @@ class _Session:
 class Writes:
     """The writes of one worker."""
 
-    def __init__(self, link: Link, timeout_s: float, queue_bytes_max: int, *, has_data_limit: bool = False) -> None:
+    def __init__(
+        self,
+        link: Link,
+        timeout_s: float,
+        queue_bytes_max: int,
+        *,
+        has_data_limit: bool = False,
+        limits: BatchLimits = UNLIMITED,
+    ) -> None:
         self._link = link
         self._timeout_s = timeout_s
         self._queue_bytes_max = queue_bytes_max
         self._has_data_limit = has_data_limit
+        self._limits = limits
         self.queue_bytes = 0
         """Of all writes that have no answer."""
         self.queue: deque[_Write] = deque()
@@ -141,14 +150,16 @@ class Writes:
     ) -> asyncio.Future[None]:
         loop = self._link.loop
         size += _WRITE_OVERHEAD_BYTES
-        write = _Write(key, value, transaction, loop.create_future(), loop.time() + self._timeout_s, size)
+        write = _Write(loop)
+        write.key, write.value, write.transaction, write.size = key, value, transaction, size
+        write.deadline = loop.time() + self._timeout_s
         if self.queue_bytes and self.queue_bytes + size > self._queue_bytes_max:
-            fail(write.future, Unavailable("too many writes are waiting; this one was not written"))
-            return write.future
+            fail(write, Unavailable("too many writes are waiting; this one was not written"))
+            return write
         self.queue_bytes += size
         self.queue.append(write)
         self._link.flush_soon()
-        return write.future
+        return write
 
     def flush(self) -> None:
         """Send the writes that wait, once the session is open and nothing has to be drained."""
@@ -171,7 +182,7 @@ class Writes:
         while self.queue and self.queue[0].deadline <= now:
             write = self.queue.popleft()
             self.queue_bytes -= write.size
-            fail(write.future, Unavailable(reason or NOT_REACHABLE))
+            fail(write, Unavailable(reason or NOT_REACHABLE))
         unknown = f"{reason or 'the deadline passed'}; whether the write was applied is not known"
         for sent in self._session.unanswered.values():
             if not fail_overdue(sent.writes, now, OutcomeUnknown(unknown)):
@@ -188,8 +199,11 @@ class Writes:
     def _send_writes(self) -> None:
         """Send the writes that wait as one batch, or the first of them."""
         batch = _Batch()
-        while self.queue and batch.size < protocol.BATCH_BYTES_SOFT_MAX:
+        checks_max = self._limits.checks_max
+        while self.queue and batch.size < self._limits.bytes_soft_max:
             if self._has_data_limit and batch.hides(self.queue[0]):
+                break
+            if checks_max is not None and batch.writes and batch.checks_with(self.queue[0]) > checks_max:
                 break
             batch.add(self.queue.popleft())
         self._send_batch(batch)
@@ -214,8 +228,8 @@ class Writes:
                 if number in reply.outcomes:
                     _fail_not_made(sent, reply.outcomes[number])
                 for write in sent.writes:
-                    if not write.future.done():
-                        write.future.set_result(None)
+                    if not write.done():
+                        write.set_result(None)
         if not self._session.is_open:  # batch 0 was the only one
             self._session.is_open = True
             self._link.flush_soon()
@@ -257,13 +271,13 @@ class Writes:
     def _fail_batch(self, number: int, failure: RequestFailed) -> None:
         if sent := self._take_answered(number):
             for write in sent.writes:
-                fail(write.future, failure)
+                fail(write, failure)
 
     def _fail_queue(self, failure: RequestFailed) -> None:
-        for write in self.queue:
+        while self.queue:
+            write = self.queue.popleft()
             self.queue_bytes -= write.size
-            fail(write.future, failure)
-        self.queue.clear()
+            fail(write, failure)
 
     def _take_answered(self, number: int) -> _SentWrites | None:
         """Remove a batch that is answered; None when it was answered before."""
@@ -309,6 +323,11 @@ class _Batch:
             self._puts[write.key] = write.value
             self._deletes.discard(write.key)
 
+    def checks_with(self, write: _Write) -> int:
+        """How many checks there are when this one is added."""
+        added = write.transaction.checks if write.transaction else ()
+        return sum(len(each.checks) for each in self._transactions) + len(added)
+
     def hides(self, write: _Write) -> bool:
         """True when a write would take the place of others that fit where it may not: at a limit on the data.
 
@@ -330,12 +349,12 @@ class _Batch:
 def _fail_not_made(sent: _SentWrites, outcomes: Outcomes) -> None:
     """Fail those writes of an applied batch that were not made."""
     for index, checks in outcomes.failed.items():
-        fail(sent.transactions[index].future, PreconditionFailed(checks) if checks else _DATA_LIMIT_REACHED)
+        fail(sent.transactions[index], PreconditionFailed(checks) if checks else _DATA_LIMIT_REACHED)
     if outcomes.over_limit:
         over_limit = set(outcomes.over_limit)
         for write in sent.writes:
             if write.key in over_limit:
-                fail(write.future, _DATA_LIMIT_REACHED)
+                fail(write, _DATA_LIMIT_REACHED)
 
 
 def _transaction_size(transaction: Transaction) -> int:

@@ -49,14 +49,18 @@ _encode_lines: Final = msgspec.json.Encoder().encode_lines
 class BatchResource(Resource):
     """Carries a batch out."""
 
-    def __init__(self, storage: Storage, bytes_max: int) -> None:
+    def __init__(self, storage: Storage, bytes_max: int, checks_max: int | None = None) -> None:
+        """`checks_max` is for engines that allow fewer checks than operations."""
         self._storage = storage
         self._bytes_max = bytes_max
+        self._checks_max = checks_max
 
     async def on_post(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Make all writes, at one point of the order of all writes; or none, when a check does not hold there."""
         req.qualifiers()
         transaction = parse(await req.body(self._bytes_max, "batch too large"))
+        if self._checks_max is not None and len(transaction.checks) > self._checks_max:
+            raise Refusal(falcon.HTTP_413, f"batch too large: more than {self._checks_max} checks")
         try:
             await self._storage.execute(transaction)
         except PreconditionFailed as error:

@@ -7,8 +7,7 @@ import falcon
 import falcon.asgi
 
 from kv import preconditions
-from kv.log_client.large_values import LargeValue
-from kv.log_client.reads import release_unclaimed
+from kv.log_client.large_values import LargeValue, release_unclaimed
 from kv.request import Request, Resource, answer_error, check_value, set_etag
 from kv.resources.storage import Storage
 from logd.shared.etag import etag
@@ -33,6 +32,8 @@ class KeyResource(Resource):
         except BaseException:  # such as a cancellation, which may come when the value is here
             release_unclaimed(read)
             raise
+        finally:
+            del read  # a failure refers to this frame, and the read to its failure
         if value is None:  # no error, and too common to pay for an exception
             answer_error(req, resp, falcon.HTTP_404, "key not found")
         else:

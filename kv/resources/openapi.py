@@ -8,19 +8,25 @@ from typing import Final
 
 import falcon.asgi
 
+from kv import __version__
 from kv.request import Request, Resource
 
-PATH: Final = Path(__file__).with_name("openapi.yaml")
+_PATH: Final = Path(__file__).with_name("openapi.yaml")
+
+
+def description() -> str:
+    """The file, with the version of the program filled in."""
+    return _PATH.read_text(encoding="utf-8").replace("{version}", __version__)
 
 
 class DescriptionResource(Resource):
-    """The file, read once."""
+    """The description, read once."""
 
     def __init__(self) -> None:
-        self._description = PATH.read_bytes()
+        self._description = description().encode()
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
-        """Answer with the file; as plain text, like every answer of this server."""
+        """Answer with it; as plain text, like every answer of this server."""
         resp.data = self._description
 
     on_head = on_get

@@ -4,7 +4,8 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from kv.log_client.large_values import Found
-from logd.shared.protocol import Stats, Transaction
+from kv.log_client.pages import HeldPage
+from logd.shared.protocol import PageQuery, Stats, Transaction
 
 
 class Storage(Protocol):
@@ -25,6 +26,9 @@ class Storage(Protocol):
     def clear(self) -> Awaitable[None]:
         """Remove every key."""
 
+    def page(self, query: PageQuery) -> Awaitable[HeldPage]:
+        """The first page of what a query is about. It has to be released."""
+
     def unavailable_reason(self) -> Awaitable[str]:
         """Why reads or writes are not possible; empty when they are."""
 
@@ -35,4 +39,4 @@ class Storage(Protocol):
         """How much waits and how much memory is in use now, by the name of the gauge. Used by the worker alone."""
 
     def reads_wait_for_room(self) -> bool:
-        """True when reads of large values wait until clients have read others. Used by the worker alone."""
+        """True when reads of large values or pages wait until clients have read others. Used by the worker alone."""

@@ -161,7 +161,8 @@ class _Child:
 
     def __init__(self, command: list[str], covers: Sealed) -> None:
         self.covers = covers
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+        descriptors = logging_setup.descriptors()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, pass_fds=descriptors)
         self._input_lock = threading.Lock()  # one thread writes to the input, another closes it
         self._is_hurried = False
         self.done = threading.Event()

@@ -1,10 +1,14 @@
 """Group commit: all writes that arrive while a sync runs become the next group.
 
 Owns the durable order: append, sync, apply, reply. Knows no sockets; which batch may come next is for the intake
-(logd/local/intake.py) to decide.
+(logd/intake.py) to decide.
 
 Two threads. The main thread accepts batches, applies groups that are durable, and replies; the sync thread appends and
 syncs one group at a time. They meet in two queues and nowhere else; the store is the main thread's alone.
+
+A few writes for which nobody else would have to wait are appended and synced by the main thread itself, as long as
+syncs are short: two changes of threads take about as long as such a sync. Only the attempt is made there. What does not
+succeed is left to the sync thread, which may wait.
 
 A group that finds no room waits until what can be done was done (logd/local/room.py), and is refused then. The reply
 to it says that it was certainly not applied, so after a sync that reported no room it has to wait until the log was
@@ -21,16 +25,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from logd.counters import Counters
+from logd.intake import Accepted, Intake
 from logd.local import group as groups
-from logd.local.counters import Counters
 from logd.local.disk import Disk, is_scarce
-from logd.local.intake import Accepted, Intake
 from logd.local.publish import NoSpace
 from logd.local.store import Store
 from logd.local.wal import InDoubt, Wal
 from logd.shared.protocol import MESSAGE_BYTES_CEILING, Committed, Dropped, Reason, Reply, WriteBatch
 
 _REWRITE_RETRY_SECONDS: Final = 0.5
+_FEW_WRITES: Final = 4
+_SHORT_SYNC_SECONDS: Final = 1e-3
+_SYNC_FADING: Final = 0.9
+"""What a sync has taken counts so much less with each that follows: after one of a second, 66 have to be short."""
 _FULL_DEVICE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger("logd.local.commit")
@@ -84,8 +92,12 @@ class GroupCommit:
         self.counters = Counters()
 
     def fileno(self) -> int:
-        """Readable when `collect` has something to do."""
+        """Readable when `collect` has something to do, and while `set_awake` has made it so."""
         return self._sync_thread.fileno()
+
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer."""
+        self._sync_thread.set_awake(is_awake)
 
     def unavailable_reason(self) -> str:
         """Why writes would be refused; empty when they would be accepted."""
@@ -102,10 +114,13 @@ class GroupCommit:
             self.counters.count_reply(reply)
         return reply
 
-    def commit(self) -> None:
-        """Make what waits the next group, unless one is in flight: `collect` does so at the end of that one."""
+    def commit(self, *, is_quiet: bool = False) -> None:
+        """Make what waits the next group, unless one is in flight: `collect` does so at the end of that one.
+
+        When it `is_quiet`, nobody minds that this takes as long as a short sync.
+        """
         if not self._in_flight:
-            self._begin_group()
+            self._begin_group(is_quiet)
 
     def collect(self) -> list[tuple[bytes, Reply]]:
         """Finish the group whose sync is over, and begin the next. Returns replies, each with its session.
@@ -145,12 +160,14 @@ class GroupCommit:
             log.info("there is space again: writes are accepted")
         self._refused_bytes = 0
 
-    def _begin_group(self) -> None:
+    def _begin_group(self, is_quiet: bool = False) -> None:
         self._in_flight = self._intake.take_group(self._group_bytes_max)
         if self._in_flight:
+            batches = [batch for _, batch in self._in_flight]
             elements = groups.elements([accepted.raw for accepted in self._in_flight], self._data_bytes_max)
-            frees = not any(batch.puts or batch.transactions for _, batch in self._in_flight)
-            self._sync_thread.begin(_Group(elements, frees=frees))
+            frees = not any(batch.puts or batch.transactions for batch in batches)
+            is_alone = is_quiet and _count_writes(batches) <= _FEW_WRITES
+            self._sync_thread.begin(_Group(elements, frees=frees), is_alone=is_alone)
 
     def _apply(self, group: list[Accepted]) -> list[tuple[bytes, Reply]]:
         committed: dict[bytes, Committed] = {}
@@ -203,8 +220,12 @@ class _Group(NamedTuple):
     frees: bool
 
 
+def _count_writes(batches: Sequence[WriteBatch]) -> int:
+    return sum(len(batch.puts) + len(batch.deletes) + len(batch.transactions) for batch in batches)
+
+
 class SyncThread:
-    """Appends and syncs one group after the other, while the thread that uses this goes on."""
+    """Appends and syncs one group after the other, while the thread that uses this goes on, or in its place."""
 
     def __init__(self, wal: Wal, room: Room) -> None:
         self._wal = wal
@@ -212,19 +233,36 @@ class SyncThread:
         self._stopping = threading.Event()
         self.is_in_doubt = False
         """True while it cannot be made certain that a group is not in the log."""
-        self._groups: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._lately_seconds = 1.0  # what a sync has taken; nothing is known yet
+        self._groups: queue.SimpleQueue[_Group | InDoubt | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[Synced | Exception] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
+        self._is_awake = False
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when a group has ended."""
+        """Readable when a group has ended, or while awake."""
         return self._wake_read
 
-    def begin(self, group: _Group) -> None:
-        """Bring a group to the disk. The one before it must have ended."""
-        self._groups.put(group)
+    def set_awake(self, is_awake: bool) -> None:
+        """Have `fileno` readable also when no group has ended; or no longer. It is one byte more in the pipe."""
+        if is_awake != self._is_awake:
+            self._is_awake = is_awake
+            if is_awake:
+                os.write(self._wake_write, b"\0")
+            else:
+                os.read(self._wake_read, 1)
+
+    def begin(self, group: _Group, *, is_alone: bool = False) -> None:
+        """Bring a group to the disk. The one before it must have ended.
+
+        One that `is_alone` is there when this returns, if syncs were short lately.
+        """
+        if is_alone and self._lately_seconds <= _SHORT_SYNC_SECONDS and not self._wal.is_full:
+            self._try_here(group)
+        else:
+            self._groups.put(group)
 
     def end(self) -> Synced | NoSpace | None:
         """How the group ended that was begun last; None while it is under way, or was asked for before.
@@ -248,14 +286,29 @@ class SyncThread:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
+    def _try_here(self, group: _Group) -> None:
+        """Append and sync in the thread that uses this; leave to the other one what needs more than that."""
+        try:
+            self._report(self._append_and_sync(group.elements))
+        except (NoSpace, MemoryError):  # nothing of the group is in the log
+            self._groups.put(group)
+        except InDoubt as doubt:
+            self._groups.put(doubt)
+        except Exception as error:
+            self._report(error)
+
     def _run(self) -> None:
-        while (group := self._groups.get()) is not None:
+        while (task := self._groups.get()) is not None:
             try:
-                end: Synced | Exception = self._write_or_make_room(group)
+                self._report(self._resolve(task) if isinstance(task, InDoubt) else self._write_or_make_room(task))
             except Exception as error:  # whatever it is, the main thread has to learn of it
-                end = error
-            self._ends.put(end)
-            os.write(self._wake_write, b"\0")
+                self._report(error)
+
+    def _report(self, end: Synced | Exception) -> None:
+        if isinstance(end, Synced):
+            self._lately_seconds = max(end.sync_seconds, self._lately_seconds * _SYNC_FADING)
+        self._ends.put(end)
+        os.write(self._wake_write, b"\0")
 
     def _write_or_make_room(self, group: _Group) -> Synced | NoSpace:
         end = self._write(group.elements)
@@ -269,17 +322,23 @@ class SyncThread:
 
     def _write(self, elements: Sequence[bytes]) -> Synced | NoSpace:
         try:
-            frame_bytes = self._wal.append(elements)
-            began = time.perf_counter()
-            self._wal.sync()
-            return Synced(frame_bytes, time.perf_counter() - began)
+            return self._append_and_sync(elements)
         except NoSpace as error:
             return error
         except MemoryError:  # nothing of the group is in the log
             return NoSpace(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        except InDoubt as error:
-            self._rewrite(error)
-            return NoSpace(*error.args)
+        except InDoubt as doubt:
+            return self._resolve(doubt)
+
+    def _append_and_sync(self, elements: Sequence[bytes]) -> Synced:
+        frame_bytes = self._wal.append(elements)
+        began = time.perf_counter()
+        self._wal.sync()
+        return Synced(frame_bytes, time.perf_counter() - began)
+
+    def _resolve(self, doubt: InDoubt) -> NoSpace:
+        self._rewrite(doubt)
+        return NoSpace(*doubt.args)
 
     def _rewrite(self, doubt: InDoubt) -> None:
         """Make certain that the group is not in the log. Raises InDoubt when it has to stop before that."""

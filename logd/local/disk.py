@@ -142,6 +142,7 @@ else:
 class _LocalFile:
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._link = f"/proc/self/fd/{fd}"
         self._zeros_end = 0  # where the zeros that were written ahead end
         self.size = 0
 
@@ -178,8 +179,19 @@ class _LocalFile:
 
     def sync(self) -> None:
         _sync(self._fd)
-        if os.fstat(self._fd).st_nlink == 0:
+        if self._is_deleted():
             raise FileNotFoundError(errno.ENOENT, "the file was deleted while it was in use")
+
+    def _is_deleted(self) -> bool:
+        """Whether the file has lost its name. Asked of the kernel's table of descriptors, where there is one.
+
+        Since Linux 6.13, a question for the times of a file, as fstat is, makes the next write record them exactly, and
+        the next sync takes half as long again (measured on ext4).
+        """
+        try:
+            return os.readlink(self._link).endswith(" (deleted)")
+        except OSError:
+            return os.fstat(self._fd).st_nlink == 0
 
     def close(self) -> None:
         os.close(self._fd)

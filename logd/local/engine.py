@@ -1,7 +1,7 @@
 """The local engine: what `logd.engine` promises, by a log and a state on this machine.
 
-Owns nothing but the way its parts go together: writes go through the group commit, reads to the store, every group may
-make a checkpoint due, and the numbers are gathered from whoever keeps them.
+Owns nothing but the way its parts go together: writes go through the group commit, reads to the store, pages to the
+listing, every group may make a checkpoint due, and the numbers are gathered from whoever keeps them.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ from logd.local.checkpointer import Checkpointer
 from logd.local.commit import GroupCommit
 from logd.local.discard import discard
 from logd.local.disk import Disk
+from logd.local.listing import Listing
 from logd.local.publish import remove_temporaries
 from logd.local.recovery import Recovered
 from logd.local.room import RoomMaker
 from logd.shared import process_stats
-from logd.shared.protocol import MESSAGE_BYTES_CEILING, Reply, Stats, WriteBatch
+from logd.shared.protocol import MESSAGE_BYTES_CEILING, LargeEntry, Page, PageRequest, Reply, Stats, WriteBatch
 
 
 class LocalEngine:
@@ -37,6 +38,7 @@ class LocalEngine:
         self._disk = disk
         self._store = recovered.store
         self._store.discard = discard
+        self._listing = Listing(self._store)
         self._recovery = recovered.summary()
         self._checkpointer = checkpointer
         self._commit = GroupCommit(
@@ -58,14 +60,22 @@ class LocalEngine:
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
         return self._store.data.get_all(keys)
 
-    def commit(self) -> None:
-        self._commit.commit()
+    def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
+        return self._listing.page(request, peer)
+
+    def commit(self, *, is_quiet: bool = False) -> None:
+        self._commit.commit(is_quiet=is_quiet)
+        if self._listing.is_behind:
+            self._listing.sort_some()
+            self._commit.set_awake(self._listing.is_behind)
 
     def collect(self) -> Collected:
-        return Collected(self._commit.collect())
+        if pages := self._listing.collect():
+            self._commit.set_awake(False)
+        return Collected(self._commit.collect(), pages=pages)
 
     def idle(self) -> bool:
-        return self._commit.idle()
+        return self._commit.idle() and self._listing.is_idle()
 
     def unavailable_reason(self) -> str:
         return self._commit.unavailable_reason()
@@ -105,6 +115,8 @@ class LocalEngine:
             dropped_bytes=self._recovery.dropped_bytes,
             cpu_seconds=time.process_time(),
             resident_bytes=process_stats.resident_bytes(),
+            pages=self._listing.pages,
+            unsorted_keys=self._listing.unsorted_keys,
         )
 
     def stop(self) -> None:

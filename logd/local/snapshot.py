@@ -16,6 +16,7 @@ import msgspec
 from logd.local import frame
 from logd.local.disk import Disk
 from logd.local.publish import publish
+from logd.local.sorted_keys import SortedKeys
 from logd.local.store import Store
 from logd.shared.protocol import DECODE_ERRORS, Outcomes
 
@@ -94,8 +95,8 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
     yield Sessions(list(store.sessions.items()), store.outcomes)
     chunk: dict[str, bytes] = {}
     chunk_bytes = 0
-    for key, value in store.data.items():
-        chunk[key] = value
+    for key in _in_order(store):
+        chunk[key] = value = store.data[key]
         chunk_bytes += len(key) + len(value)
         if chunk_bytes >= CHUNK_BYTES:
             yield Entries(chunk)
@@ -103,6 +104,13 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
     if chunk:
         yield Entries(chunk)
     yield Footer(sequence, len(store.data), len(store.sessions))
+
+
+def _in_order(store: Store) -> SortedKeys:
+    """The keys as the next start wants them: it can have them in order at hardly any cost."""
+    while not store.sorted_keys.is_sorted:
+        store.sort_some()
+    return store.sorted_keys
 
 
 def read(disk: Disk, name: str) -> tuple[Store, int]:
@@ -151,4 +159,4 @@ def _read_chunks(file: BinaryIO, header: frame.Header, store: Store) -> Footer:
             store.sessions.update(chunk.numbers)
             store.outcomes.update(chunk.outcomes)
         else:
-            store.data.put_all(chunk.data)
+            store.load(chunk.data)

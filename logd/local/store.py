@@ -7,6 +7,7 @@ state, always: replay depends on it, so nothing here may look at a clock, a rand
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from logd.local.sorted_keys import SortedKeys
 from logd.local.table import Table
 from logd.shared.etag import etag
 from logd.shared.protocol import Check, FailedCheck, Outcomes, Transaction, WriteBatch
@@ -20,7 +21,9 @@ class Store:
 
     def __init__(self) -> None:
         self.data = Table()
-        self.discard: Callable[[Table], None] = lambda _: None
+        self.sorted_keys = SortedKeys()
+        """The keys of `data`. They wait there until somebody has them put in order: replay does not pay for that."""
+        self.discard: Callable[[Table, list[list[str]]], None] = lambda _data, _keys: None
         """Frees what was cleared. Where nobody waits, it may be freed at once."""
         self.sessions: dict[bytes, int] = {}
         """The last batch applied for each session, least recently used first."""
@@ -42,6 +45,14 @@ class Store:
             sizes = (sum(map(len, part)) + sum(map(len, part.values())) for part in self.data.parts)
             self._data_bytes = sum(sizes)
         return self._data_bytes
+
+    def load(self, data: dict[str, bytes]) -> None:
+        """Add or replace values that no batch brings: those of a snapshot, or of an import."""
+        self.sorted_keys.add(self.data.put_all(data))
+
+    def sort_some(self) -> None:
+        """Put some of the keys that wait in order, if any do."""
+        self.sorted_keys.sort_some(self.data.__contains__)
 
     def apply(self, batch: WriteBatch, data_bytes_max: int = 0) -> bool:
         """Apply a batch exactly once. False when its session is not known: then nothing was applied.
@@ -87,7 +98,7 @@ class Store:
         """Make the writes of a batch; those that were not made, if any."""
         if batch.clear:
             old, self.data = self.data, Table()
-            self.discard(old)
+            self.discard(old, self.sorted_keys.empty())
             self._data_bytes = None if self._data_bytes is None else 0
         over_limit = self._over_limit(batch.puts, bytes_max) if bytes_max else []
         self._put(_without(batch.puts, over_limit) if over_limit else batch.puts)
@@ -122,13 +133,17 @@ class Store:
     def _put(self, puts: dict[str, bytes]) -> None:
         if self._data_bytes is not None:
             self._data_bytes += self._growth_bytes(puts)
-        self.data.put_all(puts)
+        if added := self.data.put_all(puts):
+            self.sorted_keys.add(added)
 
     def _delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             value = self.data.pop(key, None)
-            if value is not None and self._data_bytes is not None:
+            if value is None:
+                continue
+            if self._data_bytes is not None:
                 self._data_bytes -= len(key) + len(value)
+            self.sorted_keys.remove(key)
 
     # The bytes of data -----------------------------------------------------------------------------------
 

@@ -56,11 +56,16 @@ class Table(MutableMapping[str, bytes]):
         parts = self.parts
         return [parts[hash(key) & _MASK].get(key) for key in keys]
 
-    def put_all(self, entries: Mapping[str, bytes]) -> None:
-        """Add or replace these, as `update` does, and faster."""
+    def put_all(self, entries: Mapping[str, bytes]) -> list[str]:
+        """Add or replace these. Returns the keys that are new."""
         parts = self.parts
+        added = []
         for key, value in entries.items():
-            parts[hash(key) & _MASK][key] = value
+            part = parts[hash(key) & _MASK]
+            if key not in part:
+                added.append(key)
+            part[key] = value
+        return added
 
     def items(self) -> "_Items":
         return _Items(self)

@@ -104,6 +104,11 @@ class Wal:
         """The sequence of the last frame that was appended."""
         return self._next - 1
 
+    @property
+    def is_full(self) -> bool:
+        """True when the next frame begins a segment, which takes several syncs."""
+        return self._must_seal or self._file.size >= self._segment_bytes
+
     def append(self, elements: Sequence[bytes]) -> int:
         """Write one group as one frame, and return the size of the frame in bytes. It is durable only after `sync`.
 
@@ -111,7 +116,7 @@ class Wal:
         Raises NoSpace or MemoryError, and then the log is as before; InDoubt; another OSError when nothing is known any
         more.
         """
-        if self._must_seal or self._file.size >= self._segment_bytes:
+        if self.is_full:
             self.seal()
         encoded = frame.encode_frame(self._marker, self._next, payload_parts(elements))
         start = self._file.size

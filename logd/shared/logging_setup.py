@@ -1,7 +1,7 @@
 """How every process of the server logs: lines on stderr, for people or, as JSON, for machines.
 
-Owns the two formats and their set-up, for every process of the server, gunicorn and its workers included. Knows nothing
-of who logs what.
+Owns the two formats and their set-up, for every process of the server, gunicorn and its workers included, and that
+warnings are also kept for people who ask later (logd/shared/recent_warnings.py). Knows nothing of who logs what.
 
 The role of a process is its name in the sense of `multiprocessing`, because every log record carries that by itself,
 also one that gunicorn makes, and because a fork inherits it until the child gets a name of its own.
@@ -18,6 +18,7 @@ import threading
 from types import TracebackType
 from typing import Any, Final
 
+from logd.shared import recent_warnings
 from logd.shared.stderr import StderrHandler
 from logd.shared.text import printable
 
@@ -60,25 +61,28 @@ _FORMATTERS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def configuration(level: str, form: str) -> dict[str, Any]:
-    """What `logging.config.dictConfig` takes."""
+def configuration(level: str, form: str, warnings_fd: int | None = None) -> dict[str, Any]:
+    """What `logging.config.dictConfig` takes. With a descriptor, warnings are kept there too."""
+    handlers: dict[str, dict[str, Any]] = {"stderr": {"()": StderrHandler, "formatter": "line"}}
+    if warnings_fd is not None:
+        handlers["warnings"] = {"()": recent_warnings.RecentWarnings, "fd": warnings_fd}
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": _FORMATTERS[form]},
-        "handlers": {"stderr": {"()": StderrHandler, "formatter": "line"}},
-        "root": {"level": level.upper(), "handlers": ["stderr"]},
+        "handlers": handlers,
+        "root": {"level": level.upper(), "handlers": [*handlers]},
     }
 
 
-def set_up(role: str, level: str, form: str) -> None:
+def set_up(role: str, level: str, form: str, warnings_fd: int | None = None) -> None:
     """Log at this level and in this format from now on, as the process that has this role.
 
     Does nothing when logging is set up already, as in a test runner.
     """
     if logging.getLogger().handlers:
         return
-    logging.config.dictConfig(configuration(level, form))
+    logging.config.dictConfig(configuration(level, form, warnings_fd))
     name_process(role)
     sys.excepthook = _on_uncaught
     threading.excepthook = lambda caught: _on_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
@@ -100,10 +104,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The options of a command line that say how to log."""
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="text", choices=FORMATS)
+    parser.add_argument("--warnings-fd", type=int, help="where the last warnings of all processes are kept")
 
 
 def flags() -> list[str]:
-    """The options that make a child log as this process does."""
+    """The options that make a child log as this process does. It has to inherit `descriptors()`."""
     root = logging.getLogger()
     is_json = any(isinstance(handler.formatter, JsonLines) for handler in root.handlers)
-    return ["--log-level", logging.getLevelName(root.level).lower(), "--log-format", "json" if is_json else "text"]
+    form = ["--log-level", logging.getLevelName(root.level).lower(), "--log-format", "json" if is_json else "text"]
+    return form + [word for fd in descriptors() for word in ("--warnings-fd", str(fd))]
+
+
+def descriptors() -> tuple[int, ...]:
+    """What a child has to inherit to log as this process does."""
+    kept = recent_warnings.installed()
+    return (kept.fd,) if kept else ()

@@ -29,6 +29,12 @@ BATCH_BYTES_SOFT_MAX: Final = 1 << 20
 LARGE_VALUE_BYTES: Final = 64 << 10
 """A larger value is not sent before the worker knows its size: it may have no room for it."""
 
+PAGE_BYTES_MAX: Final = 1 << 20
+"""Of the keys and values of a page. One entry may be larger by itself."""
+
+PAGE_KEYS_MAX: Final = 10_000
+"""Of a page, and of the keys that a page may be asked for one by one."""
+
 MESSAGE_OVERHEAD_BYTES: Final = 4 << 20
 """What a message may hold beside its one largest value: the soft maximum, keys, and encoding."""
 
@@ -38,7 +44,7 @@ VALUE_BYTES_CEILING: Final = 256 << 20
 MESSAGE_BYTES_CEILING: Final = VALUE_BYTES_CEILING + MESSAGE_OVERHEAD_BYTES
 """No message is ever larger, whatever is configured."""
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 """Of the messages and of what they promise. Increased with every change that the other side would misunderstand."""
 
 SESSION_ID_BYTES: Final = 16
@@ -56,6 +62,8 @@ class Reason(IntEnum):
     """No space left on the device."""
     SCARCE = 2
     """The system had no memory or no descriptor for it at that moment."""
+    UNREACHABLE = 3
+    """What makes writes durable does not answer, or refuses to."""
 
 
 class Exit(IntEnum):
@@ -89,6 +97,10 @@ class Check(msgspec.Struct, array_like=True, frozen=True, gc=False):
     key: str
     tags: list[str] | None
     negated: bool
+
+    def holds(self, tag: str | None) -> bool:
+        """Whether it holds when this is the tag of the present value; None when there is no value."""
+        return (tag is not None and (self.tags is None or tag in self.tags)) != self.negated
 
 
 class Transaction(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -145,7 +157,31 @@ class ReadLarge(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
     bytes_max: int
 
 
-Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest | ReadLarge
+class PageQuery(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Which keys: at most `limit` of those that begin with `prefix` and are greater than `after`, in byte order.
+
+    With `keys`: those of them that exist, in the order of this list.
+    """
+
+    prefix: str = ""
+    after: str = ""
+    limit: int = PAGE_KEYS_MAX
+    keys: list[str] | None = None
+    with_values: bool = False
+
+
+class PageRequest(msgspec.Struct, tag=6, array_like=True, frozen=True, gc=False):
+    """The keys that `query` is about, as many as a page may have: there is room for `bytes_max`.
+
+    Answered by `Page`, or by `LargeEntry` when that is not enough for the first of them.
+    """
+
+    number: int
+    query: PageQuery
+    bytes_max: int
+
+
+Request: TypeAlias = WriteBatch | ReadBatch | StatusRequest | StatsRequest | ReadLarge | PageRequest
 
 # logd to worker ------------------------------------------------------------------------------------------
 
@@ -233,6 +269,25 @@ class Large(msgspec.Struct, tag=18, array_like=True, frozen=True, gc=False):
     size: int
 
 
+class Page(msgspec.Struct, tag=19, array_like=True, frozen=True, gc=False):
+    """Keys that exist and, when they were asked for, the values of all of them: one state, which is durable."""
+
+    number: int
+    keys: list[str]
+    values: list[bytes]
+    """Empty when they were not asked for."""
+    left: int
+    """Of a range: 1 when there are keys after these, else 0. Of `PageQuery.keys`: how many, the last ones, this page is
+    not about."""
+
+
+class LargeEntry(msgspec.Struct, tag=20, array_like=True, frozen=True, gc=False):
+    """Takes the place of a page: its first key and value together have `size` bytes."""
+
+    number: int
+    size: int
+
+
 class Histogram(msgspec.Struct, array_like=True, gc=False):
     """How many values were at most `bounds[i]` and above the bound before; the last count is of those above all."""
 
@@ -241,15 +296,43 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
     total: float
 
 
+class ClusterStats(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
+    """The numbers of an engine whose data is in an etcd cluster."""
+
+    endpoint: str
+    """That requests go to now, as a URL."""
+    version: str
+    """Of that member; empty when it did not answer the last time."""
+    calls: dict[str, int]
+    """Tries of requests to etcd, by outcome."""
+    retries: int
+    """Tries beyond the first."""
+    applied_by_earlier_try: int
+    """Groups that turned out to have been applied by a try that had no answer."""
+    endpoint_switches: int
+    read_seconds: Histogram
+    """Of transactions that read."""
+    generation: int
+    """How often everything was cleared."""
+    db_bytes: int
+    """The size of that member's file; 0 when it did not answer the last time."""
+    db_bytes_in_use: int
+    """What would be left of it after a defragmentation."""
+    raft_term: int
+    """Rises with every election."""
+    no_answer_seconds: float
+    """For how long requests wait and none has been answered; 0 when none waits."""
+
+
 class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, gc=False):
-    """Numbers for people who watch. What is counted is counted since this logd was started."""
+    """Numbers for people who watch. What is counted is counted since this logd was started.
+
+    An engine without a log of its own leaves out what is about the log and its files.
+    """
 
     number: int
     unavailable_reason: str
     """As in `Status`."""
-    keys: int
-    data_bytes: int
-    """Keys and values, without what it costs to hold them."""
     sessions: int
     groups: int
     batches: int
@@ -259,31 +342,39 @@ class Stats(msgspec.Struct, tag=17, array_like=True, frozen=True, kw_only=True, 
     """Writes of batches that were applied, by reason; a transaction counts as one."""
     group_writes: Histogram
     sync_seconds: Histogram
-    appended_bytes: int
-    log_bytes: int
-    """Of the log that no snapshot holds."""
-    segments: int
-    free_bytes: int
-    snapshot_bytes: int
-    checkpoint_due_bytes: int
-    """As much sealed log makes a checkpoint due."""
-    checkpoints: dict[str, int]
-    """By outcome."""
-    checkpoint_seconds: float
-    """How long the last one took; 0 when there was none."""
-    checkpoint_at: float
-    """When the newest snapshot was finished, as seconds since 1970; 0 when there is none."""
-    finding: str
-    """What recovery found, as in logd/local/recovery.py."""
-    recovery_seconds: float
-    dropped_bytes: int
-    """Of a write that was cut short; recovery dropped them."""
+    pages: int
+    """Of keys, that were sent."""
     cpu_seconds: float
     resident_bytes: int
     """0 where the system does not provide it."""
+    keys: int | None = None
+    data_bytes: int | None = None
+    """Keys and values, without what it costs to hold them."""
+    appended_bytes: int | None = None
+    log_bytes: int | None = None
+    """Of the log that no snapshot holds."""
+    segments: int | None = None
+    free_bytes: int | None = None
+    snapshot_bytes: int | None = None
+    checkpoint_due_bytes: int | None = None
+    """As much sealed log makes a checkpoint due."""
+    checkpoints: dict[str, int] | None = None
+    """By outcome."""
+    checkpoint_seconds: float | None = None
+    """How long the last one took; 0 when there was none."""
+    checkpoint_at: float | None = None
+    """When the newest snapshot was finished, as seconds since 1970; 0 when there is none."""
+    finding: str | None = None
+    """What recovery found, as in logd/local/recovery.py."""
+    recovery_seconds: float | None = None
+    dropped_bytes: int | None = None
+    """Of a write that was cut short; recovery dropped them."""
+    unsorted_keys: int | None = None
+    """Keys that are not in order yet, as after a start: pages wait for them."""
+    cluster: ClusterStats | None = None
 
 
-Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large
+Reply: TypeAlias = Hello | Committed | Refused | Gap | Dropped | Values | Status | Stats | Large | Page | LargeEntry
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(Request).decode

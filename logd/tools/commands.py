@@ -114,6 +114,5 @@ def add_to(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         parser = subparsers.add_parser(command.name, help=command.description, description=command.description)
         for argument in command.arguments:
             parser.add_argument(argument.name, **argument.options)
-        parser.set_defaults(
-            run=partial(command.run, command.opens), role=command.name, log_level="warning", log_format="text"
-        )
+        parser.set_defaults(run=partial(command.run, command.opens), role=command.name)
+        parser.set_defaults(log_level="warning", log_format="text", warnings_fd=None)

@@ -46,7 +46,7 @@ def decode(lines: Iterable[bytes]) -> Store:
             entry = decode_entry(line)
         except DECODE_ERRORS as error:
             raise BadLine(f"line {number}: {error}") from error
-        store.data[entry.key] = entry.value.encode()
+        store.load({entry.key: entry.value.encode()})
     return store
 
 

@@ -11,6 +11,8 @@ from tests.bench import generators, options, plan, report, rounds
 from tests.bench.cases import Section
 from tests.bench.options import Options
 from tests.bench.progress import Bar
+from tests.bench.publish import NotPublished, publish
+from tests.support.harness import ROOT
 
 _WITHOUT_WRK: Final = frozenset({Section.LOGD})
 
@@ -33,6 +35,11 @@ def main(arguments: list[str]) -> int:
         print(f"NOT MEASURED AS ASKED: {problem}", file=sys.stderr)
     if measured.is_interrupted:
         return 128 + signal.SIGINT
+    if parsed.publish:
+        try:
+            print(*publish(results, parsed.out, ROOT), sep="\n")
+        except NotPublished as error:
+            print(f"NOT PUBLISHED: {error}", file=sys.stderr)
     return 1 if results.problems or any(row.is_marred for row in results.rows) else 0
 
 

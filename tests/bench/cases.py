@@ -5,11 +5,15 @@ Owns the words that all other modules speak in. Knows nothing of how anything is
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 SERVER = "server"
 HELLO = "hello-world"
 """The names of the two targets that are always there: ours, and the one that ratios are relative to."""
+SERVER_ON_ETCD = "server on etcd"
+ETCD_GATEWAY = "etcd's gateway"
+ETCD_GRPC = "etcd by gRPC"
+"""Those of the section `cluster`; there, ratios are relative to the gateway."""
 
 
 class Section(Enum):
@@ -19,8 +23,10 @@ class Section(Enum):
     CONNECTIONS = "connections"
     VALUES = "values"
     KEYS = "keys"
+    TRANSACTIONS = "transactions"
     SYNC = "sync"
     LOGD = "logd"
+    CLUSTER = "cluster"
 
 
 class Operation(Enum):
@@ -28,6 +34,13 @@ class Operation(Enum):
 
     PUT = "PUT"
     GET = "GET"
+    CONDITIONAL_PUT = "conditional PUT"
+    BATCH = "batch"
+
+
+PUT_AND_GET: Final = (Operation.PUT, Operation.GET)
+BATCH_KEYS: Final = 100
+"""The puts of a batch."""
 
 
 class Case(NamedTuple):
@@ -43,6 +56,11 @@ class Case(NamedTuple):
     def key_prefix(self) -> str:
         """Values of one size have keys of their own, so that a read finds the size that it was asked for."""
         return f"v{self.value_bytes}-"
+
+    @property
+    def reference(self) -> str:
+        """The target that ratios are relative to."""
+        return ETCD_GATEWAY if self.section is Section.CLUSTER else HELLO
 
     def __str__(self) -> str:
         connections = f"{self.connections:,} connection{'s' if self.connections > 1 else ''}"

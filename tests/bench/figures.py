@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from tests.bench.cases import HELLO, SERVER, Case, Sample, Section
+from tests.bench.cases import SERVER, Case, Operation, Sample, Section
 from tests.bench.rounds import LogdRound, Measured, SyncRound
 
 
@@ -37,7 +37,7 @@ class Row:
     errors: dict[str, int]
     throughput: Spread | None = None
     ratio: Spread | None = None
-    """To the hello-world of the same round, and then the median of these ratios."""
+    """To the reference of the case in the same round, and then the median of these ratios."""
     p50_us: Spread | None = None
     p90_us: Spread | None = None
     p99_us: Spread | None = None
@@ -76,12 +76,12 @@ class LogdFigures:
 def rows(measured: Measured) -> list[Row]:
     """A row for each case and target, in the order in which they were first measured."""
     return [
-        _row(case, target, samples, measured.samples.get((case, HELLO), []))
+        _row(case, target, samples, measured.samples.get((case, case.reference), []))
         for (case, target), samples in measured.samples.items()
     ]
 
 
-def _row(case: Case, target: str, samples: Sequence[Sample | None], hellos: Sequence[Sample | None]) -> Row:
+def _row(case: Case, target: str, samples: Sequence[Sample | None], references: Sequence[Sample | None]) -> Row:
     good = [sample for sample in samples if sample]
     errors = sum((Counter(sample.errors) for sample in good), Counter[str]())
     failed = len(samples) - len(good)
@@ -93,7 +93,7 @@ def _row(case: Case, target: str, samples: Sequence[Sample | None], hellos: Sequ
         failed,
         dict(errors),
         throughput=Spread.of(sample.throughput for sample in good),
-        ratio=ratio(samples, hellos),
+        ratio=ratio(samples, references),
         p50_us=Spread.of(sample.p50_us for sample in good),
         p90_us=_maybe_spread(sample.p90_us for sample in good),
         p99_us=Spread.of(sample.p99_us for sample in good),
@@ -103,9 +103,9 @@ def _row(case: Case, target: str, samples: Sequence[Sample | None], hellos: Sequ
     )
 
 
-def ratio(samples: Sequence[Sample | None], hellos: Sequence[Sample | None]) -> Spread | None:
+def ratio(samples: Sequence[Sample | None], references: Sequence[Sample | None]) -> Spread | None:
     """Of throughputs, round by round; None when there is no round with both."""
-    pairs = [(ours, theirs) for ours, theirs in zip(samples, hellos, strict=False) if ours and theirs]
+    pairs = [(ours, theirs) for ours, theirs in zip(samples, references, strict=False) if ours and theirs]
     return _maybe_spread(ours.throughput / theirs.throughput for ours, theirs in pairs)
 
 
@@ -130,6 +130,19 @@ def logd_bytes_per_key(rows: Iterable[Row]) -> float | None:
     if not points or points[0][0] == points[-1][0]:
         return None
     return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+
+
+def times_a_put(rows: Sequence[Row], operation: Operation, keys: int = 1) -> float | None:
+    """How many keys a second are written so, for each that plain PUTs of as many connections write; None without both.
+
+    `keys` is how many a request writes.
+    """
+    ours = [row for row in rows if row.target == SERVER and row.case.section is Section.TRANSACTIONS and row.throughput]
+    of_case = {row.case[1:3]: row.throughput.median for row in ours if row.throughput}
+    for (each, connections), throughput in of_case.items():
+        if each is operation and (plain := of_case.get((Operation.PUT, connections))):
+            return keys * throughput / plain
+    return None
 
 
 def of_sync(rounds: Sequence[SyncRound]) -> SyncFigures | None:

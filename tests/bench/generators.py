@@ -14,10 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tests.bench.cases import Case, Operation, Sample
+from logd.shared.etag import etag
+from tests.bench.cases import BATCH_KEYS, Case, Operation, Sample
 
 _LOAD: Final = Path(__file__).resolve().parent.parent / "load"
-SCRIPTS: Final[Mapping[Operation, Path]] = {Operation.PUT: _LOAD / "put.lua", Operation.GET: _LOAD / "get.lua"}
+SCRIPTS: Final[Mapping[Operation, Path]] = {
+    Operation.PUT: _LOAD / "put.lua",
+    Operation.GET: _LOAD / "get.lua",
+    Operation.CONDITIONAL_PUT: _LOAD / "conditional.lua",
+    Operation.BATCH: _LOAD / "batch.lua",
+}
 ETCD_SCRIPT: Final = Path(__file__).with_name("etcd.lua")
 
 _TIMEOUT_SECONDS: Final = 10
@@ -46,14 +52,22 @@ def wrk(url: str, script: Path, case: Case, seconds: int) -> Sample:
     """Put a load on a server for that long. Raises LoadFailed."""
     threads = min(_THREADS_MAX, case.connections)
     command = ["wrk", f"-t{threads}", f"-c{case.connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_SECONDS}s"]
-    settings = {
+    return run_script([*command, "-s", str(script), url], case, seconds)
+
+
+def run_script(command: Sequence[str], case: Case, seconds: int, settings: Mapping[str, str] | None = None) -> Sample:
+    """Run a program that is told the case as the scripts of wrk are, and prints what they print. Raises LoadFailed."""
+    of_case = {
+        "CONNECTIONS": str(case.connections),
         "KEYS": str(case.keys),
         "KEY_PREFIX": case.key_prefix,
         "VALUE_BYTES": str(case.value_bytes),
+        "ETAG": f'"{etag(b"v" * case.value_bytes)}"',  # that of the value that is there, and is put again
+        "BATCH_KEYS": str(BATCH_KEYS),
         "OPERATION": case.operation.value,
         "JSON": "1",
     }
-    printed, cpu_seconds = _run([*command, "-s", str(script), url], seconds, settings)
+    printed, cpu_seconds = _run(command, seconds, {**of_case, **(settings or {})})
     return replace(parse_wrk(printed), cpu_seconds={"load": cpu_seconds})
 
 

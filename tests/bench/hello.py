@@ -1,6 +1,6 @@
 """A Falcon hello-world, hosted the fastest way: the most that this stack can do, and what ratios are relative to.
 
-Gunicorn reads this module as its configuration too. It has the server's route, so that the same script loads both. It
+Gunicorn reads this module as its configuration too. It has the server's routes, so that the same script loads both. It
 reads no body and has no data; it knows nothing of the server.
 """
 
@@ -34,11 +34,12 @@ class Worker(UvicornWorker):  # type: ignore[misc] # the package has no types
 class Hello:
     """Answers 11 bytes to every method."""
 
-    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, key: str) -> None:
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, key: str = "") -> None:
         resp.text = "hello world"
 
-    on_put = on_get
+    on_put = on_post = on_get
 
 
 app = falcon.asgi.App(media_type=falcon.MEDIA_TEXT)
 app.add_route("/kv/{key}", Hello())
+app.add_route("/batch", Hello())

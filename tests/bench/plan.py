@@ -6,13 +6,14 @@ Knows neither processes nor load generators.
 from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from tests.bench.cases import Case, Operation, Section
+from tests.bench.cases import PUT_AND_GET, Case, Operation, Section
 
 _MIB: Final = 1 << 20
 _VALUE_BYTES: Final = 100
 _KEYS: Final = 1_000
 _CONNECTIONS: Final = 64
 _CONNECTIONS_OF_LARGE_VALUES: Final = 8
+_CONNECTIONS_OF_BATCHES: Final = 16
 _VALUES_BYTES_MAX: Final = 64 * _MIB  # of all values of one size together: the server holds them in memory
 _DESCRIPTORS_BESIDE: Final = 200  # that a load generator or a target has open beside its connections
 
@@ -20,6 +21,7 @@ HEADLINE_CONNECTIONS: Final = (1, 64, 512)
 CONNECTIONS: Final = (1, 4, 16, 64, 256, 1_024, 4_096)
 PEER_CONNECTIONS: Final = (1, 64, 1_024)
 VALUES: Final = (1, 100, 1 << 10, 64 << 10, 1 << 20)
+CLUSTER_CONNECTIONS: Final = (1, 64, 256)
 KEYS: Final = (1_000, 100_000, 1_000_000)
 SYNC_CASE: Final = Case(Section.SYNC, Operation.PUT, 1, _VALUE_BYTES, _KEYS)
 
@@ -34,6 +36,11 @@ class Stage(NamedTuple):
     cases: tuple[Case, ...]
     peer_cases: tuple[Case, ...] = ()
     """Those of the cases that peers are measured with too."""
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """True for the one whose targets share a cluster of etcd."""
+        return self.cases[0].section is Section.CLUSTER
 
     @property
     def seconds_to_start(self) -> float:
@@ -66,17 +73,16 @@ def _without(cases: Iterable[Case], connections: Container[int]) -> tuple[Case, 
 
 def _stages(section: Section, connections: Sequence[int]) -> list[Stage]:
     """Those of one section; none of a probe."""
-    match section:
-        case Section.HEADLINE:
-            return _headline()
-        case Section.CONNECTIONS:
-            return _connections(connections)
-        case Section.VALUES:
-            return _values()
-        case Section.KEYS:
-            return _keys()
-        case _:
-            return []
+    if section is Section.CONNECTIONS:
+        return _connections(connections)
+    plans = {
+        Section.HEADLINE: _headline,
+        Section.VALUES: _values,
+        Section.KEYS: _keys,
+        Section.CLUSTER: _cluster,
+        Section.TRANSACTIONS: _transactions,
+    }
+    return plans[section]() if section in plans else []
 
 
 def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int) -> float:
@@ -93,7 +99,7 @@ def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int
 
 
 def _both(section: Section, connections: int, value_bytes: int = _VALUE_BYTES, keys: int = _KEYS) -> tuple[Case, Case]:
-    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in Operation)
+    put, get = (Case(section, operation, connections, value_bytes, keys) for operation in PUT_AND_GET)
     return put, get
 
 
@@ -116,3 +122,16 @@ def _values() -> list[Stage]:
 
 def _keys() -> list[Stage]:
     return [Stage(_both(Section.KEYS, _CONNECTIONS, keys=keys)) for keys in KEYS]
+
+
+def _cluster() -> list[Stage]:
+    cases = tuple(case for count in CLUSTER_CONNECTIONS for case in _both(Section.CLUSTER, count))
+    return [Stage(cases, cases)]
+
+
+def _transactions() -> list[Stage]:
+    """Each beside the plain PUT that it is compared with."""
+    loads = [(operation, _CONNECTIONS) for operation in (Operation.PUT, Operation.CONDITIONAL_PUT)]
+    loads += [(operation, _CONNECTIONS_OF_BATCHES) for operation in (Operation.PUT, Operation.BATCH)]
+    cases = (Case(Section.TRANSACTIONS, operation, count, _VALUE_BYTES, _KEYS) for operation, count in loads)
+    return [Stage(tuple(cases))]

@@ -18,7 +18,7 @@ from string import Template
 from typing import Any, Final, NamedTuple
 
 from tests.bench import figures, senders, targets
-from tests.bench.cases import HELLO, SERVER, Case, Operation, Section, human_bytes, human_us
+from tests.bench.cases import BATCH_KEYS, PUT_AND_GET, SERVER, Case, Operation, Section, human_bytes, human_us
 from tests.bench.figures import LogdFigures, Row, Spread, SyncFigures
 from tests.bench.logd_alone import SENDERS
 from tests.bench.options import Options
@@ -147,6 +147,8 @@ _VARIED: Final[Mapping[Section, tuple[str, str, Callable[[Case], str]]]] = {
         lambda case: f"{human_bytes(case.value_bytes)}, {case.connections} connections",
     ),
     Section.KEYS: ("Keys", "keys stored", lambda case: f"{case.keys:,}"),
+    Section.CLUSTER: ("Three nodes of etcd", "connections", lambda case: f"{case.connections:,}"),
+    Section.TRANSACTIONS: ("Conditions and batches", "connections", lambda case: f"{case.connections:,}"),
 }
 
 
@@ -160,12 +162,27 @@ def _section_table(section: Section, rows: Sequence[Row]) -> _Table | None:
     chosen = [row for row in rows if row.case.section is section]
     if not chosen:
         return None
-    columns = ("", varied, "target", "requests/s", "from – to", "of hello-world", "p50", "p90", "p99", "max")
+    columns = (
+        "",
+        varied,
+        "target",
+        "requests/s",
+        "from – to",
+        f"of {chosen[0].case.reference}",
+        "p50",
+        "p90",
+        "p99",
+        "max",
+    )
     note = (
         "Medians of the rounds; max is the greatest of all. CPU is for one request, by role; load is what sends them."
     )
     if bytes_per_key := figures.logd_bytes_per_key(chosen):
         note += f" The memory of logd grows by {bytes_per_key:.0f} bytes a key."
+    if conditional := figures.times_a_put(chosen, Operation.CONDITIONAL_PUT):
+        note += f" Conditional PUTs: {conditional:.2f} of plain ones."
+    if batch := figures.times_a_put(chosen, Operation.BATCH, BATCH_KEYS):
+        note += f" Batches of {BATCH_KEYS} puts: {batch:.1f} times the keys a second of single PUTs."
     cells = [_cells(row, show(row.case)) for row in sorted(chosen, key=_order)]
     return _Table(title, note, (*columns, "CPU µs/request", "logd RSS", "errors"), cells, 3)
 
@@ -183,7 +200,7 @@ def _cells(row: Row, varied: str) -> tuple[str, ...]:
         row.target,
         _maybe(row.throughput, lambda spread: f"{spread.median:,.0f}"),
         _maybe(row.throughput, lambda spread: f"{spread.low:,.0f} – {spread.high:,.0f}"),
-        _maybe(row.ratio, lambda spread: f"{spread.median:.2f}") if row.target != HELLO else "",
+        _maybe(row.ratio, lambda spread: f"{spread.median:.2f}") if row.target != row.case.reference else "",
         *(_maybe(spread, lambda spread: human_us(spread.median)) for spread in (row.p50_us, row.p90_us, row.p99_us)),
         _maybe(row.max_us, lambda spread: human_us(spread.high)),
         _cpu(row.cpu_us or {}),
@@ -287,14 +304,14 @@ def page(results: Results, plots: Sequence[Plot]) -> str:
 
 
 def _headline(results: Results) -> str:
-    put, get = (_find(results.rows, operation, 64) for operation in Operation)
+    put, get = (_find(results.rows, operation, 64) for operation in PUT_AND_GET)
     if put and get and put.throughput and get.throughput:
         return f"{put.throughput.median:,.0f} durable writes a second, {get.throughput.median:,.0f} reads."
     return "What was measured."
 
 
 def _lede(results: Results) -> str:
-    put, get = (_find(results.rows, operation, 64) for operation in Operation)
+    put, get = (_find(results.rows, operation, 64) for operation in PUT_AND_GET)
     if not (put and get and put.ratio and get.ratio):
         return ""
     return (
@@ -313,7 +330,7 @@ def _find(rows: Iterable[Row], operation: Operation, connections: int) -> Row | 
 def tiles(results: Results) -> list[tuple[str, str]]:
     """The few figures that a reader looks for first, and what each is."""
     found = []
-    for operation in Operation:
+    for operation in PUT_AND_GET:
         if (row := _find(results.rows, operation, 64)) and row.p99_us:
             found.append((human_us(row.p99_us.median), f"99 % of {operation.value}s within, 64 connections"))
         if (row := _find(results.rows, operation, 1)) and row.p50_us:

@@ -10,13 +10,14 @@ measured within seconds. Which target begins changes from round to round, so tha
 import contextlib
 import shutil
 import tempfile
+import unittest
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from tests.bench import plan, sync, targets
+from tests.bench import cluster, plan, sync, targets
 from tests.bench.cases import Case, Sample, Section
 from tests.bench.generators import LoadFailed
 from tests.bench.logd_alone import LogdAlone, Rate
@@ -72,7 +73,10 @@ def run(options: Options, stages: Sequence[plan.Stage], progress: Progress) -> M
     measured = Measured()
     try:
         for stage in stages:
-            _run_stage(options, stage, measured, progress)
+            try:
+                _run_stage(options, stage, measured, progress)
+            except unittest.SkipTest as why:
+                measured.problems.append(str(why))
         if Section.SYNC in options.sections:
             _run_sync(options, measured, progress)
         if Section.LOGD in options.sections:
@@ -98,7 +102,8 @@ def _data_directory(options: Options) -> Iterator[Path]:
 def _run_stage(options: Options, stage: plan.Stage, measured: Measured, progress: Progress) -> None:
     with _data_directory(options) as directory, contextlib.ExitStack() as stack:
         progress.doing("starting")
-        running = [stack.enter_context(target) for target in _targets(options, stage, directory)]
+        chosen = _on_cluster if stage.is_on_cluster else _targets
+        running = [stack.enter_context(target) for target in chosen(options, stage, directory, stack)]
         measured.notes.update((target.name, target.note) for target in running)
         progress.done(stage.seconds_to_start)
         for target in running:
@@ -108,7 +113,11 @@ def _run_stage(options: Options, stage: plan.Stage, measured: Measured, progress
             _run_round(options, stage, [*running[first:], *running[:first]], measured, progress)
 
 
-def _targets(options: Options, stage: plan.Stage, directory: Path) -> list[Target]:
+def _on_cluster(options: Options, stage: plan.Stage, directory: Path, stack: contextlib.ExitStack) -> list[Target]:
+    return cluster.targets(directory, stage.cases, (f"--workers={options.workers}", *options.server_flags), stack)
+
+
+def _targets(options: Options, stage: plan.Stage, directory: Path, _: contextlib.ExitStack) -> list[Target]:
     chosen = [_server(options, directory, stage.cases), targets.HelloWorld(directory / "hello", options.workers)]
     return chosen + (_peers(options, directory, stage.peer_cases) if stage.peer_cases else [])
 

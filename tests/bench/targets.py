@@ -209,14 +209,17 @@ class Etcd(_Process):
         return _request(self._url, "GET", "/health") == 200
 
     def _fill(self) -> None:
-        for key, value in entries(self._cases):
-            status = _request(
-                self._url, "POST", "/v3/kv/put", json.dumps({"key": _base64(key), "value": _base64(value)})
-            )
-            assert status == 200, f"etcd answered {status}"
+        fill_etcd(self._url, self._cases)
 
     def _load(self, case: Case, seconds: int) -> Sample:
         return generators.wrk(self._url, generators.ETCD_SCRIPT, case, seconds)
+
+
+def fill_etcd(url: str, cases: Sequence[Case]) -> None:
+    """Store every key of these cases in etcd."""
+    for key, value in entries(cases):
+        status = _request(url, "POST", "/v3/kv/put", json.dumps({"key": _base64(key), "value": _base64(value)}))
+        assert status == 200, f"etcd answered {status}"
 
 
 class Redis(_Process):

@@ -1,23 +1,25 @@
-"""The kills: orders, and carrying them out on the processes of a server, by their role.
+"""The kills: orders, and carrying them out on the processes of a cluster, by their role.
 
-Owns the orders and the signals. Knows nothing of load, requests or reports.
+Owns the orders, and when each is carried out. Knows nothing of load, requests or reports.
 """
 
 import contextlib
+import functools
+import itertools
 import random
 import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import psutil
 
-from tests.support.harness import Server
+from tests.killlab.cluster import ROLES_OF, Cluster, Victim
 
-GROUP: Final = "group"
-ROLES: Final = ("logd", "worker", "gunicorn", "supervisor", "checkpoint", GROUP)
+ROLES: Final = tuple(dict.fromkeys(role for roles in ROLES_OF.values() for role in roles))
+"""Those of all engines."""
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 _TIME: Final = r"(\d+(?:\.\d+)?)(ms|s|m|)"
 _ORDER: Final = re.compile(rf"(stop:)?({'|'.join(ROLES)})@{_TIME}(?:\+{_TIME})?")
@@ -91,63 +93,62 @@ class Kill:
 class Killer:
     """Carries out orders when they are due, each as soon as there is a process of its role."""
 
-    def __init__(self, server: Server, orders: Sequence[Order], rng: random.Random) -> None:
+    def __init__(self, cluster: Cluster, orders: Sequence[Order], rng: random.Random) -> None:
         self.waiting = sorted(orders)
         """Orders that have not been carried out."""
-        self._server = server
+        self._cluster = cluster
         self._rng = rng
-        self._frozen: list[tuple[float, list[psutil.Process]]] = []
+        self._later: list[tuple[float, Callable[[], object]]] = []
+        """What brings back or resumes, and when."""
         self._killed: set[psutil.Process] = set()  # may still be there for a moment
 
     def carry_out_due(self, elapsed_s: float) -> Iterator[Kill]:
-        """Carry out the orders whose time has come, and resume what was frozen long enough."""
-        self._thaw(elapsed_s)
-        for order in [order for order in self.waiting if order.at_s <= elapsed_s]:
+        """Carry out the orders whose time has come, and bring back what was away long enough."""
+        self._bring_back(elapsed_s)
+        for order in list(itertools.takewhile(lambda order: order.at_s <= elapsed_s, self.waiting)):
             if kill := self._carry_out(order, elapsed_s):
                 self.waiting.remove(order)
                 yield kill
 
     def close(self) -> None:
-        """Resume every frozen process."""
-        self._thaw(float("inf"))
+        """Bring back and resume all."""
+        self._bring_back(float("inf"))
 
     def _carry_out(self, order: Order, elapsed_s: float) -> Kill | None:
-        server = self._server
-        there = server.members() if order.role == GROUP else server.role(order.role)
-        found = [process for process in there if process not in self._killed]
+        found = [each for each in self._cluster.victims(order.role) if self._killed.isdisjoint(each.processes)]
         if not found:
             return None
-        assert server.process is not None
-        chosen = found if order.role == GROUP else [self._rng.choice(found)]
-        pid = server.process.pid if order.role == GROUP else chosen[0].pid
-        kill = Kill(order, time.monotonic_ns(), pid)
+        victim = self._rng.choice(found)
+        kill = Kill(order, time.monotonic_ns(), victim.pid)
         if order.frozen_s is not None:
-            self._frozen.append((elapsed_s + order.frozen_s, chosen))
-            _signal_all(chosen, signal.SIGSTOP)
-        elif order.role == GROUP:
-            server.crash()
-            server.spawn()
-        elif not _signal_all(chosen, signal.SIGKILL):
-            return None  # it ended by itself in the meantime, as a checkpoint may
-        elif pid == server.process.pid:
-            server.wait()
-            server.spawn()
-        if order.frozen_s is None:
-            self._killed.update(chosen)
-        return kill
+            _signal_all(victim.processes, signal.SIGSTOP)
+            resume = functools.partial(_signal_all, victim.processes, signal.SIGCONT)
+            self._later.append((elapsed_s + order.frozen_s, resume))
+            return kill
+        return kill if self._kill(victim, elapsed_s) else None
 
-    def _thaw(self, elapsed_s: float) -> None:
-        for due_s, processes in self._frozen:
-            if due_s <= elapsed_s:
-                _signal_all(processes, signal.SIGCONT)
-        self._frozen = [each for each in self._frozen if each[0] > elapsed_s]
+    def _kill(self, victim: Victim, elapsed_s: float) -> bool:
+        """False when it ended by itself in the meantime, as a checkpoint may."""
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            return False
+        self._killed.update(victim.processes)
+        if victim.away_s:
+            self._later.append((elapsed_s + victim.away_s, victim.bring_back))
+        else:
+            victim.bring_back()
+        return True
+
+    def _bring_back(self, elapsed_s: float) -> None:
+        due = [each for each in self._later if each[0] <= elapsed_s]
+        self._later = [each for each in self._later if each[0] > elapsed_s]
+        for _, bring_back in due:
+            bring_back()
 
 
-def _signal_all(processes: Sequence[psutil.Process], number: int) -> int:
-    """Send a signal to each process that still exists; how many did. A pid that was used again is left alone."""
-    count = 0
+def _signal_all(processes: Sequence[psutil.Process], number: int) -> None:
+    """Send a signal to each process that still exists. A pid that was used again is left alone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-            count += 1
-    return count

@@ -1,4 +1,4 @@
-"""One experiment, from the start of a server to the verdict.
+"""One experiment, from the start of a cluster to the verdict.
 
 Owns the order of things, and the directory; what it starts has ended when it returns or raises. Knows neither figures
 nor reports.
@@ -8,25 +8,30 @@ the disk, and every key is read again. These reads are part of the history that 
 """
 
 import contextlib
+import itertools
 import random
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from tests.killlab.cluster import Cluster
 from tests.killlab.kills import Kill, Killer, Order
 from tests.killlab.mix import Mix
 from tests.killlab.options import Options
-from tests.support.harness import Server
-from tests.support.history import Kind, Outcome, Verdict, check, missing_writes
+from tests.support.clients import call
+from tests.support.etcd_nodes import Refused
+from tests.support.history import ABSENT, Kind, Outcome, Verdict, check, missing_writes
 from tests.support.recorder import Clients, Record, make_each
 
 _TURN_SECONDS: Final = 0.05
 _READ_ATTEMPTS: Final = 3
+_COUNTED_KEYS: Final = 8
+"""Keys that one client each writes, so that an engine that counts puts has to count as many."""
 
 
 class Progress(Protocol):
@@ -54,6 +59,10 @@ class Result:
     reads_at_rest: int = 0
     unread: int = 0
     missing: list[str] = field(default_factory=list)
+    counter: int | None = None
+    """What it was at the end; None when it was not read."""
+    puts_counted: Mapping[str, int] = field(default_factory=dict)
+    """How often the engine says that each key was put since it was last created; empty where it does not count."""
     verdict: Verdict = field(default_factory=lambda: Verdict(0, 0, [], 0))
     judged_s: float = 0.0
     is_interrupted: bool = False
@@ -66,15 +75,18 @@ class Result:
 def run(options: Options, progress: Progress) -> Result:
     """Carry out an experiment."""
     mark = secrets.token_hex(4)  # so that keys of an earlier experiment in the same directory do not matter
-    keys = [f"lab-{mark}-{n}" for n in range(options.keys + options.preload)]
+    counted = _COUNTED_KEYS if options.engine == "etcd" else 0
+    keys = [f"lab-{mark}-{n}" for n in range(options.keys + options.preload + counted)]
     result = Result(options, Record(keys, options.value_bytes))
     with _directory(result) as directory:
-        with Server(directory, *options.server_flags) as server:
-            _preload(server, result, progress)
+        with Cluster(options.engine, options.servers, directory, options.server_flags) as cluster:
+            if options.live:
+                progress.log(f"to watch it: http://127.0.0.1:{cluster.ports[0]}/console (Ctrl-C ends it)")
+            _preload(cluster, result, progress)
             try:
-                _put_under_load(server, result, progress)
+                _put_under_load(cluster, result, progress)
                 if not result.errors:
-                    _read_back(server, result, progress)
+                    _read_back(cluster, result, progress)
             except KeyboardInterrupt:  # what was recorded so far is judged all the same
                 result.is_interrupted = True
         _judge(result, progress)
@@ -98,30 +110,40 @@ def _directory(result: Result) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def _preload(server: Server, result: Result, progress: Progress) -> None:
+def _preload(cluster: Cluster, result: Result, progress: Progress) -> None:
     options = result.options
     if options.preload:
         progress.log(f"writing {options.preload:,} keys")
         writes = [(Kind.PUT, options.keys + n) for n in range(options.preload)]
-        make_each(server.port, options.clients, result.record, writes)
+        make_each(cluster.ports, options.clients, result.record, writes)
 
 
-def _put_under_load(server: Server, result: Result, progress: Progress) -> None:
+def _put_under_load(cluster: Cluster, result: Result, progress: Progress) -> None:
     """The experiment proper."""
     options, record = result.options, result.record
-    mix = Mix(options.read_share, options.delete_share, options.clear_share)
+    mix = _offered(options.mix, cluster)
     scripts = [mix.script(options.keys, random.Random(f"{options.seed}/{n}")) for n in range(options.clients)]
-    killer = Killer(server, options.orders, random.Random(options.seed))
+    first_counted = options.keys + options.preload
+    scripts += [itertools.repeat((Kind.PUT, key)) for key in range(first_counted, len(record.history.keys))]
+    killer = Killer(cluster, options.orders, random.Random(options.seed))
     result.began = time.monotonic_ns()
     try:
-        with Clients(server.port, record, scripts), contextlib.closing(killer):
-            _kill_what_is_due(killer, server, result, progress)
+        ends_a_show = contextlib.suppress(KeyboardInterrupt) if options.live else contextlib.nullcontext()
+        with Clients(cluster.ports, record, scripts), contextlib.closing(killer), ends_a_show:
+            _kill_what_is_due(killer, cluster, result, progress)
     finally:
         result.ended = time.monotonic_ns()
-        result.not_carried_out = killer.waiting
+        elapsed_s = (result.ended - result.began) / 1e9
+        result.not_carried_out = [order for order in killer.waiting if order.at_s < elapsed_s]
 
 
-def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: Progress) -> None:
+def _offered(mix: Mix, cluster: Cluster) -> Mix:
+    """A mix without reads of several keys where the server has none."""
+    is_offered = call(cluster.ports[0], "GET", "/keys?key=x&values=1").status == 200
+    return mix if is_offered else mix._replace(reads=mix.reads + mix.reads_of_many, reads_of_many=0.0)
+
+
+def _kill_what_is_due(killer: Killer, cluster: Cluster, result: Result, progress: Progress) -> None:
     """Carry out each order at its time, for as long as the load lasts."""
     history, failures = result.record.history, result.record.failures
     before = len(history)
@@ -130,9 +152,7 @@ def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: 
         for kill in killer.carry_out_due(elapsed_s):
             result.kills.append(kill)
             progress.log(f"{(kill.at - result.began) / 1e9:7.2f} s  {kill.what}, pid {kill.pid}")
-        assert server.process is not None
-        if (status := server.process.poll()) is not None:  # a killed supervisor has been replaced already
-            result.errors.append(f"the server ended by itself, with status {status}")
+        result.errors += [f"a server ended by itself, with status {status}" for status in cluster.ended()]
         progress.update(elapsed_s, len(history) - before, len(failures))
         time.sleep(_until_next(killer, elapsed_s))
         elapsed_s = (time.monotonic_ns() - result.began) / 1e9
@@ -140,32 +160,35 @@ def _kill_what_is_due(killer: Killer, server: Server, result: Result, progress: 
 
 def _until_next(killer: Killer, elapsed_s: float) -> float:
     """Seconds to sleep: a turn, or less when an order is due before."""
-    due = [order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s]
-    return min([_TURN_SECONDS, *due])
+    due = (order.at_s - elapsed_s for order in killer.waiting if order.at_s > elapsed_s)
+    return min(_TURN_SECONDS, next(due, _TURN_SECONDS))
 
 
-def _read_back(server: Server, result: Result, progress: Progress) -> None:
+def _read_back(cluster: Cluster, result: Result, progress: Progress) -> None:
     """Read every key; and again, from what is on the disk."""
     result.quiet_since = time.monotonic_ns()
     try:
         progress.log("reading every key")
-        server.await_ready()
-        _read_all(server, result)
+        cluster.await_ready()
+        _read_all(cluster, result)
         progress.log("killing all, starting again, and reading every key once more")
-        server.crash()
-        server.start()
-        _read_all(server, result)
-    except AssertionError as error:  # of the harness: the server did not start
+        cluster.crash()
+        cluster.start()
+        _read_all(cluster, result)
+        counter = call(cluster.ports[0], "GET", f"/kv/{result.record.counter}")
+        result.counter = result.record.value(counter.body) if counter.status == 200 else ABSENT
+        result.puts_counted = cluster.puts_counted()
+    except (AssertionError, Refused) as error:  # of the harness: something did not start
         result.errors.append(f"after the load: {error}")
 
 
-def _read_all(server: Server, result: Result) -> None:
+def _read_all(cluster: Cluster, result: Result) -> None:
     history = result.record.history
     unread = set(range(len(history.keys)))
     for _ in range(_READ_ATTEMPTS):
         if unread:
             before = len(history)
-            make_each(server.port, result.options.clients, result.record, [(Kind.GET, key) for key in sorted(unread)])
+            make_each(cluster.ports, result.options.clients, result.record, [(Kind.GET, key) for key in sorted(unread)])
             unread -= {history.key[i] for i in range(before, len(history)) if history.outcome[i] == Outcome.OK}
     result.unread += len(unread)
     result.reads_at_rest += 1

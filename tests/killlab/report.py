@@ -11,12 +11,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.killlab.cluster import ROLES_OF
 from tests.killlab.lab import Result
-from tests.killlab.measure import Bucket, Figures, Latency, lost_and_doubled, problems
+from tests.killlab.measure import UNNOTICED, Bucket, Figures, Latency, counts, increments, lost_and_doubled, problems
+from tests.killlab.mix import Mix
 from tests.support import machine
+from tests.support.history import Kind, Outcome
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 _SHOWN_KILLS_MAX: Final = 40
+_OUTCOMES: Final = {
+    Outcome.OK: "done",
+    Outcome.NOT_MET: "condition not met",
+    Outcome.REFUSED: "refused",
+    Outcome.UNKNOWN: "unknown",
+}
+_KINDS: Final = {
+    Kind.GET: "read",
+    Kind.READ: "read of several keys",
+    Kind.PUT: "put",
+    Kind.DELETE: "delete",
+    Kind.CLEAR: "clear",
+    Kind.CAS: "compare-and-set",
+    Kind.BATCH: "batch",
+    Kind.COUNT: "increment",
+}
 
 
 # For the terminal ----------------------------------------------------------------------------------------
@@ -26,6 +45,7 @@ def summary(result: Result, figures: Figures) -> str:
     """What happened, in lines."""
     sections = [
         _load_lines(result, figures),
+        _outcome_lines(figures),
         _kill_lines(result, figures),
         _role_lines(figures),
         _verdict_lines(result, figures),
@@ -43,6 +63,15 @@ def _load_lines(result: Result, figures: Figures) -> list[str]:
     if figures.latency:
         lines.insert(1, "latency: p50 {:.1f} ms, p99 {:.1f} ms, max {:.1f} ms".format(*_values(figures.latency)))
     return lines
+
+
+def _outcome_lines(figures: Figures) -> list[str]:
+    rows = [(str(kind), *(f"{count:,}" for count in counts)) for kind, *counts in _outcome_rows(figures)]
+    return _table(("request", *_OUTCOMES.values()), rows) if rows else []
+
+
+def _outcome_rows(figures: Figures) -> list[tuple[str | int, ...]]:
+    return [(_KINDS[kind], *(counts[outcome] for outcome in _OUTCOMES)) for kind, counts in figures.outcomes.items()]
 
 
 def _kill_lines(result: Result, figures: Figures) -> list[str]:
@@ -93,8 +122,7 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
     lost, doubled = lost_and_doubled(result)
     is_read = bool(result.reads_at_rest) and not result.unread
     often = ("never", "once", "twice, the second time after a SIGKILL of all and a start")[result.reads_at_rest]
-    of_logd = [effect for effect in figures.effects if effect.kill.what == "logd"]
-    failed = sum(effect.failed.total() for effect in of_logd)
+    least, most = increments(result)
     return [
         (not lost, f"lost writes: {lost}"),
         (not doubled, f"writes applied twice, or undone: {doubled}"),
@@ -103,12 +131,33 @@ def checks(result: Result, figures: Figures) -> list[tuple[bool | None, str]]:
             f"linearizable: {'yes' if verdict.is_linearizable else 'no'} ({verdict.operations:,} operations on"
             f" {verdict.keys:,} keys, judged in {result.judged_s:.1f} s)",
         ),
-        (is_read, f"every key was read at the end: {often}"),
         (
-            failed == 0 if of_logd else None,
-            f"requests failed when logd was killed: {failed if of_logd else 'it was not'}",
+            least <= result.counter <= most if most and result.counter is not None else None,
+            f"the counter: {result.counter} after {least:,} increments, and {most - least:,} of unknown outcome"
+            if most
+            else "the counter: not incremented",
         ),
+        (is_read, f"every key was read at the end: {often}"),
+        *_checks_of_counts(result),
+        *(_check_of_role(role, figures) for role in UNNOTICED if role in ROLES_OF[result.options.engine]),
     ]
+
+
+def _checks_of_counts(result: Result) -> list[tuple[bool | None, str]]:
+    if not result.puts_counted:
+        return []
+    wrong, exact = counts(result)
+    text = f"keys of whose puts the engine counts too many or too few: {len(wrong)}, of {exact} exactly known"
+    return [(not wrong, text)]
+
+
+def _check_of_role(role: str, figures: Figures) -> tuple[bool | None, str]:
+    effects = [effect for effect in figures.effects if effect.kill.what == role]
+    failed = sum(effect.failed.total() for effect in effects)
+    return (
+        failed == 0 if effects else None,
+        f"requests failed when {role} was killed: {failed if effects else 'it was not'}",
+    )
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -151,6 +200,7 @@ def _page_data(result: Result, figures: Figures, arguments: Iterable[str]) -> di
         "latency": figures.latency and vars(figures.latency),
         "failed": figures.failed,
         "bucket_ms": figures.bucket_ms,
+        "outcomes": [("request", *_OUTCOMES.values()), *_outcome_rows(figures)],
         "buckets": [_bucket_data(bucket) for bucket in figures.buckets],
         "kills": [
             {
@@ -175,17 +225,22 @@ def _values(latency: Latency) -> tuple[float, float, float]:
     return latency.p50, latency.p99, latency.max
 
 
+def _shares(mix: Mix) -> str:
+    return ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in mix._asdict().items() if share)
+
+
 def _circumstances(result: Result, arguments: Iterable[str]) -> list[tuple[str, str]]:
     options = result.options
     orders = ", ".join(str(order) for order in result.not_carried_out)
     load = (
         f"{options.clients} clients on {options.keys:,} keys, each waiting for its answer;"
-        f" {options.read_share:.0%} reads, {options.delete_share:.0%} deletes, values of {options.value_bytes} bytes"
+        f" {_shares(options.mix)}, values of {options.value_bytes} bytes"
     )
     return [
         ("command", shlex.join(["python", "-m", "tests.killlab", *arguments])),
         ("seed", str(options.seed)),
         ("load", load + (f"; {options.preload:,} further keys" if options.preload else "")),
+        ("engine", options.engine + (f", shared by {options.servers} servers" if options.servers > 1 else "")),
         ("server flags", " ".join(options.server_flags)),
         *([("not carried out", f"{orders}: there was no such process")] if orders else []),
         ("machine", machine.machine()),

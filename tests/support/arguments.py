@@ -17,3 +17,10 @@ def checked(parse_value: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse_or_explain
+
+
+def positive_count(text: str) -> int:
+    """A number from 1 on. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError(f"{text} is less than 1")
+    return number

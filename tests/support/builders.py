@@ -118,6 +118,8 @@ def stats(number: int) -> Stats:
         dropped_bytes=17,
         cpu_seconds=0.5,
         resident_bytes=18,
+        pages=20,
+        unsorted_keys=21,
     )
 
 

@@ -8,6 +8,12 @@ Linearizability (Herlihy and Wing, "Linearizability: a correctness condition for
 1990) is compositional: a history is linearizable when its part for each key is, so each key is judged alone. `clear`
 counts as a delete of every key; that all keys go at the same instant is not checked.
 
+A *transaction* reads and writes at once, or several keys at once: a conditional write, a batch, a read of many keys. A
+condition that held is a read of the value that it named, and one that did not, a read of what the answer says was
+there. Each key is judged first, where a transaction counts as a read and a write of it under way at the same time: that
+finds most faults, and names them. Then the keys that transactions tie together are judged together
+(tests/support/serial_order.py).
+
 Every write stores a value that no other write stores. The general search (Wing and Gong, "Testing and verifying
 concurrent objects", JPDC 17, 1993; Lowe, "Testing for linearizability", CCPE 29(4), 2017) is then not needed: Gibbons
 and Korach ("Testing shared memories", SIAM J. Comput. 26(4), 1997, section 4) judge such a register in O(n log n).
@@ -32,16 +38,19 @@ import heapq
 import itertools
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
-ABSENT: Final = 0
-"""What a read finds, and a delete leaves, where there is nothing. Values are numbers, counted from 1."""
+from tests.support.serial_order import ABSENT, Step, Undecided, has_order
+
+__all__ = ["ABSENT"]  # beside what is defined here
 FOREIGN: Final = -1
 """What a read found that no client of this history has ever sent."""
 
 _NEVER: Final = float("inf")
 _EXPLAINED_MAX: Final = 20
+_SHOWN_MAX: Final = 60
+_TORN_ATTEMPTS_MAX: Final = 500
 
 
 class Kind(enum.IntEnum):
@@ -51,14 +60,25 @@ class Kind(enum.IntEnum):
     PUT = 1
     DELETE = 2
     CLEAR = 3
+    CAS = 4
+    """A put or a delete on a condition."""
+    BATCH = 5
+    READ = 6
+    """Of several keys at once."""
+    COUNT = 7
+    """An increment of a counter, on the condition that nobody else has changed it. It is counted, and not judged."""
+
+
+READS: Final = frozenset({Kind.GET, Kind.READ})
 
 
 class Outcome(enum.IntEnum):
-    """What is known from the answer: done; certainly not done, now or later; or neither."""
+    """What is known from the answer: done; certainly not done, now or later; neither; or a condition did not hold."""
 
     OK = 0
     REFUSED = 1
     UNKNOWN = 2
+    NOT_MET = 3
 
 
 class Operation(NamedTuple):
@@ -77,6 +97,38 @@ class Operation(NamedTuple):
         return self.end if self.outcome == Outcome.OK else _NEVER
 
 
+class Transaction(NamedTuple):
+    """One request that reads and writes at once, or several keys at once. Keys are indices of those of the history.
+
+    `reads` is what it found; of one whose outcome is not known, what it asked for. `writes` is what it was to write.
+    """
+
+    client: int
+    kind: Kind
+    reads: Mapping[int, int]
+    writes: Mapping[int, int]
+    start: int
+    end: int
+    outcome: Outcome
+
+    @property
+    def step(self) -> Step:
+        """What the search for an order has to know of it."""
+        is_certain = self.outcome in (Outcome.OK, Outcome.NOT_MET)
+        writes = {} if self.outcome == Outcome.NOT_MET else self.writes
+        return Step(self.reads, writes, self.start, self.end if is_certain else _NEVER, is_certain)
+
+    def parts(self) -> Iterator[tuple[int, Operation]]:
+        """Of each key, the read and the write that it is for that key alone."""
+        if self.outcome in (Outcome.OK, Outcome.NOT_MET):
+            for key, value in self.reads.items():
+                yield key, Operation(self.client, Kind.GET, value, self.start, self.end, Outcome.OK)
+        outcome = Outcome.REFUSED if self.outcome == Outcome.NOT_MET else self.outcome
+        for key, value in self.writes.items():
+            kind = Kind.DELETE if value == ABSENT else Kind.PUT
+            yield key, Operation(self.client, kind, value, self.start, self.end, outcome)
+
+
 class History:
     """The operations of many clients on keys that are known beforehand, in columns: millions of them fit."""
 
@@ -89,6 +141,8 @@ class History:
         self.start = array("q")
         self.end = array("q")
         self.outcome = array("B")
+        self.transactions: dict[int, Transaction] = {}
+        """By their index. In the columns each has the first of its keys, and no value."""
 
     def __len__(self) -> int:
         return len(self.end)
@@ -104,19 +158,78 @@ class History:
         self.end.append(end)
         self.outcome.append(outcome)
 
-    def registers(self) -> Iterator[tuple[str, list[Operation]]]:
-        """Each key that was used, with its operations. A clear is among those of every key."""
-        of_key = [array("Q") for _ in self.keys]
-        clears = array("Q")
+    def add_transaction(self, transaction: Transaction) -> None:
+        """Add a transaction that has ended."""
+        self.transactions[len(self)] = transaction
+        client, kind, _, _, start, end, outcome = transaction
+        self.add(_first_key(transaction), Operation(client, kind, ABSENT, start, end, outcome))
+
+    def registers(self) -> Iterator[tuple[int, list[Operation]]]:
+        """Each key that was used, with its operations: a clear is among those of every key, transactions in parts."""
+        of_key, clears = self._indices()
+        parts: list[list[Operation]] = [[] for _ in self.keys]
+        for transaction in self.transactions.values():
+            for key, part in transaction.parts():
+                parts[key].append(part)
+        for key, own in enumerate(of_key):
+            if own or parts[key]:
+                yield key, [*(self._operation(index) for index in itertools.chain(own, clears)), *parts[key]]
+
+    def tied(self) -> Iterator[list[Transaction]]:
+        """For all keys that transactions tie together, the operations on them, each as a transaction."""
+        of_key, clears = self._indices()
+        groups = _tied_together(self.transactions.values())
+        members: dict[int, list[Transaction]] = defaultdict(list)
+        for transaction in self.transactions.values():
+            members[groups[_first_key(transaction)]].append(transaction)
+        of_group: dict[int, list[int]] = defaultdict(list)
+        for key, group in groups.items():
+            of_group[group].append(key)
+        for group, keys in of_group.items():
+            for key in keys:
+                members[group] += (_as_transaction([key], self._operation(index)) for index in of_key[key])
+            members[group] += (_as_transaction(keys, self._operation(index)) for index in clears)
+            yield members[group]
+
+    def _indices(self) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
+        """Of each key the operations that are no transactions, and the clears."""
+        of_key, clears = [array("Q") for _ in self.keys], array("Q")
         for index, (kind, key) in enumerate(zip(self.kind, self.key, strict=True)):
-            (clears if kind == Kind.CLEAR else of_key[key]).append(index)
-        for name, own in zip(self.keys, of_key, strict=True):
-            if own:
-                yield name, [self._operation(index) for index in itertools.chain(own, clears)]
+            if kind == Kind.CLEAR:
+                clears.append(index)
+            elif kind <= Kind.DELETE:
+                of_key[key].append(index)
+        return of_key, clears
 
     def _operation(self, i: int) -> Operation:
         outcome = _OUTCOMES[self.outcome[i]]
         return Operation(self.client[i], _KINDS[self.kind[i]], self.value[i], self.start[i], self.end[i], outcome)
+
+
+def _first_key(transaction: Transaction) -> int:
+    return next(iter((*transaction.reads, *transaction.writes)))
+
+
+def _as_transaction(keys: Sequence[int], operation: Operation) -> Transaction:
+    client, kind, value, start, end, outcome = operation
+    values = dict.fromkeys(keys, value)
+    reads, writes = (values, {}) if kind == Kind.GET else ({}, values)
+    return Transaction(client, kind, reads, writes, start, end, outcome)
+
+
+def _tied_together(transactions: Iterable[Transaction]) -> dict[int, int]:
+    """Of each key of a transaction, the key that stands for all that are tied to it (union by path halving)."""
+    parent: dict[int, int] = {}
+
+    def root(key: int) -> int:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = key = parent[above]
+        return key
+
+    for transaction in transactions:
+        first, *others = map(root, (*transaction.reads, *transaction.writes))
+        parent.update(dict.fromkeys(others, first))
+    return {key: root(key) for key in tuple(parent)}
 
 
 _KINDS: Final = tuple(Kind)
@@ -135,6 +248,8 @@ class Fault(enum.Enum):
     LOST = "an acknowledged write is missing from a later read"
     CAME_BACK = "a value that was replaced has come back"
     ORDER = "no order of these operations explains what the reads found"
+    TORN = "each key alone is explained, but no order explains what was read and written at once"
+    UNDECIDED = "not judged: too many operations on the same keys were under way at once"
 
 
 class Span(NamedTuple):
@@ -309,7 +424,7 @@ def missing_writes(history: History, since: int) -> list[str]:
     What is found must be that write, or one that may have come later. `check` finds this and more; this is the check
     that a reader understands at once.
     """
-    return [key for key, operations in history.registers() if _misses_a_write(operations, since)]
+    return [history.keys[key] for key, operations in history.registers() if _misses_a_write(operations, since)]
 
 
 def _misses_a_write(operations: Register, since: int) -> bool:
@@ -328,18 +443,29 @@ def _misses_a_write(operations: Register, since: int) -> bool:
 
 
 def minimal(operations: Register) -> list[Operation]:
-    """A part of the history that is at fault, and of which nothing more can be left out, by delta debugging.
+    """A part of the history of a key that is at fault, and of which nothing more can be left out."""
+    return _shrink(operations, _without, lambda rest: find_fault(rest) is not None)
 
-    Only what cannot turn a good history into a bad one is left out, so the part proves the fault of the whole.
-    """
+
+_Any = TypeVar("_Any", Operation, Transaction)
+
+
+def _shrink(
+    operations: Sequence[_Any],
+    without: Callable[[Sequence[_Any], int, int], list[_Any]],
+    is_at_fault: Callable[[Sequence[_Any]], bool],
+    attempts_max: float = _NEVER,
+) -> list[_Any]:
+    """Delta debugging. Only what cannot turn a good history into a bad one is left out, so the rest proves it."""
     kept = sorted(operations, key=lambda operation: operation.start)
-    size = len(kept) // 2
-    while size:
+    size, attempts = len(kept) // 2, 0
+    while size and attempts < attempts_max:
         before = len(kept)
         begin = 0
-        while begin < len(kept):
-            rest = _without(kept, begin, begin + size)
-            if len(rest) < len(kept) and find_fault(rest):
+        while begin < len(kept) and attempts < attempts_max:
+            rest = without(kept, begin, begin + size)
+            attempts += 1
+            if len(rest) < len(kept) and is_at_fault(rest):
                 kept = rest
             else:
                 begin += size
@@ -373,29 +499,89 @@ def _that_may_explain_absence(operations: Register, deletes: Register) -> list[O
     return [each for each in deletes if latest_ends[bisect.bisect_right(after, each.latest)] >= each.start]
 
 
+def _find_torn(transactions: Sequence[Transaction]) -> Fault | None:
+    """None when one order explains all of what was done to keys that are tied together."""
+    try:
+        order = has_order(each.step for each in transactions if each.outcome != Outcome.REFUSED)
+    except Undecided:
+        return Fault.UNDECIDED
+    return None if order else Fault.TORN
+
+
+def _minimal_torn(transactions: Sequence[Transaction]) -> list[Transaction]:
+    return _shrink(transactions, _without_torn, lambda rest: _find_torn(rest) == Fault.TORN, _TORN_ATTEMPTS_MAX)
+
+
+def _without_torn(transactions: Sequence[Transaction], begin: int, end: int) -> list[Transaction]:
+    """Leave out a slice: a write only with all that may have read it, and with what read the writes of those."""
+    rest, removed = [*transactions[:begin], *transactions[end:]], transactions[begin:end]
+    puts: set[tuple[int, int]] = set()
+    deletes: dict[int, float] = {}  # by key, the first start of one that is left out
+    while removed:
+        for each in removed:
+            puts.update(entry for entry in each.writes.items() if entry[1] != ABSENT)
+            for key in (key for key, value in each.writes.items() if value == ABSENT):
+                deletes[key] = min(each.start, deletes.get(key, _NEVER))
+        removed = [each for each in rest if _may_need(each.step, puts, deletes)]
+        rest = [each for each in rest if each not in removed] if removed else rest
+    return rest
+
+
+def _may_need(step: Step, puts: Container[tuple[int, int]], deletes: Mapping[int, float]) -> bool:
+    return any(
+        entry in puts or (entry[1] == ABSENT and deletes.get(entry[0], _NEVER) <= step.latest)
+        for entry in step.reads.items()
+    )
+
+
 class Violation(NamedTuple):
-    """A key whose history no atomic register could have shown, and a smallest part of it that proves it."""
+    """Keys whose history no atomic map could have shown, and a small part of it that proves it."""
 
     key: str
     fault: Fault
-    operations: list[Operation]
+    operations: Sequence[Operation | Transaction]
 
     def __str__(self) -> str:
         """A table for people: times in ms since the first operation shown."""
-        began = min(operation.start for operation in self.operations)
+        shown = self.operations[-_SHOWN_MAX:]
+        began = min((operation.start for operation in shown), default=0)
         lines = [f"{self.key}: {self.fault.value}", f"{'from ms':>12} {'to ms':>12}  client  operation"]
-        for operation in self.operations:
+        if before := len(self.operations) - len(shown):
+            lines.append(f"{before:12} before these")
+        for operation in shown:
             start, end = ((time - began) / 1e6 for time in (operation.start, operation.end))
-            lines.append(f"{start:12.3f} {end:12.3f}  {operation.client:6}  {_in_words(operation)}")
+            words = _in_words(operation) if isinstance(operation, Operation) else _transaction_in_words(operation)
+            lines.append(f"{start:12.3f} {end:12.3f}  {operation.client:6}  {words}")
         return "\n".join(lines)
 
 
+_WORDS: Final = {
+    Outcome.OK: "ok",
+    Outcome.REFUSED: "refused",
+    Outcome.UNKNOWN: "outcome unknown",
+    Outcome.NOT_MET: "condition not met",
+}
+
+
+def _value_in_words(value: int) -> str:
+    return {ABSENT: "nothing", FOREIGN: "a value that nobody sent"}.get(value, f"value {value}")
+
+
 def _in_words(operation: Operation) -> str:
-    value = {ABSENT: "nothing", FOREIGN: "a value that nobody sent"}.get(operation.value, f"value {operation.value}")
-    outcome = {Outcome.OK: "ok", Outcome.REFUSED: "refused", Outcome.UNKNOWN: "outcome unknown"}[operation.outcome]
+    value, outcome = _value_in_words(operation.value), _WORDS[operation.outcome]
     if operation.kind == Kind.GET:
         return f"get: {value}" if operation.outcome == Outcome.OK else f"get: {outcome}"
     return f"put {value}: {outcome}" if operation.kind == Kind.PUT else f"{operation.kind.name.lower()}: {outcome}"
+
+
+def _transaction_in_words(transaction: Transaction) -> str:
+    """Keys by their number."""
+    read, written = (
+        ", ".join(f"{_value_in_words(value)} {word} {key}" for key, value in entries.items())
+        for word, entries in (("at", transaction.reads), ("to", transaction.writes))
+    )
+    effects = "; ".join(filter(None, (read, written)))
+    return f"{transaction.kind.name.lower()} {effects}: {_WORDS[transaction.outcome]}"
 
 
 def _named(fault: Fault, proof: Register, operations: Register) -> Fault:
@@ -435,7 +621,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_linearizable(self) -> bool:
-        """True when an atomic map, empty at first, could have shown this history."""
+        """True when an atomic map, empty at first, could have shown this history; False also when nobody knows."""
         return not self.violations
 
     def count(self, *faults: Fault) -> int:
@@ -444,15 +630,29 @@ class Verdict(NamedTuple):
 
 
 def check(history: History) -> Verdict:
-    """Judge a history, key by key."""
+    """Judge a history: key by key, and then together those keys that transactions tie."""
     violations: list[Violation] = []
-    keys = unexplained = 0
+    at_fault: set[int] = set()
+    keys = 0
     for key, operations in history.registers():
         keys += 1
-        fault = find_fault(operations)
-        if fault and len(violations) < _EXPLAINED_MAX:
-            proof = minimal(operations)
-            violations.append(Violation(key, _named(fault, proof, operations), proof))
-        elif fault:
-            unexplained += 1
+        if fault := find_fault(operations):
+            at_fault.add(key)
+            if len(violations) < _EXPLAINED_MAX:
+                proof = minimal(operations)
+                violations.append(Violation(history.keys[key], _named(fault, proof, operations), proof))
+    unexplained = len(at_fault) - len(violations)
+    for transactions in history.tied():
+        tied = {key for each in transactions for key in (*each.reads, *each.writes)}
+        if at_fault.isdisjoint(tied) and (fault := _find_torn(transactions)):
+            if len(violations) < _EXPLAINED_MAX:
+                violations.append(_explained_torn(history, transactions, fault))
+            else:
+                unexplained += 1
     return Verdict(len(history), keys, violations, unexplained)
+
+
+def _explained_torn(history: History, transactions: Sequence[Transaction], fault: Fault) -> Violation:
+    proof = _minimal_torn(transactions) if fault == Fault.TORN else []
+    tied = {key for each in proof or transactions for key in (*each.reads, *each.writes)}
+    return Violation(", ".join(f"{key} ({history.keys[key]})" for key in sorted(tied)), fault, proof)

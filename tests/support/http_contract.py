@@ -16,6 +16,11 @@ VALUE_BYTES_MAX: Final = 512
 """The limit on values that a server has to have for this table."""
 TEXT: Final = "text/plain; charset=utf-8"
 JSON_LINES: Final = "application/jsonl"
+JSON: Final = "application/json"
+HTML: Final = "text/html; charset=utf-8"
+_TYPES: Final = frozenset(
+    {TEXT, JSON_LINES, JSON, HTML, "text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/svg+xml"}
+)
 NOT_MODIFIED: Final = 304
 """Has no body, and so neither type nor length (RFC 9110, 15.4.5)."""
 
@@ -94,7 +99,7 @@ def assert_well_formed(method: str, answer: Answer) -> None:
         assert answer.body == b""
         assert "content-length" not in answer.headers
         return
-    assert answer.headers["content-type"] in (TEXT, JSON_LINES)
+    assert answer.headers["content-type"] in _TYPES
     if method == "HEAD":
         assert answer.body == b""
         assert answer.headers["content-length"].isdecimal()
@@ -154,9 +159,9 @@ _NO_KEYS: Final = (
     "../x", ".%2F.", "k" * 30_000 + "+",
 )  # fmt: skip
 _NO_PATHS: Final = (
-    "/", "/kv", "/kv?a", "/nope", "/KV/a", "/kv;a", "/clear/", "/clear/a", "/Clear", "/health/", "/a/kv/a",
-    "/other/k", "/kv%2Fa", "/kv%2F", "/kv%2Fa/b", "/kv%2F/b", "//kv/b", "/%2Fkv/b", "//clear", "/%2Fclear", "//health",
-    "/%2Fhealth",
+    "/", "/kv", "/kv?a", "/nope", "/KV/a", "/kv;a", "/keys/", "/keys/a", "/clear/", "/clear/a", "/Clear", "/health/",
+    "/a/kv/a", "/other/k", "/kv%2Fa", "/kv%2F", "/kv%2Fa/b", "/kv%2F/b", "//kv/b", "/%2Fkv/b", "//clear", "/%2Fclear",
+    "//health", "/%2Fhealth", "/status/", "/console/a/b",
 )  # fmt: skip
 _METHODS: Final = (
     "GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS", "TRACE",
@@ -164,6 +169,7 @@ _METHODS: Final = (
 )  # fmt: skip
 _OFFERED: Final = {
     "/batch": "POST",
+    "/keys": "GET, HEAD",
     "/kv/a": "DELETE, GET, HEAD, PUT",
     "/kv/": "DELETE, GET, HEAD, PUT",
     "/kv/%FF": "DELETE, GET, HEAD, PUT",
@@ -171,7 +177,10 @@ _OFFERED: Final = {
     "/health": "GET, HEAD",
     "/live": "GET, HEAD",
     "/metrics": "GET, HEAD",
+    "/status": "GET, HEAD",
     "/openapi.yaml": "GET, HEAD",
+    "/console": "GET, HEAD",
+    "/console/style.css": "GET, HEAD",
 }
 
 
@@ -288,6 +297,82 @@ def _batches() -> Iterator[Line]:
 
 _PRECONDITIONS: Final = (*_preconditions(), *_batches())
 
+_MANY: Final[Data] = {"a": b"1", "a:b": b"2", "B": b"3", "a:a": b"4", "c": "ü\n".encode(), "a.b": b"6"}
+_IN_ORDER: Final = ("B", "a", "a.b", "a:a", "a:b", "c")
+
+
+def _keys(target: str, *keys: str, link: str = "", given: Data = _MANY) -> Line:
+    headers = {"content-type": TEXT, **_link(link)}
+    return Line(f"GET|HEAD {target}", 200, "".join(f"{key}\n" for key in keys).encode(), headers=headers, given=given)
+
+
+def _entries(target: str, *keys: str, link: str = "", given: Data = _MANY) -> Line:
+    body = b"".join(b'{"key":"%b","value":%b}\n' % (key.encode(), _json(given[key])) for key in keys)
+    return Line(f"GET|HEAD {target}", 200, body, headers={**_LINES_ANSWER, **_link(link)}, given=given)
+
+
+def _json(value: bytes) -> bytes:
+    return json.dumps(value.decode(), ensure_ascii=False).encode()
+
+
+def _link(target: str) -> Fields:
+    return {"link": f'<{target}>; rel="next"'} if target else {}
+
+
+def _wrong(query: str, text: str) -> Line:
+    return Line(f"GET|HEAD /keys?{query}", 400, f"{text}\n".encode())
+
+
+def _listing() -> Iterator[Line]:
+    yield _keys("/keys", *_IN_ORDER)
+    yield _keys("/keys?", *_IN_ORDER)
+    yield _keys("/keys?prefix=&after=", *_IN_ORDER)
+    yield _keys("/keys", given={})
+    yield _keys("/keys?prefix=a", "a", "a.b", "a:a", "a:b")
+    yield _keys("/keys?prefix=a:", "a:a", "a:b")
+    yield _keys("/keys?prefix=%61%3A", "a:a", "a:b")
+    yield _keys("/keys?prefix=a:c")
+    yield _keys("/keys?prefix=d")
+    yield _keys("/keys?after=a", "a.b", "a:a", "a:b", "c")
+    yield _keys("/keys?after=a-", "a.b", "a:a", "a:b", "c")
+    yield _keys("/keys?after=c")
+    yield _keys("/keys?after=B&prefix=a:", "a:a", "a:b")
+    yield _keys("/keys?after=a:a&prefix=a", "a:b")
+    yield _keys("/keys?after=c&prefix=a")
+    yield _keys("/keys?limit=6", *_IN_ORDER)
+    yield _keys("/keys?limit=10000", *_IN_ORDER)
+    yield _keys("/keys?limit=2", "B", "a", link="/keys?after=a&limit=2")
+    yield _keys("/keys?limit=01&after=a&prefix=a", "a.b", link="/keys?prefix=a&after=a.b&limit=1")
+    yield _keys("/keys?limit=2&prefix=a:", "a:a", "a:b")
+    yield _entries("/keys?values=1", *_IN_ORDER)
+    yield _entries("/keys?values=1&prefix=c", "c")
+    yield _entries("/keys?values=1&prefix=d")
+    yield _entries("/keys?prefix=a&values=1&limit=1", "a", link="/keys?prefix=a&after=a&limit=1&values=1")
+    yield _keys("/keys?key=c&key=x&key=B&key=%61", "c", "B", "a")
+    yield _keys("/keys?key=x")
+    yield _keys("/keys?key=a&key=a", "a", "a")
+    yield _entries("/keys?key=c&key=x&values=1&key=B", "c", "B")
+    yield _wrong("x=1", "unknown parameter: x")
+    yield _wrong("prefix=a&%70refix=b", "unknown parameter: %70refix")
+    yield _wrong("prefix=a&&limit=1", "unknown parameter: ")
+    yield _wrong("Limit=1", "unknown parameter: Limit")
+    yield _wrong("prefix=a&prefix=a", "parameter given twice: prefix")
+    yield _wrong("values=1&values=1", "parameter given twice: values")
+    for limit in ("", "0", "-1", "+1", "1.0", "10001", "1e3", "x", "%D9%A1", "9" * 5000, "1_0"):
+        yield _wrong(f"limit={limit}", "limit must be a number from 1 to 10000")
+    yield _wrong("limit", "limit must be a number from 1 to 10000")
+    for values in ("", "0", "true", "2"):
+        yield _wrong(f"values={values}", "values must be 1")
+    for name in ("prefix", "after"):
+        for value in ("/", "%2F", "a+b", "%20", "%", "%4", "%zz", "%FF", "%C3%BC", "%00", "a%0A", "=", "*"):
+            yield _wrong(f"{name}={value}", f"{name} contains invalid characters")
+        yield _wrong(f"key=a&{name}=a", f"{name} cannot go with key")
+    yield _wrong("limit=1&key=a", "limit cannot go with key")
+    yield _wrong("key=", "key cannot be empty")
+    yield _wrong("key", "key cannot be empty")
+    yield _wrong("key=a&key=%FF", "key contains invalid characters")
+    yield _wrong("&".join(["key=a"] * 10_001), "key may be given at most 10000 times")
+
 
 def _not_carried_out(field: str) -> Line:
     """To skip a field that narrows a change would change more than was asked for."""
@@ -305,6 +390,7 @@ LINES: Final = (
     Line("DELETE /clear?&a", 400, b"unknown parameter: \n"),
     Line("DELETE /clear?", 200, then={}),
     *_PRECONDITIONS,
+    *_listing(),
     *(_not_carried_out(field) for field in ("Content-Range", "If-Modified-Since", "If-Unmodified-Since", "If-Range")),
     Line("GET|HEAD /kv/a", 200, b"1"),
     Line("GET|HEAD /kv/a?b=c", 200, b"1"),
@@ -318,7 +404,11 @@ LINES: Final = (
     Line("GET|HEAD /health", 200, b"ok"),
     Line("GET|HEAD /live", 200, b"ok"),
     Line("GET|HEAD /metrics", 200, None),
+    Line("GET|HEAD /status", 200, None, headers={"content-type": JSON}),
     Line("GET|HEAD /openapi.yaml", 200, None),
+    Line("GET|HEAD /console", 200, None, headers={"content-type": HTML}),
+    Line("GET|HEAD /console/style.css", 200, None, headers={"content-type": "text/css; charset=utf-8"}),
+    *(Line(f"GET|HEAD /console/{name}", 404, b"not found\n") for name in ("x", "..", "%2e%2e", "a%2fb", "a%00")),
     Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n", b"3"),
     Line("PUT|GET|HEAD|DELETE /kv/", 400, b"key cannot be empty\n"),
     Line("PUT /kv/a", 400, b"value cannot be empty\n", b""),

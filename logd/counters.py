@@ -1,6 +1,6 @@
-"""What the local engine counts about its own work: plain numbers, updated once a group.
+"""What an engine counts about its own work: plain numbers, updated once a group.
 
-Knows nothing of who reports them (logd/local/engine.py), nor of the name that a number has where it is shown
+Knows nothing of who reports them, nor of the name that a number has where it is shown
 (kv/metrics.py).
 """
 
@@ -16,7 +16,7 @@ _DROPPED: Final = "session_dropped"
 _DATA_LIMIT: Final = "data_limit"
 _PRECONDITION: Final = "precondition_failed"
 _GROUP_WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_SYNC_SECONDS: Final = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
+SECONDS: Final = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Counters:
@@ -31,7 +31,7 @@ class Counters:
         self.not_made: Counter[str] = Counter(dict.fromkeys((_DATA_LIMIT, _PRECONDITION), 0))
         """Writes of applied batches that were not made, by reason. A transaction counts as one."""
         self.group_writes = empty(_GROUP_WRITES)
-        self.sync_seconds = empty(_SYNC_SECONDS)
+        self.sync_seconds = empty(SECONDS)
 
     def count_group(self, batches: Sequence[WriteBatch], frame_bytes: int, sync_seconds: float) -> None:
         """Count a group that is durable."""

@@ -22,10 +22,22 @@ Why AFTER_REFUSAL: if a later batch was accepted, the refused one would look lik
 import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from logd.local.store import SESSIONS_MAX, Store
-from logd.shared.protocol import Committed, Dropped, Gap, Reason, Refused, Reply, WriteBatch
+from logd.shared.protocol import Committed, Dropped, Gap, Outcomes, Reason, Refused, Reply, WriteBatch
+
+FOLLOWED_MAX: Final = 2048
+"""When more sessions are followed, those are forgotten that the state has dropped."""
+
+
+class Applied(Protocol):
+    """The part of an engine's state that decides what may come next."""
+
+    sessions: dict[bytes, int]
+    """The last batch applied for each session. The engine changes it, and never replaces it."""
+
+    def outcomes_of(self, session: bytes, number: int) -> dict[int, Outcomes]:
+        """What was not made of an applied batch, by its number; empty when all of it was made."""
 
 
 class Decision(enum.Enum):
@@ -92,11 +104,12 @@ def decide(number: int, base: int, applied: int | None, progress: Progress) -> D
 class Intake:
     """Accepts batches, hands them out in groups, and is told what became of each group."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._applied = store.sessions
+    def __init__(self, state: Applied) -> None:
+        self._state = state
+        self._applied = state.sessions
         self._sessions: dict[bytes, Progress] = {}
-        self._waiting: deque[Accepted] = deque()
+        self.waiting: deque[Accepted] = deque()
+        """Accepted, and in no group yet; oldest first."""
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Accept a batch, or reply to it at once; None when its group will be the reply."""
@@ -106,11 +119,11 @@ class Intake:
         if decision is _NEXT:
             progress.accepted = number
             progress.pending += 1
-            self._waiting.append(Accepted(raw, batch))
+            self.waiting.append(Accepted(raw, batch))
             return None
         match decision:
             case Decision.APPLIED:
-                return Committed(session, [number], self._store.outcomes_of(session, number))
+                return Committed(session, [number], self._state.outcomes_of(session, number))
             case Decision.OUT_OF_ORDER:
                 return Gap(session, number, progress.next(batch.base))
             case Decision.AFTER_REFUSAL:
@@ -122,15 +135,19 @@ class Intake:
 
     def is_empty(self) -> bool:
         """True when no batch waits for its group."""
-        return not self._waiting
+        return not self.waiting
 
     def take_group(self, bytes_max: float) -> list[Accepted]:
         """The batches that have waited longest, as many as are no larger than this together."""
         group: list[Accepted] = []
         group_bytes = 0
-        while self._waiting and (group_bytes := group_bytes + len(self._waiting[0].raw)) <= bytes_max:
-            group.append(self._waiting.popleft())
+        while self.waiting and (group_bytes := group_bytes + len(self.waiting[0].raw)) <= bytes_max:
+            group.append(self.waiting.popleft())
         return group
+
+    def take(self, count: int) -> list[Accepted]:
+        """That many of the batches that have waited longest."""
+        return [self.waiting.popleft() for _ in range(count)]
 
     def settle(self, group: Sequence[Accepted]) -> None:
         """The oldest batches that were taken have their replies: they are applied, or never will be."""
@@ -138,18 +155,18 @@ class Intake:
             self._sessions[batch.session].pending -= 1
 
     def refuse(self, group: Sequence[Accepted], reason: Reason) -> list[tuple[bytes, Reply]]:
-        """Take back that these were accepted. With them goes all that is on its way, or there would be a gap."""
+        """Take back that these were accepted. All that was accepted after them goes too, or there would be a gap."""
         self.settle(group)
         refused: list[tuple[bytes, Reply]] = []
         for session, numbers in _numbers_by_session(group).items():
             progress = self._sessions[session]
-            progress.accepted = self._applied.get(session, -1)
+            progress.accepted = numbers[0] - 1  # what was accepted before them may still be on its way
             progress.refuse(numbers[-1], reason)
             refused.append((session, Refused(session, numbers, reason)))
         return refused
 
     def _follow(self, session: bytes) -> Progress:
-        if len(self._sessions) > 2 * SESSIONS_MAX:
+        if len(self._sessions) > FOLLOWED_MAX:
             self._forget_dropped_sessions()
         progress = self._sessions[session] = Progress(self._applied.get(session, -1))
         return progress

@@ -1,0 +1,129 @@
+// Changes one value, or makes a new key. What is stored is stored only if the value is still the one that was shown; what
+// somebody else has stored meanwhile is shown beside the text, and never overwritten unasked.
+
+import { Failure, readValue, store } from "./api.js";
+import { button, element, notice } from "./dom.js";
+import { decode, isPlain, visible } from "./text.js";
+import { failure } from "./words.js";
+
+const KEY = /^[A-Za-z0-9:_.-]+$/;
+const OTHERS = "Not stored: somebody else has changed this key since you began. Nothing was overwritten.";
+
+export class Editor {
+  /**
+   * `key` is "" for a new one; `value` is null, or what api.readValue gave, with its text. `onDone` is called at the end
+   * with the key, and with what is to be said if something was stored.
+   */
+  constructor(key, value, onDone) {
+    this.key = key;
+    this.before = value?.text ?? "";
+    this.etag = value?.etag ?? null; // of the value that may be replaced; null: there is none
+    this.onDone = onDone;
+    this.said = element("div", { role: "alert" });
+    this.name = element("input", { "aria-label": "Key", placeholder: "key", autocomplete: "off", spellcheck: "false" });
+    this.area = element("textarea", { "aria-label": "Value", rows: "16", spellcheck: "false" });
+    this.area.value = this.before;
+    this.area.addEventListener("keydown", (event) => this.#onKey(event));
+    this.store = button("Store", () => this.#store(), { kind: "primary" });
+    this.hint = element("span", { class: "quiet" }, "Ctrl+Enter stores");
+    const row = element(
+      "div",
+      { class: "row" },
+      this.store,
+      button("Cancel", () => onDone(key)),
+      this.hint,
+    );
+    this.element = element("div", {}, ...(key ? [] : [this.name]), this.said, this.area, row);
+  }
+
+  focus() {
+    (this.key ? this.area : this.name).focus();
+  }
+
+  isChanged() {
+    return this.area.value !== this.before;
+  }
+
+  #onKey(event) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !this.store.hidden) this.#store();
+  }
+
+  #say(...content) {
+    this.said.replaceChildren(...content);
+  }
+
+  #complain(words, ...more) {
+    this.#say(notice(words, "bad"), ...more);
+  }
+
+  async #store() {
+    const key = this.key || this.name.value;
+    if (!KEY.test(key)) {
+      this.#complain("A key has letters, digits and : _ . - alone, and at least one of them.");
+    } else if (!this.area.value) {
+      this.#complain("A value cannot be empty.");
+    } else {
+      this.#say(element("p", { class: "quiet" }, "Storing …"));
+      await this.#send(key);
+    }
+  }
+
+  async #send(key) {
+    try {
+      await store(key, this.area.value, this.etag);
+      this.onDone(key, "Stored: it is on the disk.");
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      const isUnknown = error.status === 504 || error.status === 0;
+      if (error.status === 412) await this.#showOther(key, OTHERS);
+      else if (isUnknown)
+        this.#complain(
+          failure(error),
+          button("Look whether it is stored", () => this.#look(key)),
+        );
+      else this.#complain(failure(error));
+    }
+  }
+
+  /** After an answer that was lost, the value itself says whether it was stored. */
+  async #look(key) {
+    const other = await this.#read(key);
+    if (other && other.isWhole && decode(other.bytes) === this.area.value) this.onDone(key, "It is stored.");
+    else if (other !== undefined) await this.#showOther(key, "It is not stored. This is what the key has now.");
+  }
+
+  /** Shows what is stored now. To store from here on is to replace that, and is called so. */
+  async #showOther(key, why) {
+    const other = await this.#read(key);
+    if (other === undefined) return;
+    this.etag = other?.etag ?? null;
+    this.store.hidden = this.hint.hidden = true;
+    const theirs = other
+      ? element("pre", { class: "text theirs", tabindex: "0", "aria-label": "What is stored now" }, shown(other))
+      : element("p", {}, "The key is not there any more.");
+    const row = element(
+      "div",
+      { class: "row" },
+      button(other ? "Replace it by my text" : "Store my text again", () => this.#store()),
+      button(other ? "Take what is stored" : "Let it be gone", () => this.onDone(key)),
+    );
+    const label = (words) => element("p", { class: "quiet" }, words);
+    this.#complain(why, label("Stored now:"), theirs, row, label("Your text:"));
+  }
+
+  /** A value, null when there is none, or undefined when that cannot be found out; then it says so. */
+  async #read(key) {
+    try {
+      return await readValue(key);
+    } catch (error) {
+      if (error.status === 404) return null;
+      this.#complain(failure(error));
+      return undefined;
+    }
+  }
+}
+
+function shown({ bytes, isWhole }) {
+  const text = decode(bytes);
+  return (isPlain(text) ? text : visible(text)) + (isWhole ? "" : " …");
+}

@@ -1,0 +1,257 @@
+"""The etcd engine: what `logd.engine` promises, by transactions of a cluster that other servers use too.
+
+Owns the way its parts go together, on the main thread: a batch goes to the lane of its session, a read to the reads,
+and what their threads and the keeper hand back comes through one mailbox. None of its methods waits for the network.
+
+    submit ─> Lane ─queue─> thread of the lane: fold, Writer ─┐
+    read ───> Reads ─queue─> threads: Reader ─────────────────┼─> Link ─> etcd
+    Keeper: thread ───────────────────────────────────────────┘
+                                        results ─> Mailbox ─> collect
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import grpc
+
+from logd import counters
+from logd.counters import Counters
+from logd.engine import Collected, Found, Origin
+from logd.etcd.generation import Generation
+from logd.etcd.keeper import Keeper
+from logd.etcd.lane import Ended, Lane, Replies
+from logd.etcd.layout import Layout
+from logd.etcd.link import Endpoint, Link, User
+from logd.etcd.mailbox import Mailbox
+from logd.etcd.pages import page
+from logd.etcd.reads import Answered, Job, PageOf, Reader, Reads, look_up_all
+from logd.etcd.records import Table
+from logd.etcd.writer import Refusal, Writer
+from logd.shared import process_stats
+from logd.shared.protocol import (
+    ClusterStats,
+    Committed,
+    LargeEntry,
+    Page,
+    PageRequest,
+    Reason,
+    Reply,
+    Stats,
+    WriteBatch,
+)
+
+LANES: Final = 4
+"""Groups in flight at the same time. More bring nothing (8 as many writes as 4)."""
+_RECORD_BYTES: Final = 64 << 10
+"""Of a request: the record, the conditions, and what encoding adds."""
+_SILENT_SECONDS: Final = 3.0
+_OWNER_BYTES: Final = 16
+_GIVE_UP_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the cluster is used."""
+
+    endpoints: Sequence[str]
+    """URLs, the nearest first."""
+    prefix: str
+    gateway: str
+    """Random; that of the logd whose workers this one serves now."""
+    reads: str
+    """auto, index or log."""
+    compact_s: float
+    """0: never."""
+    request_bytes_max: int
+    request_timeout_s: float
+    """How long workers wait for an answer."""
+    credentials: grpc.ChannelCredentials | None = None
+    user: User | None = None
+
+
+class EtcdEngine:
+    """Satisfies `logd.engine.Engine`. `collect` raises writer.Fenced, checks.Unusable."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._results: Mailbox[Ended | Answered | Exception] = Mailbox()
+        self._link = Link(
+            [Endpoint(url, settings.credentials) for url in settings.endpoints],
+            user=settings.user,
+            on_unanswered=self._results.wake,  # a lane may be stalled now
+        )
+        self._generation = Generation()
+        layout = Layout(settings.prefix, settings.gateway)
+        reader = Reader(self._link, layout, self._generation)
+        self._keeper = Keeper(
+            self._link,
+            layout,
+            self._generation,
+            reader,
+            reads=settings.reads,
+            compact_s=settings.compact_s,
+            request_bytes_max=settings.request_bytes_max,
+            on_failed=self._results.put,
+        )
+        self._reads = Reads(partial(_carry_out, reader), self._results)
+        owner, courtesy = os.urandom(_OWNER_BYTES), threading.Lock()
+        self._lanes = [
+            Lane(
+                Writer(self._link, layout, self._generation, number, owner, courtesy),
+                self._results,
+                group_bytes_max=settings.request_bytes_max - _RECORD_BYTES,
+                stall_s=settings.request_timeout_s / 3,
+                may_begin=self._keeper.is_checked,
+            )
+            for number in range(LANES)
+        ]
+        self._no_space = ""
+        self.counters = Counters()
+        self._pages = 0
+        self._read_seconds = counters.empty(counters.SECONDS)
+
+    def fileno(self) -> int:
+        return self._results.fileno()
+
+    def is_ready(self) -> bool:
+        """True when writes are not held any more: every lane is ours."""
+        return not any(lane.is_held for lane in self._lanes)
+
+    def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
+        reply = self._lane_of(batch.session).submit(raw, batch)
+        if reply:
+            self.counters.count_reply(reply)
+        return reply
+
+    def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
+        self._reads.add(keys, origin)
+        return None
+
+    def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
+        self._reads.add_page(request, peer)
+        return None
+
+    def commit(self, *, is_quiet: bool = False) -> None:
+        for lane in self._lanes:
+            lane.begin()
+        self._reads.begin()
+
+    def collect(self) -> Collected:
+        replies: Replies = []
+        reads: list[tuple[Origin, Found]] = []
+        pages: list[tuple[bytes, Page | LargeEntry]] = []
+        for result in self._results.take():
+            if isinstance(result, Answered):
+                if result.failure:
+                    raise result.failure
+                reads += result.reads
+                pages += result.pages
+                self._pages += len(result.pages)
+                if result.reads:
+                    counters.observe(self._read_seconds, result.seconds)
+                self._reads.end()
+            elif isinstance(result, Ended):
+                replies += self._end(result)
+            else:
+                raise result
+        for lane in self._lanes:
+            replies += lane.refuse_if_stalled()
+        for _, reply in replies:
+            self._count(reply)
+        return Collected(replies, reads, pages)
+
+    def idle(self) -> bool:
+        return self._reads.is_idle() and all(lane.is_idle() for lane in self._lanes)
+
+    def unavailable_reason(self) -> str:
+        if self._link.silent_s() > _SILENT_SECONDS:
+            return f"etcd has not answered for {self._link.silent_s():.1f} s"
+        if self._keeper.trouble:
+            return f"etcd refuses what the server needs: {self._keeper.trouble}"
+        if not self.is_ready():
+            return "the server does not have its record in etcd yet"
+        return self._no_space
+
+    def stats(self, number: int) -> Stats:
+        counted, link = self.counters, self._link
+        status = self._keeper.members.status.get(link.current_url)
+        return Stats(
+            number=number,
+            unavailable_reason=self.unavailable_reason(),
+            sessions=sum(len(lane.table.sessions) for lane in self._lanes),
+            groups=counted.groups,
+            batches=counted.batches,
+            refused=dict(counted.refused),
+            writes_not_made=dict(counted.not_made),
+            group_writes=counted.group_writes,
+            sync_seconds=counted.sync_seconds,
+            pages=self._pages,
+            cpu_seconds=time.process_time(),
+            resident_bytes=process_stats.resident_bytes(),
+            cluster=ClusterStats(
+                endpoint=link.current_url,
+                version=status.version if status else "",
+                calls=dict(link.tally.calls),
+                retries=link.tally.repeated,
+                applied_by_earlier_try=sum(lane.writer.found_applied for lane in self._lanes),
+                endpoint_switches=link.tally.switches,
+                read_seconds=self._read_seconds,
+                generation=self._generation.value,
+                db_bytes=status.db_bytes if status else 0,
+                db_bytes_in_use=status.db_bytes_in_use if status else 0,
+                raft_term=link.raft_term,
+                no_answer_seconds=0.0 if self.idle() else link.silent_s(),
+            ),
+        )
+
+    def give_up_records(self) -> None:
+        """Leave nothing of this server in etcd but the data. For a stop in order: a successor needs the records."""
+        deadline = time.monotonic() + _GIVE_UP_SECONDS
+        for lane in self._lanes:
+            lane.give_up()
+        for lane in self._lanes:
+            lane.join(max(0.0, deadline - time.monotonic()))
+
+    def stop(self) -> None:
+        self._link.close()
+        self._keeper.is_checked.set()  # no lane waits for that any more
+        for lane in self._lanes:
+            lane.stop()
+        self._reads.stop()
+        self._keeper.stop()
+        self._results.close()
+
+    def _lane_of(self, session: bytes) -> Lane:
+        return self._lanes[session[0] % LANES]
+
+    def _end(self, ended: Ended) -> Replies:
+        lane, result = self._lanes[ended.lane], ended.result
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, Table):
+            return lane.taken_over(result)
+        group = lane.in_flight or []
+        replies = lane.end(result)
+        if isinstance(result, Refusal):
+            self._no_space = "no space left in etcd" if result.reason is Reason.NO_SPACE else ""
+        else:
+            self._no_space = ""
+            self.counters.count_group([batch for _, batch in group], 0, ended.seconds)
+        return replies
+
+    def _count(self, reply: Reply) -> None:
+        self.counters.count_reply(reply)
+        if isinstance(reply, Committed):
+            for outcomes in reply.outcomes.values():
+                self.counters.count_outcomes(outcomes)
+
+
+def _carry_out(reader: Reader, job: Job) -> Answered:
+    """In a thread of the reads. Raises link.Closed."""
+    if isinstance(job, PageOf):
+        return Answered(pages=[(job.peer, page(reader, job.request))])
+    return Answered(reads=look_up_all(reader, job))

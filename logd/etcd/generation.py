@@ -1,0 +1,16 @@
+"""The generation of the data, as far as this process knows it."""
+
+import threading
+
+
+class Generation:
+    """Never goes back. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def saw(self, value: int) -> None:
+        """Note what etcd has, or had."""
+        with self._lock:
+            self.value = max(self.value, value)

@@ -1,0 +1,226 @@
+"""What has to be done for a cluster beside reads and writes, by one thread in the background:
+
+* check it before it is used, and wait until it answers;
+* ask something when nobody else does, so that /health knows, and see whether our records are still ours;
+* look at its members: versions decide how reads are made, sizes are for /metrics;
+* compact it: etcd keeps every old revision until it is told not to;
+* remove what earlier generations have left, and the records of servers that are no more.
+
+Never defragments: that blocks a member, and is for its operator.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from logd.etcd import checks, records
+from logd.etcd import kv_pb2 as pb
+from logd.etcd.generation import Generation
+from logd.etcd.layout import Layout, Span, span_of
+from logd.etcd.link import Closed, Link, Rejected
+from logd.etcd.reads import Reader
+
+_PROBE_SECONDS: Final = 2.0
+_MEMBERS_SECONDS: Final = 10.0
+_RECORDS_SECONDS: Final = 3600.0
+_SWEEP_SECONDS: Final = 5.0
+_WAIT_SECONDS: Final = 0.5
+_DEAD_SECONDS: Final = 7 * 24 * 3600.0
+_SWEPT_KEYS: Final = 1000
+_SWEEP_PAUSE_SECONDS: Final = 0.05  # deleting blocks every other write of the cluster, some 12 µs a key
+
+log = logging.getLogger("logd.etcd.keeper")
+
+
+@dataclass(slots=True)
+class Members:
+    """The members that answered when they were last looked at, by endpoint."""
+
+    status: Mapping[str, pb.StatusResponse] = field(default_factory=dict)
+
+
+class Keeper:
+    """The thread, and what it has found out."""
+
+    def __init__(
+        self,
+        link: Link,
+        layout: Layout,
+        generation: Generation,
+        reader: Reader,
+        *,
+        reads: str,
+        compact_s: float,
+        request_bytes_max: int,
+        on_failed: Callable[[Exception], None],
+    ) -> None:
+        self._link = link
+        self._layout = layout
+        self._generation = generation
+        self._reader = reader
+        self._reads = reads
+        self._compact_s = compact_s
+        self._request_bytes_max = request_bytes_max
+        self._on_failed = on_failed
+        self.is_checked = threading.Event()
+        """Set when the cluster was found usable."""
+        self.members = Members()
+        self.trouble = ""
+        """Why the cluster does not serve us; empty when it does."""
+        self._swept = -1
+        self._compact_to = 0
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the end of the thread. The link has to be closed by then."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._check()
+            self.is_checked.set()
+            self._keep()
+        except Closed:
+            return
+        except Exception as error:  # whatever it is, the main thread has to learn of it
+            self._on_failed(error)
+
+    # The start -------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Wait until the cluster answers, and check it. Raises checks.Unusable."""
+        is_reported = False
+        while not self._look_at_members():
+            if not is_reported:
+                log.warning("no endpoint of etcd answers: %s; waiting", ", ".join(self._link.urls))
+                is_reported = True
+            self._link.pause(_WAIT_SECONDS)
+        while True:
+            try:
+                checks.check_request_size(self._link, self._layout, self._request_bytes_max)
+            except Rejected as error:
+                self._report(str(error))
+                self._link.pause(_WAIT_SECONDS)
+            else:
+                self._report("")
+                return
+
+    def _look_at_members(self) -> bool:
+        """Ask all members; False when none answers. Raises checks.Unusable."""
+        found = {url: status for url in self._link.urls if (status := self._link.status(url))}
+        checks.check_members(found)
+        self.members.status = found
+        is_sound = len(found) == len(self._link.urls) and checks.reads_index_is_sound(
+            [status.version for status in found.values()]
+        )
+        through_log = self._reads == "log" or (self._reads == "auto" and not is_sound)
+        if found and through_log != self._reader.through_log:
+            log.info("reads go %s", "through the log of etcd" if through_log else "past the log of etcd (ReadIndex)")
+            self._reader.through_log = through_log
+        return bool(found)
+
+    def _report(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            if trouble:
+                log.error("etcd refuses what the server needs: %s", trouble)
+            else:
+                log.info("etcd serves again")
+        self.trouble = trouble
+
+    # From then on ----------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Do each of the chores when it is due."""
+        chores: list[tuple[float, Callable[[], object]]] = [
+            (_PROBE_SECONDS, self._probe),
+            (_MEMBERS_SECONDS, self._look_at_members),
+            (_SWEEP_SECONDS, self._sweep),
+            (_RECORDS_SECONDS, self._remove_dead_records),
+        ]
+        if self._compact_s:
+            chores.append((self._compact_s, self._compact))
+        due = [0.0] * len(chores)
+        while True:
+            for index, (period_s, chore) in enumerate(chores):
+                if time.monotonic() >= due[index]:
+                    due[index] = time.monotonic() + period_s
+                    self._do(chore)
+            self._link.pause(_PROBE_SECONDS / 4)
+
+    def _do(self, chore: Callable[[], object]) -> None:
+        try:
+            chore()
+        except Rejected as error:
+            self._report(str(error))
+        else:
+            self._report("")
+
+    def _probe(self) -> None:
+        """Ask for something that only a cluster with a leader can answer, when nobody else has."""
+        if self._link.silent_s() >= _PROBE_SECONDS / 2:
+            self._reader.look_up(["probe"])
+
+    def _compact(self) -> None:
+        """Have the revisions forgotten that were old a round ago; never the newest one (etcd #17780)."""
+        revision, self._compact_to = self._compact_to, self._link.revision
+        if 0 < revision < self._link.revision:
+            try:
+                self._link.compact(revision)
+            except Rejected as error:
+                log.debug("not compacted to revision %d: %s", revision, error)  # another server was first
+
+    def _sweep(self) -> None:
+        """Remove the keys of all generations but the present one."""
+        generation = self._generation.value
+        if generation == self._swept:
+            return
+        for span in self._layout.data_of_others(generation):
+            while count := self._sweep_some(generation, span):
+                log.info("removed %d keys of earlier generations", count)
+                self._link.pause(_SWEEP_PAUSE_SECONDS)
+        if generation == self._generation.value:
+            self._swept = generation
+
+    def _sweep_some(self, generation: int, span: Span) -> int:
+        """Remove the first keys of a span, as long as the generation is the present one; how many they were."""
+        request = pb.TxnRequest()
+        range_ = request.success.add().request_range
+        range_.key, range_.range_end = span
+        range_.limit = _SWEPT_KEYS
+        range_.keys_only = True
+        found = self._link.txn(request).responses[0].response_range.kvs
+        if not found:
+            return 0
+        request = self._if_present(generation)
+        delete = request.success.add().request_delete_range
+        delete.key, delete.range_end = found[0].key, found[-1].key + b"\0"
+        response = self._link.txn(request)
+        return len(found) if response.succeeded else 0
+
+    def _if_present(self, generation: int) -> pb.TxnRequest:
+        request = pb.TxnRequest()
+        compare = request.compare.add()
+        compare.key = self._layout.generation
+        if generation:
+            compare.target, compare.value = pb.Compare.VALUE, b"%d" % generation
+        else:
+            compare.target, compare.mod_revision = pb.Compare.MOD, 0
+        return request
+
+    def _remove_dead_records(self) -> None:
+        """Remove the records that nobody has written for a week: their server is gone, and its workers with it."""
+        request = pb.TxnRequest()
+        range_ = request.success.add().request_range
+        range_.key, range_.range_end = span_of(self._layout.records)
+        for each in self._link.txn(request).responses[0].response_range.kvs:
+            if records.decode(each.value).written_at < time.time() - _DEAD_SECONDS:
+                removal = pb.TxnRequest()
+                compare = removal.compare.add()
+                compare.target, compare.key, compare.mod_revision = pb.Compare.MOD, each.key, each.mod_revision
+                removal.success.add().request_delete_range.key = each.key
+                self._link.txn(removal)
+                log.info("removed the record %s of a server that is gone", each.key.decode(errors="replace"))

@@ -1,0 +1,195 @@
+"""One lane's way into etcd: each group is one transaction, sent until it is certain what became of it.
+
+Why a group is applied exactly once, however often it is sent: each sending has the condition that the record is the one
+that this writer wrote last, and the first that is applied changes the record. When the condition does not hold, the
+record says why:
+
+| the record in etcd                      | what happened                           | what follows                    |
+|-----------------------------------------|-----------------------------------------|---------------------------------|
+| is ours, with the number of an attempt  | an earlier try of that attempt was      | what that attempt came to       |
+|                                         | applied; its answer was lost            |                                 |
+| has the revision of the condition       | the generation, or a key that decided a | fold anew, as the next attempt: |
+|                                         | check, has changed; nothing was applied | one more number                 |
+| anything else                           | another process has taken the lane over | Fenced: nothing may be answered |
+
+Each attempt has a number of its own, because a try of an earlier attempt may still be applied: conditions on keys may
+come to hold again, when a key that was absent is absent once more.
+
+"No space" is not certain either, so the record is read then, through the log.
+
+Knows no sockets and no sessions; used by the one thread of its lane, and blocks.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from logd.etcd import transactions
+from logd.etcd.generation import Generation
+from logd.etcd.group import Folded, checked_keys, fold
+from logd.etcd.layout import Layout
+from logd.etcd.link import Link, Rejected
+from logd.etcd.records import Table
+from logd.etcd.transactions import Condition, Standing
+from logd.etcd.verdict import Verdict
+from logd.intake import Accepted
+from logd.shared.protocol import Reason
+
+_RETRY_SECONDS: Final = 0.5
+_LOST_MAX: Final = 2
+"""Attempts that a group makes beside other lanes."""
+
+log = logging.getLogger("logd.etcd.writer")
+
+
+class Fenced(Exception):
+    """Another process has the lane: whatever this one does not know to be applied, it may not answer."""
+
+
+class Refusal(NamedTuple):
+    """A group was not applied, and never will be."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(slots=True)
+class Writer:
+    """The groups of one lane, one after the other."""
+
+    link: Link
+    layout: Layout
+    generation: Generation
+    lane: int
+    owner: bytes
+    courtesy: threading.Lock
+    """Shared by all lanes. Held by a group that has lost its race against others several times; they let it pass."""
+    revision: int = 0
+    """Of the record that this process wrote last."""
+    number: int = 0
+    """Of the last attempt."""
+    found_applied: int = 0
+    """Groups of which a try without an answer had been applied."""
+
+    def take_over(self) -> Table:
+        """Make the record ours. From then on nothing that another process has sent can be applied.
+
+        Raises Fenced when others do the same, link.Closed.
+        """
+        standing = self._await_look((), through_log=False)
+        while True:
+            table = Table.of(standing.record) if standing.record else Table()
+            request = transactions.take_over(
+                self.layout, self.lane, standing.revision, table.encoded(self.owner, self.number)
+            )
+            try:
+                response = self.link.txn(request)
+            except Rejected as error:
+                log.error("lane %d cannot be taken over: %s", self.lane, error)
+                self.link.pause(_RETRY_SECONDS)
+                standing = self._await_look((), through_log=True)
+            else:
+                if response.succeeded:
+                    self.revision = response.header.revision
+                    return table
+                standing = transactions.standing(response, ())
+            if standing.record and standing.record.owner == self.owner:
+                self.revision = standing.revision
+                return table
+
+    def give_up(self) -> None:
+        """Remove the record. No worker may be left that could send again. Raises Rejected, link.Closed."""
+        self.link.txn(transactions.give_up(self.layout, self.lane, self.revision))
+
+    def write(self, group: Sequence[Accepted], table: Table) -> Folded | Refusal:
+        """Apply a group; what it came to. Raises Fenced, link.Closed."""
+        keys = sorted(checked_keys(group))
+        attempts: dict[int, Folded] = {}
+        try:
+            standing = self._look(keys, through_log=False) if keys else Standing(0, None, self.generation.value, {})
+        except Rejected as error:  # nothing was sent that could be applied
+            return _refusal(error)
+        with contextlib.ExitStack() as held:
+            while True:
+                if len(attempts) < _LOST_MAX:
+                    with self.courtesy:
+                        pass
+                elif len(attempts) == _LOST_MAX:
+                    held.enter_context(self.courtesy)
+                end = self._attempt(fold(group, table, standing.present), standing.generation, keys, attempts)
+                if not isinstance(end, Standing):
+                    return end
+                if end.revision != self.revision:
+                    return self._applied_before(end, attempts)
+                self.generation.saw(end.generation)
+                is_of_other_keys = keys and end.generation != standing.generation
+                standing = self._await_look(keys, through_log=False) if is_of_other_keys else end
+
+    def _attempt(
+        self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded]
+    ) -> Folded | Refusal | Standing:
+        """Try until it is certain what came of this attempt: applied, refused, or how things stand now."""
+        self.number += 1
+        attempts[self.number] = folded
+        record = folded.table.encoded(self.owner, self.number)
+        request = transactions.group(
+            self.layout, self.lane, Condition(self.revision, generation), record, folded, keys=keys
+        )
+        is_in_doubt = len(attempts) > 1  # a try of an earlier attempt may be under way
+        while True:
+            try:
+                response = self.link.txn(request)
+            except Rejected as error:
+                is_in_doubt = is_in_doubt or error.is_in_doubt
+                if error.verdict is Verdict.NO_SPACE:
+                    standing = self._await_look(keys, through_log=True)
+                    if standing.revision != self.revision:
+                        return standing
+                if not is_in_doubt:
+                    return _refusal(error)
+                self.link.pause(_RETRY_SECONDS)
+            else:
+                if not response.succeeded:
+                    return transactions.standing(response, keys)
+                self.revision = response.header.revision
+                self.generation.saw(generation + folded.clears)
+                return folded
+
+    def _applied_before(self, standing: Standing, attempts: dict[int, Folded]) -> Folded:
+        record = standing.record
+        if not record or record.owner != self.owner or record.number not in attempts:
+            raise Fenced(f"lane {self.lane} belongs to another process now")
+        self.revision = standing.revision
+        self.generation.saw(standing.generation)
+        self.found_applied += 1
+        return attempts[record.number]
+
+    def _look(self, keys: Sequence[str], *, through_log: bool) -> Standing:
+        """How things stand. Raises Rejected."""
+        while True:
+            generation = self.generation.value
+            request = transactions.look(self.layout, self.lane, generation, keys, through_log=through_log)
+            standing = transactions.standing(self.link.txn(request), keys)
+            self.generation.saw(standing.generation)
+            if standing.generation == generation or not keys:
+                return standing
+
+    def _await_look(self, keys: Sequence[str], *, through_log: bool) -> Standing:
+        """How things stand, once the cluster tells."""
+        reported = ""
+        while True:
+            try:
+                return self._look(keys, through_log=through_log)
+            except Rejected as error:
+                if error.text != reported:
+                    log.error("the state of lane %d cannot be read: %s", self.lane, error)
+                    reported = error.text
+                self.link.pause(_RETRY_SECONDS)
+
+
+def _refusal(error: Rejected) -> Refusal:
+    reason = Reason.NO_SPACE if error.verdict is Verdict.NO_SPACE else Reason.UNREACHABLE
+    return Refusal(reason, error.text)
