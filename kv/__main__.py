@@ -42,7 +42,7 @@ def main() -> int:
 
 def _check(config: Config) -> None:
     """Check the files that the options name, and that all code can be loaded. An upgrade asks for this first."""
-    supervisor.check_files(config)
+    supervisor.check_files(config.with_absolute_paths())
     setproctitle.setproctitle("kv: check")  # gunicorn reads it when it is imported; arguments may be no UTF-8
     for module in (*_CODE_OF_CHILDREN, *(_CODE_OF_ETCD if config.engine == "etcd" else ())):
         importlib.import_module(module)

@@ -285,11 +285,22 @@ class Config:
         return {variable: _NONE if value is None else str(value) for variable, value in values.items()}
 
     def with_absolute_paths(self) -> Self:
-        """The same options for a process that runs in another directory."""
+        """The same options for a process that runs in another directory.
+
+        Raises UnusableFile for a relative path when the current directory was deleted.
+        """
         paths: dict[str, Any] = {
-            name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
+            name: _absolute(value, name) for name, value in vars(self).items() if isinstance(value, Path)
         }
         return dataclasses.replace(self, **paths)
+
+
+def _absolute(path: Path, name: str) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        reason = "the current directory was deleted; give an absolute path"
+        raise UnusableFile(f"{_flag(name)} {path}: {reason}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -381,3 +381,13 @@ def test_a_check_touches_neither_the_directory_nor_the_port(capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         printed(capsys, "--check-config", f"--port={taken.getsockname()[1]}", f"--working-dir={tmp_path / 'data'}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_path_in_a_current_directory_that_was_deleted_is_refused_and_others_are_used(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert Config(working_dir=Path("data")).with_absolute_paths().working_dir == tmp_path / "gone" / "data"
+    (tmp_path / "gone").rmdir()
+    assert Config(working_dir=tmp_path / "data").with_absolute_paths().working_dir == tmp_path / "data"
+    with pytest.raises(UnusableFile, match="--working-dir data: the current directory was deleted"):
+        Config(working_dir=Path("data")).with_absolute_paths()

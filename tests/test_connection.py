@@ -453,3 +453,15 @@ def test_a_lost_connection_holds_no_bytes_and_the_application_gets_a_disconnect(
         assert "a" not in client.storage
 
     run(check())
+
+
+def test_a_connection_that_is_accepted_just_before_a_stop_is_closed_with_the_others():
+    async def accept():
+        client, late = Client(), Transport()
+        client.context.is_stopping = True
+        Connection(client.context).connection_made(late)
+        async with asyncio.timeout(10):
+            while not late.closed:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(accept())

@@ -188,21 +188,6 @@ def test_logd_that_dies_with_a_damaged_log_ends_the_service_with_a_line_that_say
         assert damaged.read_bytes() == data
 
 
-def test_a_process_that_fails_too_often_ends_the_service_with_one_line(tmp_path):
-    with Server(tmp_path / "data") as server:
-        for _ in range(10):
-            await_true(lambda: server.role("logd"), 30, what="a logd")
-            logd = server.only("logd")
-            logd.send_signal(signal.SIGABRT)  # SIGKILL does not count, as it comes from outside
-            await_true(lambda logd=logd: not logd.is_running() or logd.status() == psutil.STATUS_ZOMBIE)
-        assert server.wait() == 1
-        assert len([line for line in server.log.splitlines() if "logd failed 10 times in a row" in line]) == 1
-        assert server.members() == []
-        server.start()  # removes the files of a recovery that was interrupted
-        assert server.stop() == 0
-        assert server.left_behind() == []
-
-
 # Workers and their master --------------------------------------------------------------------------------
 
 

@@ -138,7 +138,8 @@ def test_no_new_connection_is_served_once_the_workers_stop(tmp_path, send):
 
 
 def test_an_idle_server_stops_with_all_its_idle_connections(tmp_path, send, record_property):
-    with Server(tmp_path / "data") as server:
+    """Also with those that it has just accepted: it does not wait for the end of the time that it has."""
+    with Server(tmp_path / "data", "--stop-timeout-s=60") as server:
         server.put("key", b"value")
         idle = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(50)]
         try:

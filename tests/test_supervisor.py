@@ -1,12 +1,17 @@
-"""What the supervisor makes of what it hears from logd, without processes."""
+"""What the supervisor makes of what it hears from logd, and of the ends of its children, without processes."""
 
 import os
+import signal
 import socket
+import time
 
 import pytest
 
 from kv import supervisor as supervisors
+from kv.children import Child
 from kv.config import Config
+from kv.errors import CannotServe
+from kv.scoreboard import Role, Scoreboard
 from kv.supervisor import Supervisor
 
 
@@ -74,3 +79,41 @@ def test_what_a_dead_logd_has_recovered_is_not_credited_to_its_successor(supervi
     react(supervisor)
     assert supervisor._is_listening
     assert supervisor._logd.is_ready
+
+
+# When a child is started again ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child():
+    """One that is ready, and was started just now."""
+    child = Child(Role.LOGD, Config(workers=1), Scoreboard(), stop_s=1.0)
+    child.is_ready = True
+    child._started_at = time.monotonic()
+    return child
+
+
+def delay_s(child, status):
+    """How long after this end the child is started again, to a tenth of a second."""
+    child.plan_restart(status)
+    return round(child.restart_at - time.monotonic(), 1)
+
+
+def test_a_child_that_fails_is_started_ever_more_rarely_and_given_up_after_ten_failures_in_a_row(child):
+    delays = [delay_s(child, status) for status in [-signal.SIGABRT, 1, 13] * 3]
+    assert delays == [0, 0.1, 0.5, 1, 2, 4, 5, 5, 5]
+    with pytest.raises(CannotServe, match="logd failed 10 times in a row, and at last ended with status -6; giving up"):
+        child.plan_restart(-signal.SIGABRT)
+
+
+def test_a_child_that_has_lived_for_half_a_minute_begins_a_new_row(child):
+    assert [delay_s(child, 1) for _ in range(3)] == [0, 0.1, 0.5]
+    child._started_at -= 30
+    assert delay_s(child, 1) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_ready_child_that_is_killed_from_outside_has_not_failed(child, number):
+    assert [delay_s(child, -number) for _ in range(20)] == [0] * 20
+    child.is_ready = False  # then it may be for want of memory
+    assert [delay_s(child, -number) for _ in range(3)] == [0, 0.1, 0.5]

@@ -79,6 +79,8 @@ class Connection(asyncio.Protocol):
         if self.scheme == "https":
             transport.set_write_buffer_limits(high=1, low=0)  # of what TLS cannot hand on; see Exchange.send
         self._context.connections.add(self)
+        if self._context.is_stopping:  # it was accepted just before
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the application know, when a request waits for an answer."""
