@@ -245,6 +245,27 @@ def kill(process):
     assert (process.returncode, out) == (-signal.SIGKILL, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--engine", "etcd"], {}),
+        (["--engine=etcd"], {}),
+        ([], {"KV_ENGINE": "etcd"}),
+    ],
+)
+def test_an_engine_with_packages_of_its_own_gets_them_when_it_is_asked_for_and_they_stay(project, arguments, variables):
+    project.install("python3", REAL_PYTHON)
+    with_etcd = project.directory / "requirements-etcd.txt"
+    with_etcd.write_text("# nothing\n# and nothing more\n")
+    assert_sets_up_and_serves(project)
+    for asked, environment, sets_up in ((arguments, variables, True), (arguments, variables, False), ([], {}, False)):
+        process = project.start(*asked, **environment)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == SERVED
+        assert ("setting up" in err) == sets_up
+    assert (project.venv / ".requirements.txt").read_text() == with_etcd.read_text()
+
+
 def test_of_two_first_starts_at_once_one_sets_up_and_both_serve(project):
     project.install("python3", REAL_PYTHON)
     first = project.start()
