@@ -73,6 +73,8 @@ class Keeper:
         self.members = Members()
         self.trouble = ""
         """Why the cluster does not serve us; empty when it does."""
+        self._unusable = ""
+        """What a start would be refused for by now."""
         self._swept = -1
         self._compact_to = 0
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -115,7 +117,6 @@ class Keeper:
     def _look_at_members(self) -> bool:
         """Ask all members; False when none answers. Raises checks.Unusable."""
         found = {url: status for url in self._link.urls if (status := self._link.status(url))}
-        checks.check_members(found)
         self.members.status = found
         is_sound = len(found) == len(self._link.urls) and checks.reads_index_is_sound(
             [status.version for status in found.values()]
@@ -124,7 +125,19 @@ class Keeper:
         if found and through_log != self._reader.through_log:
             log.info("reads go %s", "through the log of etcd" if through_log else "past the log of etcd (ReadIndex)")
             self._reader.through_log = through_log
+        checks.check_members(found)
         return bool(found)
+
+    def _look_again(self) -> None:
+        """Look at the members while they are used: what is wrong with one of them now ends no server."""
+        unusable = ""
+        try:
+            self._look_at_members()
+        except checks.Unusable as error:
+            unusable = str(error)
+        if unusable and unusable != self._unusable:
+            log.error("%s; the next start will be refused", unusable)
+        self._unusable = unusable
 
     def _report(self, trouble: str) -> None:
         if trouble != self.trouble:
@@ -140,7 +153,7 @@ class Keeper:
         """Do each of the chores when it is due."""
         chores: list[tuple[float, Callable[[], object]]] = [
             (_PROBE_SECONDS, self._probe),
-            (_MEMBERS_SECONDS, self._look_at_members),
+            (_MEMBERS_SECONDS, self._look_again),
             (_SWEEP_SECONDS, self._sweep),
             (_RECORDS_SECONDS, self._remove_dead_records),
         ]
