@@ -16,6 +16,7 @@ from logd.shared import logging_setup, recent_warnings, standard_streams
 from logd.shared.protocol import Exit
 
 _CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
+_CODE_OF_ETCD: Final = ("logd.etcd.engine",)
 _UMASK: Final = 0o077  # that of who starts the server may be too wide, or let not even itself read its files
 _GUNICORN_CONF: Final = Path(__file__).parent.with_name("gunicorn.conf.py")
 
@@ -43,7 +44,7 @@ def _check(config: Config) -> None:
     """Check the files that the options name, and that all code can be loaded. An upgrade asks for this first."""
     supervisor.check_files(config.with_absolute_paths())
     setproctitle.setproctitle("kv: check")  # gunicorn reads it when it is imported; arguments may be no UTF-8
-    for module in _CODE_OF_CHILDREN:
+    for module in (*_CODE_OF_CHILDREN, *(_CODE_OF_ETCD if config.engine == "etcd" else ())):
         importlib.import_module(module)
     compile(_GUNICORN_CONF.read_bytes(), _GUNICORN_CONF, "exec")
 

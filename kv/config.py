@@ -221,6 +221,12 @@ class Config:
             return BatchLimits(bytes_soft_max=_ETCD_BATCH_BYTES, checks_max=_ETCD_BATCH_CHECKS)
         return UNLIMITED
 
+    def etcd_hosts(self) -> list[tuple[str, str]]:
+        """The scheme and the host of each endpoint; none when it is not etcd that keeps the data."""
+        urls = self.etcd_endpoints.split(",") if self.engine == "etcd" else []
+        parts = [url.partition("://") for url in urls]
+        return [(scheme, rest.rpartition(":")[0].strip("[]")) for scheme, _, rest in parts]
+
     def place(self) -> str:
         """Where data is kept, for people."""
         return f"etcd at {self.etcd_endpoints}" if self.engine == "etcd" else str(self.working_dir)

@@ -46,7 +46,10 @@ def of_workers() -> ssl.SSLContext | None:
 
 
 def warn_if_exposed(config: Config) -> None:
-    """Log a warning when the host is reachable by others and the token, or TLS, is missing."""
+    """Log a warning when others can reach the host, or see the traffic to etcd, and the token, or TLS, is missing."""
+    for scheme, host in config.etcd_hosts():
+        if scheme == "http" and not _is_loopback(host):
+            log.warning("etcd at %s without TLS: whoever sees the traffic has the data", host)
     if _is_loopback(config.host):
         return
     if not config.token_file:

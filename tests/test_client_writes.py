@@ -2,6 +2,7 @@
 
 import copy
 
+from kv.config import BatchLimits
 from kv.log_client.client import Client
 from kv.log_client.outcomes import DataLimitReached, NoSpace, OutcomeUnknown, PreconditionFailed, Unavailable
 from logd.shared import protocol
@@ -219,6 +220,13 @@ async def test_writes_that_are_refused_for_want_of_memory_are_unavailable_also_w
     assert queued_bytes(client) == 0
 
 
+@scenario()
+async def test_writes_that_are_refused_because_the_data_cannot_be_reached_are_unavailable(client, logd):
+    writes, _ = await sent(client, logd, 2)
+    logd.refuse(2, reason=Reason.UNREACHABLE)
+    assert await outcomes(writes) == [Unavailable]
+
+
 @scenario(session=False)
 async def test_when_no_session_can_be_opened_waiting_writes_fail_and_a_later_one_tries_again(client, logd):
     for _ in range(2):
@@ -394,6 +402,26 @@ async def test_a_transaction_counts_with_all_that_it_holds(client, logd):
     await logd.batch(2)
     logd.commit(2)
     assert await outcome(tasks[0]) is None
+
+
+@scenario(batch_limits=BatchLimits(bytes_soft_max=1 << 20, checks_max=3))
+async def test_where_an_engine_takes_few_checks_a_batch_has_no_more(client, logd):
+    transaction = Transaction([IF_ABSENT, IF_ABSENT], {}, [])
+    tasks = await turn(client.put("a", b"1"), *(client.execute(transaction) for _ in range(3)), client.put("b", b"1"))
+    for number, checks in ((2, 2), (3, 2), (4, 2)):
+        batch = await logd.receive(WriteBatch)
+        assert sum(len(each.checks) for each in batch.transactions) == checks
+        logd.commit(number)
+    assert await outcomes(tasks) == [None] * 5
+
+
+@scenario(batch_limits=BatchLimits(bytes_soft_max=2000))
+async def test_where_an_engine_takes_small_batches_they_are_small(client, logd):
+    tasks = await turn(*(client.put(f"k{n}", bytes(1000)) for n in range(4)))
+    for number in (2, 3):
+        assert len((await logd.receive(WriteBatch)).puts) == 2
+        logd.commit(number)
+    assert await outcomes(tasks) == [None] * 4
 
 
 # A limit on the data ------------------------------------------------------------------------------------

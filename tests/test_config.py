@@ -192,6 +192,38 @@ def test_a_number_that_is_no_size_has_no_unit(capsys, text):
     assert "--port" in refusal(capsys, f"--port={text}")
 
 
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--etcd-endpoints=localhost:2379"], "--etcd-endpoints"),
+        (["--etcd-endpoints=http://a:2379,"], "--etcd-endpoints"),
+        (["--etcd-endpoints=http://a"], "--etcd-endpoints"),
+        (["--etcd-prefix=a/"], "--etcd-prefix"),
+        (["--etcd-prefix=a b"], "--etcd-prefix"),
+        (["--etcd-reads=never"], "--etcd-reads"),
+        (["--etcd-cert-file=x"], "--etcd-key-file"),
+        (["--value-bytes-max=2MiB"], "--value-bytes-max"),
+        (["--segment-bytes=4MiB"], "--segment-bytes"),
+        (["--checkpoint-ratio=2"], "--checkpoint-ratio"),
+        (["--data-bytes-max=1GiB"], "--data-bytes-max"),
+    ],
+)
+def test_what_makes_no_sense_with_etcd_is_refused(capsys, argv, named):
+    assert named in refusal(capsys, "--engine=etcd", *argv)
+
+
+def test_what_is_for_etcd_is_refused_without_it(capsys):
+    assert "--engine local" in refusal(capsys, "--etcd-endpoints=http://a:2379")
+
+
+def test_with_etcd_values_are_as_large_as_its_requests_allow():
+    assert read("--engine=etcd").value_bytes_max == MIB
+    more = read("--engine=etcd", "--value-bytes-max=2MiB", "--etcd-request-bytes-max=3MiB")
+    assert more.value_bytes_max == 2 * MIB
+    assert read("--engine=etcd").batch_limits().checks_max is not None
+    assert read().batch_limits().checks_max is None
+
+
 # Passing on to children ----------------------------------------------------------------------------------
 
 SECONDS = st.floats(0.1, 1e6)

@@ -1,4 +1,4 @@
-"""The console as a person sees it, in Debian's Chromium: what is shown, what heals, and what is never overwritten."""
+"""The console as a person sees it, in Chromium: what is shown, what heals, and what is never overwritten."""
 
 import contextlib
 import json
@@ -9,7 +9,9 @@ import pytest
 from tests.support.harness import Server, await_true
 
 webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+Keys = webdriver.Keys
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("Chromium and its driver are not installed (chromium, chromium-driver)", allow_module_level=True)
 
@@ -159,6 +161,17 @@ def test_while_logd_is_away_the_page_says_so_and_goes_on_with_the_rest(person, s
     person.await_text("Takes reads and writes", "#health")
 
 
+def test_on_a_phone_nothing_is_wider_than_the_screen(person):
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    person.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        for view, shown in (("#server", "serves"), ("#data", "Refresh")):
+            person.open(view).await_text(shown, "main")
+            assert person.run("return document.documentElement.scrollWidth") == 360
+    finally:
+        person.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_rates_and_quantiles_are_those_of_prometheus(person):
     person.open().await_text("Takes reads and writes", "#health")
     counter = 'c_total{{method="GET",status="200"}} {0}\n'
@@ -201,6 +214,18 @@ def test_keys_are_found_by_their_beginning_and_page_by_page(person, server):
     person.await_text("No key begins with “none”.")
     person.type("a b", "#prefix")
     person.await_text("prefix contains invalid characters")
+
+
+def test_the_arrows_walk_along_the_keys_and_enter_shows_a_value(person, server):
+    for name in "xyz":
+        server.put(f"walk:{name}", name.encode())
+    person.open("#data").type("walk:", "#prefix")
+    await_true(lambda: listed(person) == ["walk:x", "walk:y", "walk:z"], PATIENCE_SECONDS, "the prefix")
+    person.run("document.querySelector('.keys a').focus()")
+    for key in ("ARROW_DOWN", "ARROW_DOWN", "ARROW_UP", "ENTER"):
+        person.driver.switch_to.active_element.send_keys(getattr(Keys, key))
+    person.await_text("walk:y", ".value h2")
+    person.await_text("y", ".value pre")
 
 
 def test_a_value_is_changed_and_a_new_key_is_made(person, server):

@@ -244,8 +244,27 @@ def test_without_space_writes_get_507_and_reads_go_on_until_there_is_space_again
         nodes.etcdctl("compact", str(revision))
         nodes.etcdctl("defrag")
         nodes.etcdctl("alarm", "disarm")
+        server.await_ready()  # though nobody has written
         assert server.call("PUT", "/kv/k", b"again").status == 200
-        assert server.call("GET", "/health").status == 200
+
+
+def test_what_is_as_large_as_it_may_be_is_stored_and_what_is_larger_gets_413(server):
+    key, value = "k" * 60_000, b"v" * (1 << 20)
+    assert server.call("PUT", f"/kv/{key}", value).status == 200
+    assert server.get(key) == value
+    assert server.call("PUT", "/kv/k", value + b"v").status == 413
+    large = [f'{{"op":"put","key":"{n}{"p" * 400}","value":"{"v" * 500}"}}' for n in range(1000)]
+    assert server.call("POST", "/batch", "\n".join(large).encode()).status == 200
+    checks = [f'{{"op":"check","key":"c{n}","absent":true}}' for n in range(49)]
+    assert server.call("POST", "/batch", "\n".join(checks[:48]).encode()).status == 200
+    assert server.call("POST", "/batch", "\n".join(checks).encode()).status == 413
+
+
+def test_many_large_values_at_once_are_stored_and_read(server):
+    requests = [("PUT", f"/kv/large{n}", b"v" * (900_000 + n)) for n in range(30)]
+    answers = send_all(server.port, requests, 10)
+    assert {answers[n].status for n in range(30)} == {200}
+    assert [len(server.get(f"large{n}")) for n in range(30)] == [900_000 + n for n in range(30)]
 
 
 def test_a_node_that_takes_smaller_requests_is_found_at_the_start(tmp_path):

@@ -154,6 +154,19 @@ def test_what_was_refused_may_be_sent_under_another_number(store):
     assert store.data == {"k": b"2"}
 
 
+def test_what_waits_may_be_refused_while_what_was_taken_before_it_is_on_its_way(store):
+    intake = Intake(store)
+    submit(intake, A, 1, base=1)
+    in_flight = intake.take(1)
+    submit(intake, A, 2, base=1)
+    assert intake.refuse(intake.take(1), Reason.UNREACHABLE) == [(A, Refused(A, [2], Reason.UNREACHABLE))]
+    assert submit(intake, A, 1, base=1) is None  # it is still on its way
+    assert submit(intake, A, 3, base=1) == Refused(A, [3], Reason.UNREACHABLE)
+    apply_to(store, intake, in_flight)
+    assert submit(intake, A, 1, base=1) == Committed(A, [1])
+    assert submit(intake, A, 4, base=4) is None
+
+
 def test_a_repeat_of_what_was_applied_gets_the_outcomes_that_it_had(store):
     intake = Intake(store)
     transaction = Transaction([Check("k", None, negated=True)], {"k": b"1"}, [])

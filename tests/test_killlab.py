@@ -41,12 +41,12 @@ from tests.support.recorder import (
     REFUSED,
     TIMED_OUT,
     UNFOUNDED,
-    Answer,
     Clients,
     Failure,
     Record,
     make_each,
 )
+from tests.support.requests import Answer, Requests
 
 OK, REFUSED_OUTCOME, UNKNOWN, NOT_MET = Outcome
 
@@ -402,40 +402,40 @@ def answered(status, body=b"", etag=None):
 
 
 def test_a_condition_names_what_is_known_and_the_answer_tells_what_was_there():
-    record = Record(["a", "b"], 20)
-    stored = record.request(Kind.PUT, 0, {})
-    fresh = record.request(Kind.CAS, 0, {})
+    requests = Requests(["a", "b"], 20)
+    stored = requests.make(Kind.PUT, 0, {})
+    fresh = requests.make(Kind.CAS, 0, {})
     assert b"\r\nIf-None-Match: *\r\n" in fresh.data
-    built = record.request(Kind.CAS, 0, {0: stored.value})
+    built = requests.make(Kind.CAS, 0, {0: stored.value})
     tag = etag(stored.data.partition(b"\r\n\r\n")[2])
     assert b'\r\nIf-Match: "%s"\r\n' % tag.encode() in built.data
     assert built.reads == {0: stored.value}
-    assert record.found(Kind.CAS, built, 0, answered(200)) == built.writes
-    assert record.found(Kind.CAS, fresh, 0, answered(412, etag=tag)) == {0: stored.value}
-    assert record.found(Kind.CAS, built, 0, answered(412)) == {0: ABSENT}
-    assert record.found(Kind.CAS, built, 0, answered(412, etag="0" * 32)) == {0: FOREIGN}
-    assert record.found(Kind.CAS, built, 0, answered(503)) is None
+    assert requests.found(Kind.CAS, built, 0, answered(200)) == built.writes
+    assert requests.found(Kind.CAS, fresh, 0, answered(412, etag=tag)) == {0: stored.value}
+    assert requests.found(Kind.CAS, built, 0, answered(412)) == {0: ABSENT}
+    assert requests.found(Kind.CAS, built, 0, answered(412, etag="0" * 32)) == {0: FOREIGN}
+    assert requests.found(Kind.CAS, built, 0, answered(503)) is None
 
 
 def test_a_batch_checks_what_is_known_and_the_answer_tells_of_the_checks_that_failed():
-    record = Record(["a", "b", "c", "d"], 20)
-    stored = record.request(Kind.PUT, 0, {})
-    asked = record.request(Kind.BATCH, 1, {0: stored.value, 2: ABSENT, 3: 7})
+    requests = Requests(["a", "b", "c", "d"], 20)
+    stored = requests.make(Kind.PUT, 0, {})
+    asked = requests.make(Kind.BATCH, 1, {0: stored.value, 2: ABSENT, 3: 7})
     operations = [json.loads(line) for line in asked.data.partition(b"\r\n\r\n")[2].splitlines()]
     assert [(each["op"], each["key"]) for each in operations[:3]] == [("check", "a"), ("check", "c"), ("put", "a")]
     assert asked.reads == {0: stored.value, 2: ABSENT}
     assert set(asked.writes) == {0, 1, 2}
     failed = b'{"key":"c","etag":"%s"}\n' % operations[0]["etag"].encode()
-    assert record.found(Kind.BATCH, asked, 1, answered(412, failed)) == {0: stored.value, 2: stored.value}
+    assert requests.found(Kind.BATCH, asked, 1, answered(412, failed)) == {0: stored.value, 2: stored.value}
 
 
 def test_a_read_of_several_keys_tells_of_each():
-    record = Record(["a", "b", "c"], 20)
-    stored = record.request(Kind.PUT, 1, {})
-    asked = record.request(Kind.READ, 0, {})
+    requests = Requests(["a", "b", "c"], 20)
+    stored = requests.make(Kind.PUT, 1, {})
+    asked = requests.make(Kind.READ, 0, {})
     assert asked.data.startswith(b"GET /keys?key=a&key=b&key=c&values=1 ")
     line = json.dumps({"key": "b", "value": stored.data.partition(b"\r\n\r\n")[2].decode()}).encode()
-    assert record.found(Kind.READ, asked, 0, answered(200, line)) == {0: ABSENT, 1: stored.value, 2: ABSENT}
+    assert requests.found(Kind.READ, asked, 0, answered(200, line)) == {0: ABSENT, 1: stored.value, 2: ABSENT}
 
 
 def test_a_412_for_a_condition_that_held_is_an_answer_that_no_request_should_get():

@@ -211,7 +211,7 @@ def test_without_logd_a_worker_shows_its_own_metrics_and_is_alive(server):
 OF_ETCD = {name for name in documented() if name.startswith("kv_etcd_")}
 OF_A_DIRECTORY = {
     *("kv_log_appended_bytes_total", "kv_log_bytes", "kv_log_segments", "kv_disk_free_bytes", "kv_snapshot_bytes"),
-    *("kv_keys", "kv_data_bytes"),
+    *("kv_keys", "kv_keys_unsorted", "kv_data_bytes"),
     *(name for name in documented() if name.startswith(("kv_checkpoint", "kv_recovery_"))),
 }
 

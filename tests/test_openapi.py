@@ -126,6 +126,7 @@ FUZZER_OPTIONS = """
 
 [checks]
 positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "404", "412", "5xx"]
+negative_data_rejection.expected-statuses = ["400", "401", "404", "405", "413", "414", "431", "5xx"]
 
 [[operations]]
 include-operation-id = "makeBatch"

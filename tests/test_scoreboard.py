@@ -91,6 +91,39 @@ def test_every_start_after_the_first_is_a_restart(fd):
     assert Scoreboard(fd).restarts(Role.GUNICORN) == 0
 
 
+def told(board, role):
+    return next(each for each in board.processes() if each.role == role)
+
+
+def test_a_process_is_told_from_its_start_to_its_end_and_so_is_the_next_one(fd):
+    board, reader = Scoreboard(fd), Scoreboard(fd)
+    assert told(reader, "logd") == scoreboard.Process("logd", None, 0, None, None, None, 0)
+    board.started(Role.LOGD, os.getpid())
+    started = told(reader, "logd")
+    assert (started.pid, started.ready_at, started.ended_at) == (os.getpid(), None, None)
+    board.ready(Role.LOGD)
+    assert told(reader, "logd").ready_at >= started.started_at
+    board.ended(Role.LOGD)
+    assert (told(reader, "logd").pid, told(reader, "logd").resident_bytes) == (None, 0)
+    board.started(Role.LOGD, os.getpid())
+    again = told(reader, "logd")
+    assert (again.pid, again.restarts, again.ready_at) == (os.getpid(), 1, None)
+    assert started.started_at <= again.ended_at <= again.started_at
+
+
+def test_a_worker_is_told_while_it_lives(fd):
+    run(DIES, fd)
+    assert "worker" not in [each.role for each in Scoreboard(fd).processes()]
+    board = Scoreboard(fd)
+    slot = board.take_slot()
+    assert (told(board, "worker").pid, told(board, "worker").ready_at) == (os.getpid(), None)
+    slot.serve()
+    worker = told(board, "worker")
+    assert worker.started_at <= worker.ready_at
+    assert (worker.restarts, worker.ended_at) == (1, None)
+    assert worker.resident_bytes > 0
+
+
 # Slots ---------------------------------------------------------------------------------------------------
 
 

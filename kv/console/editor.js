@@ -1,4 +1,4 @@
-// Changes one value, or makes a new key. What is stored is stored only if the value is still the one that was shown; what
+// Changes one value, or makes a new key. A text is stored only if the value is still the one that was shown; what
 // somebody else has stored meanwhile is shown beside the text, and never overwritten unasked.
 
 import { Failure, readValue, store } from "./api.js";
@@ -11,8 +11,8 @@ const OTHERS = "Not stored: somebody else has changed this key since you began. 
 
 export class Editor {
   /**
-   * `key` is "" for a new one; `value` is null, or what api.readValue gave, with its text. `onDone` is called at the end
-   * with the key, and with what is to be said if something was stored.
+   * `key` is "" for a new one; `value` is null, or what api.readValue gave, with its text. `onDone` is called at the
+   * end with the key, and with what is to be said if something was stored.
    */
   constructor(key, value, onDone) {
     this.key = key;

@@ -86,7 +86,7 @@ function outage({ pid, ended_at, ready_at }, now) {
 /** The warnings of the server, and between them what the page has seen itself. Newest first. */
 export class Events {
   #events = new Map();
-  #pids = null;
+  #working = null; // the processes that did their work at the last look
   #list = element("ol", { class: "events" });
   #none = element(
     "p",
@@ -102,14 +102,14 @@ export class Events {
   show(status) {
     for (const warning of status.warnings) this.#add(`${warning.time} ${warning.pid} ${warning.message}`, warning);
     for (const process of status.processes) this.#note(process);
-    this.#pids = new Set(status.processes.map((each) => each.pid));
+    this.#working = new Set(status.processes.filter((each) => each.ready_at).map((each) => each.pid));
   }
 
   /** Notes that the work goes on. The server knows when it ended for all but workers; a new worker is seen here. */
   #note({ role, pid, ended_at, ready_at }) {
     if (!ready_at || pid === null) return;
     const known = { time: ready_at, level: "good", role, pid };
-    const isNew = this.#pids && !this.#pids.has(pid);
+    const isNew = this.#working && !this.#working.has(pid);
     if (ended_at !== null && ready_at > ended_at) {
       const pause = duration(ready_at - ended_at);
       const message = `${role} does its work again, as process ${pid}, ${pause} after the last one ended.`;

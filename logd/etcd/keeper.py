@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from logd.etcd import checks, records
+from logd.etcd import checks, records, transactions
 from logd.etcd import kv_pb2 as pb
 from logd.etcd.generation import Generation
 from logd.etcd.layout import Layout, Span, span_of
@@ -56,7 +56,9 @@ class Keeper:
         compact_s: float,
         request_bytes_max: int,
         on_failed: Callable[[Exception], None],
+        on_turn: Callable[[], None],
     ) -> None:
+        """`on_turn` is called every few seconds, for what is due on the main thread."""
         self._link = link
         self._layout = layout
         self._generation = generation
@@ -65,6 +67,7 @@ class Keeper:
         self._compact_s = compact_s
         self._request_bytes_max = request_bytes_max
         self._on_failed = on_failed
+        self._on_turn = on_turn
         self.is_checked = threading.Event()
         """Set when the cluster was found usable."""
         self.members = Members()
@@ -161,8 +164,10 @@ class Keeper:
 
     def _probe(self) -> None:
         """Ask for something that only a cluster with a leader can answer, when nobody else has."""
+        self._on_turn()
         if self._link.silent_s() >= _PROBE_SECONDS / 2:
-            self._reader.look_up(["probe"])
+            generation, through_log = self._generation.value, self._reader.through_log
+            self._link.txn(transactions.read(self._layout, generation, ["probe"], through_log=through_log))
 
     def _compact(self) -> None:
         """Have the revisions forgotten that were old a round ago; never the newest one (etcd #17780)."""

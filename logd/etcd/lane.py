@@ -6,9 +6,8 @@ of the time in which one waits for the cluster; a session always has the same la
 Owns what waits and what is in flight, on the main thread, and the thread that brings groups to etcd. The two meet in a
 queue and in the mailbox, and nowhere else: while a group is in flight, the table is not changed.
 
-    HELD        the record is not ours yet, so nobody knows what a predecessor has applied: batches are kept
-    OPEN        batches are accepted; those that come while a group is in flight are the next group
-    STALLED     a group has had no answer for long: what waits behind it, and what comes, was never sent and is refused
+When a group has had no answer for long, the lane is stalled: what waits behind that group, and what comes, was never
+sent, and is refused.
 """
 
 import queue
@@ -27,6 +26,8 @@ from logd.shared.protocol import Reason, Reply, WriteBatch
 
 _TOUCH_SECONDS: Final = 24 * 3600.0
 """A record is written that often when nobody writes, so that others see that it is needed."""
+_REFUSED_SECONDS: Final = 2.0
+"""So soon after a refusal, to see whether there is space again."""
 
 Replies: TypeAlias = list[tuple[bytes, Reply]]
 
@@ -47,13 +48,13 @@ class Lane:
     ) -> None:
         self.writer = writer
         self.table = Table()
-        self.is_held = True
+        self.is_ours = False
+        """The record. Until then nobody knows what a predecessor has applied, and nothing may be submitted."""
         self.in_flight: list[Accepted] | None = None
         self._began_at = 0.0
-        self._written_at = time.monotonic()
+        self._touch_at = time.monotonic() + _TOUCH_SECONDS
         self._group_bytes_max = group_bytes_max
         self._stall_s = stall_s
-        self._held: list[Accepted] = []
         self._intake = Intake(self.table)
         self._groups: queue.SimpleQueue[tuple[list[Accepted], Table] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -63,9 +64,6 @@ class Lane:
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
         """Accept a batch, or reply to it at once."""
-        if self.is_held:
-            self._held.append(Accepted(raw, batch))
-            return None
         reply = self._intake.submit(raw, batch)
         if reply is None and self._intake.waiting and self.is_stalled():
             ((_, reply),) = self._refuse_waiting(Reason.UNREACHABLE)
@@ -73,26 +71,24 @@ class Lane:
 
     def begin(self) -> None:
         """Send what waits, unless a group is in flight."""
-        if self.is_held or self.in_flight is not None:
+        if not self.is_ours or self.in_flight is not None:
             return
         waiting = self._intake.waiting
-        if waiting or time.monotonic() - self._written_at > _TOUCH_SECONDS:
+        if waiting or time.monotonic() > self._touch_at:
             self.in_flight = self._intake.take(count_that_fit(waiting, self._group_bytes_max))
-            self._began_at = self._written_at = time.monotonic()
+            self._began_at = time.monotonic()
             self._groups.put((self.in_flight, self.table))
 
-    def taken_over(self, table: Table) -> Replies:
-        """The record is ours. Replies to those batches that were kept and need not wait for a group."""
+    def taken_over(self, table: Table) -> None:
+        """The record is ours, and the table that it held is final."""
         self.table.replace(table)
-        self.is_held = False
-        held, self._held = self._held, []
-        replies = [(accepted.batch.session, self.submit(*accepted)) for accepted in held]
-        return [(session, reply) for session, reply in replies if reply]
+        self.is_ours = True
 
     def end(self, result: Folded | Refusal) -> Replies:
         """Finish the group in flight, and begin the next. Replies to the one that ended, or to all that waits."""
         assert self.in_flight is not None
         group, self.in_flight = self.in_flight, None
+        self._touch_at = time.monotonic() + (_REFUSED_SECONDS if isinstance(result, Refusal) else _TOUCH_SECONDS)
         if isinstance(result, Refusal):
             return self._intake.refuse([*group, *self._intake.take(len(self._intake.waiting))], result.reason)
         self.table.replace(result.table)
@@ -109,12 +105,12 @@ class Lane:
         return self.in_flight is not None and time.monotonic() - self._began_at > self._stall_s
 
     def is_idle(self) -> bool:
-        """True when no reply is still to come. What is kept for a record that is not ours gets none."""
+        """True when no reply is still to come."""
         return self.in_flight is None and not self._intake.waiting
 
     def give_up(self) -> None:
         """Begin to remove the record, unless a group is in flight. No worker may be left that could send again."""
-        if not self.is_held and self.is_idle():
+        if self.is_ours and self.is_idle():
             self._groups.put(None)
 
     def join(self, seconds: float) -> None:

@@ -75,9 +75,9 @@ class Writer:
     """Groups of which a try without an answer had been applied."""
 
     def take_over(self) -> Table:
-        """Make the record ours. From then on nothing that another process has sent can be applied.
+        """Make the record ours; the sessions that it has. Nothing that another process has sent can be applied then.
 
-        Raises Fenced when others do the same, link.Closed.
+        Raises link.Closed.
         """
         standing = self._await_look((), through_log=False)
         while True:
@@ -114,11 +114,7 @@ class Writer:
             return _refusal(error)
         with contextlib.ExitStack() as held:
             while True:
-                if len(attempts) < _LOST_MAX:
-                    with self.courtesy:
-                        pass
-                elif len(attempts) == _LOST_MAX:
-                    held.enter_context(self.courtesy)
+                self._take_turn(len(attempts), held)
                 end = self._attempt(fold(group, table, standing.present), standing.generation, keys, attempts)
                 if not isinstance(end, Standing):
                     return end
@@ -127,6 +123,14 @@ class Writer:
                 self.generation.saw(end.generation)
                 is_of_other_keys = keys and end.generation != standing.generation
                 standing = self._await_look(keys, through_log=False) if is_of_other_keys else end
+
+    def _take_turn(self, attempts: int, held: contextlib.ExitStack) -> None:
+        """Let a group pass that has lost its race several times; or, after as many attempts, be that group."""
+        if attempts < _LOST_MAX:
+            with self.courtesy:
+                pass
+        elif attempts == _LOST_MAX:
+            held.enter_context(self.courtesy)
 
     def _attempt(
         self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded]

@@ -175,8 +175,8 @@ def _read_back(cluster: Cluster, result: Result, progress: Progress) -> None:
         cluster.crash()
         cluster.start()
         _read_all(cluster, result)
-        counter = call(cluster.ports[0], "GET", f"/kv/{result.record.counter}")
-        result.counter = result.record.value(counter.body) if counter.status == 200 else ABSENT
+        counter = call(cluster.ports[0], "GET", f"/kv/{result.record.requests.counter}")
+        result.counter = result.record.requests.value(counter.body) if counter.status == 200 else ABSENT
         result.puts_counted = cluster.puts_counted()
     except (AssertionError, Refused) as error:  # of the harness: something did not start
         result.errors.append(f"after the load: {error}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from tests.support.history import Kind
-from tests.support.recorder import Request
+from tests.support.requests import Request
 
 _BATCHES_WITH_CHECKS: Final = 0.5
 

@@ -14,7 +14,8 @@ from typing import Final, Self
 from tests.support.clients import ANSWER_SECONDS
 from tests.support.harness import await_true
 from tests.support.history import Kind, Outcome, check, missing_writes
-from tests.support.recorder import Clients, Failure, Record, Request, make_each
+from tests.support.recorder import Clients, Failure, Record, make_each
+from tests.support.requests import Request
 
 _KEYS_PER_CLIENT: Final = 10
 _DELETES_OF_WRITES: Final = 1 / 7

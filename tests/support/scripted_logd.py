@@ -171,7 +171,7 @@ def scenario(
     loops: Iterable[Callable[..., None]] = (asyncio.run,),
     connected: bool = True,
     session: bool = True,
-    **options: float,
+    **options: Any,  # noqa: ANN401
 ) -> Callable[[Scenario], Callable[..., None]]:
     """Run a test in an event loop; nothing may be left to the loop's exception handler."""
 

@@ -1,0 +1,243 @@
+"""The way to a cluster: what each error means, which member is asked next, tokens, and which clusters are refused."""
+
+import shutil
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+from logd.etcd import checks, pages
+from logd.etcd import kv_pb2 as pb
+from logd.etcd.checks import Unusable
+from logd.etcd.generation import Generation
+from logd.etcd.layout import Layout
+from logd.etcd.link import Closed, Link, Rejected, User
+from logd.etcd.reads import Reader
+from logd.etcd.transactions import READS_MAX
+from logd.etcd.verdict import Verdict, judge
+from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
+from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd, Fault
+from tests.support.harness import ROOT
+
+CODE = grpc.StatusCode
+PUT = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k", value=b"v"))])
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("logd.etcd.link._PAUSE_SECONDS", (0.0,))
+    monkeypatch.setattr("logd.etcd.link._BUSY_SECONDS", 0.0)
+    monkeypatch.setattr("logd.etcd.reads.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("logd.etcd.pages.RETRY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def etcd():
+    return FakeEtcd()
+
+
+# Errors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "verdict"),
+    [
+        (CODE.UNAVAILABLE, "etcdserver: request timed out", Verdict.UNANSWERED),
+        (CODE.UNAVAILABLE, "etcdserver: leader changed", Verdict.UNANSWERED),
+        (CODE.UNAVAILABLE, "failed to connect to all addresses", Verdict.UNANSWERED),
+        (CODE.DEADLINE_EXCEEDED, "Deadline Exceeded", Verdict.UNANSWERED),
+        (CODE.UNKNOWN, "context deadline exceeded", Verdict.UNANSWERED),
+        (CODE.CANCELLED, "", Verdict.UNANSWERED),
+        (CODE.INTERNAL, "stream terminated", Verdict.UNANSWERED),
+        (CODE.RESOURCE_EXHAUSTED, "something that is not known here", Verdict.UNANSWERED),
+        (CODE.RESOURCE_EXHAUSTED, "etcdserver: too many requests", Verdict.BUSY),
+        (CODE.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Verdict.NO_SPACE),
+        (CODE.RESOURCE_EXHAUSTED, "received message larger than max (3 vs. 2)", Verdict.TOO_LARGE),
+        (CODE.INVALID_ARGUMENT, "etcdserver: request is too large", Verdict.TOO_LARGE),
+        (CODE.INVALID_ARGUMENT, "etcdserver: too many operations in txn request", Verdict.TOO_LARGE),
+        (CODE.INVALID_ARGUMENT, "etcdserver: user name is empty", Verdict.UNAUTHENTICATED),
+        (CODE.UNAUTHENTICATED, "etcdserver: invalid auth token", Verdict.UNAUTHENTICATED),
+        (CODE.PERMISSION_DENIED, "etcdserver: permission denied", Verdict.DENIED),
+        (CODE.DATA_LOSS, "etcdserver: corrupt cluster", Verdict.DENIED),
+        (CODE.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", Verdict.NO_SUCH_REVISION),
+    ],
+)
+def test_an_error_means_this_and_what_is_not_known_is_not_certain(code, text, verdict):
+    assert judge(code, text) is verdict
+
+
+# Tries ---------------------------------------------------------------------------------------------------
+
+
+def test_a_request_without_an_answer_goes_to_the_next_endpoint_as_it_was(etcd):
+    etcd.faults.extend([Fault.LOST, Fault.LOST])
+    link = etcd.link()
+    assert link.txn(PUT).succeeded
+    assert etcd.requests == [PUT] * 3
+    assert link.current_url == "http://node2"
+    assert (link.tally.switches, link.tally.repeated) == (2, 2)
+    assert (link.tally.calls["ok"], link.tally.calls["unanswered"]) == (1, 2)
+
+
+def test_a_busy_cluster_is_asked_again_at_the_same_endpoint(etcd):
+    etcd.faults.append(Fault.BUSY)
+    link = etcd.link()
+    assert link.txn(PUT).succeeded
+    assert link.current_url == "http://node0"
+
+
+@pytest.mark.parametrize(("faults", "is_in_doubt"), [([Fault.DENIED], False), ([Fault.LOST, Fault.DENIED], True)])
+def test_a_denial_says_whether_an_earlier_try_may_still_be_applied(etcd, faults, is_in_doubt):
+    etcd.faults.extend(faults)
+    with pytest.raises(Rejected) as rejected:
+        etcd.link().txn(PUT)
+    assert (rejected.value.verdict, rejected.value.is_in_doubt) == (Verdict.DENIED, is_in_doubt)
+
+
+def test_after_a_close_nothing_is_sent_again(etcd):
+    etcd.faults.append(Fault.LOST)
+    link = etcd.link()
+    link._on_unanswered = link.close
+    with pytest.raises(Closed):
+        link.txn(PUT)
+    assert len(etcd.requests) == 1
+
+
+class Guarded(FakeEndpoint):
+    """Wants a token, which changes with each authentication."""
+
+    tokens = 0
+
+    def call(self, method, message, seconds, metadata):
+        if method == "authenticate":
+            asked = pb.AuthenticateRequest.FromString(message)
+            if (asked.name, asked.password) != ("kv", "secret"):
+                raise FakeError(CODE.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID or password")
+            Guarded.tokens += 1
+            return pb.AuthenticateResponse(token=f"token{Guarded.tokens}")
+        if metadata != (("token", f"token{Guarded.tokens}"),):
+            raise FakeError(CODE.UNAUTHENTICATED, "etcdserver: invalid auth token")
+        return super().call(method, message, seconds, metadata)
+
+
+def test_a_token_is_fetched_before_the_first_request_and_when_it_is_not_known_any_more(etcd):
+    link = Link([Guarded("http://node", etcd)], user=User("kv", "secret"))
+    assert link.txn(PUT).succeeded
+    Guarded.tokens += 1  # as after a restart of etcd
+    assert link.txn(PUT).succeeded
+    assert len(etcd.requests) == 2
+
+
+def test_a_wrong_password_is_a_denial(etcd):
+    with pytest.raises(Rejected) as rejected:
+        Link([Guarded("http://node", etcd)], user=User("kv", "wrong")).txn(PUT)
+    assert rejected.value.verdict is Verdict.DENIED
+
+
+# Clusters ------------------------------------------------------------------------------------------------
+
+
+def member(version, cluster=1):
+    return pb.StatusResponse(version=version, header=pb.ResponseHeader(cluster_id=cluster))
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.5.2", "3.3.27", "2.3.8", "nonsense"])
+def test_versions_that_lose_what_they_acknowledged_or_are_not_known_are_refused(version):
+    with pytest.raises(Unusable, match="http://b"):
+        checks.check_members({"http://a": member("3.4.23"), "http://b": member(version)})
+
+
+def test_members_of_two_clusters_are_refused():
+    with pytest.raises(Unusable, match="2 different clusters"):
+        checks.check_members({"http://a": member("3.4.23"), "http://b": member("3.4.23", 2)})
+
+
+@pytest.mark.parametrize(
+    ("versions", "sound"),
+    [
+        (["3.4.42"], True),
+        (["3.4.41"], False),
+        (["3.5.28", "3.6.9"], True),
+        (["3.5.28", "3.6.8"], False),
+        (["3.7.0-rc.1"], True),
+        (["3.3.99"], False),
+    ],
+)
+def test_reads_pass_the_log_by_only_where_all_members_are_known_to_be_sound(versions, sound):
+    assert checks.reads_index_is_sound(versions) == sound
+
+
+# Reads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(etcd):
+    return Reader(etcd.link(), Layout("kv", "gateway"), Generation())
+
+
+def fill(etcd, values, generation=0):
+    for key, value in values.items():
+        etcd.put(b"kv/d/%d/%s" % (generation, key.encode()), value)
+
+
+@pytest.mark.parametrize("through_log", [True, False])
+def test_more_keys_than_a_transaction_may_name_are_read_as_of_one_revision(etcd, reader, through_log):
+    keys = [f"k{n:04}" for n in range(2 * READS_MAX + 1)]
+    fill(etcd, dict.fromkeys(keys, b"v"))
+    reader.through_log = through_log
+    assert reader.look_up([*keys, "none"]) == [b"v"] * len(keys) + [None]
+    revisions = [[op.request_range.revision for op in request.success] for request in etcd.requests]
+    assert [set(each) for each in revisions] == [{0}, {etcd.revision}, {etcd.revision}]
+
+
+def test_a_read_finds_the_generation(etcd, reader):
+    fill(etcd, {"k": b"old"})
+    etcd.put(b"kv/gen", b"7")
+    fill(etcd, {"k": b"new"}, 7)
+    assert reader.look_up(["k", "none"]) == [b"new", None]
+
+
+def query(**fields):
+    return PageRequest(1, PageQuery(**fields), PAGE_BYTES_MAX)
+
+
+@pytest.mark.parametrize("with_values", [False, True])
+def test_a_page_is_the_keys_of_a_range_in_order(etcd, reader, with_values):
+    data = {f"{prefix}{n:04}": b"%d" % n for prefix in "abc" for n in range(1200)}
+    fill(etcd, data)
+    fill(etcd, {"b0000": b"of another"}, 1)
+    inside = sorted(key for key in data if key.startswith("b"))
+
+    def page(**fields):
+        made = pages.page(reader, query(with_values=with_values, **fields))
+        assert made.values == ([data[key] for key in made.keys] if with_values else [])
+        return made.keys, made.left
+
+    assert page(prefix="b") == (inside, 0)
+    assert page(prefix="b", after="b0099", limit=1000) == (inside[100:1100], 1)
+    assert page(prefix="b", after="c") == ([], 0)
+    assert page(after="c1197") == (["c1198", "c1199"], 0)
+    assert page(limit=10_000) == (sorted(data), 0)
+    assert page(keys=["b0007", "none", "a0001"]) == (["b0007", "a0001"], 0)
+
+
+def test_a_page_ends_at_its_bytes_and_a_value_that_is_larger_is_told_of(etcd, reader):
+    fill(etcd, {f"k{n}": b"x" * 400_000 for n in range(5)} | {"l": b"y" * 2_000_000})
+    first = pages.page(reader, query(with_values=True))
+    assert (first.keys, first.left) == (["k0", "k1"], 1)
+    assert pages.page(reader, query(prefix="l", with_values=True)) == LargeEntry(1, 2_000_001)
+    assert pages.page(reader, query(prefix="l")) == Page(1, ["l"], [], 0)
+
+
+# Generated code ------------------------------------------------------------------------------------------
+
+
+def test_the_messages_are_what_the_command_of_the_guide_makes_of_their_description(tmp_path):
+    command = next(line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if "grpc_tools.protoc" in line)
+    arguments = command.partition(" -m ")[2].split()
+    (tmp_path / "logd" / "etcd").mkdir(parents=True)
+    shutil.copy(ROOT / "logd/etcd/kv.proto", tmp_path / "logd/etcd/kv.proto")
+    subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, check=True)
+    for name in ("kv_pb2.py", "kv_pb2.pyi"):
+        assert (tmp_path / "logd/etcd" / name).read_text() == (ROOT / "logd/etcd" / name).read_text()
