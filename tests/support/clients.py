@@ -82,9 +82,10 @@ def read_to_end(connection: socket.socket) -> bytes:
 class SlowPut:
     """A PUT that the server has begun to handle, and whose body waits for its second half."""
 
-    def __init__(self, port: int, key: str, value: bytes) -> None:
+    def __init__(self, port: int, key: str, value: bytes, connection: str = "keep-alive") -> None:
         self._rest = value[len(value) // 2 :]
-        head = f"PUT /kv/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(value)}\r\nExpect: 100-continue\r\n\r\n"
+        head = f"PUT /kv/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(value)}\r\nConnection: {connection}\r\n"
+        head += "Expect: 100-continue\r\n\r\n"
         self.socket = socket.create_connection(("127.0.0.1", port), 30)
         self.socket.sendall(head.encode())
         assert self.socket.recv(100).startswith(b"HTTP/1.1 100 "), "the handler does not wait for the body"
@@ -97,7 +98,7 @@ class SlowPut:
         self.socket.close()
 
     def finish(self) -> bytes:
-        """Send the rest, slowly; what is answered until the server closes the connection, as it does when it stops."""
+        """Send the rest, slowly; what is answered until the server closes the connection, as `close` or a stop says."""
         size = len(self._rest) // 5 + 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for start in range(0, len(self._rest), size):
