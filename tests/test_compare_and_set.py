@@ -8,9 +8,10 @@ import asyncio
 import json
 import random
 
+from tests.killlab.cluster import Cluster
 from tests.killlab.kills import Killer, Order
-from tests.support.clients import Connection, run_async
-from tests.support.harness import Server, await_true
+from tests.support.clients import Connection, call, run_async
+from tests.support.harness import await_true
 
 CLIENTS = 32
 EACH_IS_KILLED = 2
@@ -77,17 +78,18 @@ async def increment_until(stopping: asyncio.Event, port: int, tally: Tally, numb
 
 def test_a_counter_is_what_was_answered_whatever_is_killed_and_a_batch_is_whole(tmp_path):
     randomly = random.Random(1)
-    with Server(tmp_path / "data", *OFTEN) as server:
+    with Cluster("local", 1, tmp_path / "data", OFTEN) as cluster:
         tally = Tally()
+        port = cluster.ports[0]
 
         async def load() -> None:
             stopping = asyncio.Event()
-            clients = [increment_until(stopping, server.port, tally, number) for number in range(CLIENTS)]
+            clients = [increment_until(stopping, port, tally, number) for number in range(CLIENTS)]
             running = [asyncio.ensure_future(each) for each in clients]
             for role in ("logd", "worker", "gunicorn", "supervisor", "group") * EACH_IS_KILLED:
                 before = tally.made
                 await until(lambda before=before: tally.made > before + 20, running)
-                killer = Killer(server, [Order(0, role)], randomly)
+                killer = Killer(cluster, [Order(0, role)], randomly)
                 assert len(await asyncio.to_thread(lambda killer=killer: list(killer.carry_out_due(0)))) == 1
             before = tally.made
             await until(lambda: tally.made > before + 20, running)
@@ -97,11 +99,11 @@ def test_a_counter_is_what_was_answered_whatever_is_killed_and_a_batch_is_whole(
         run_async(load())
         assert tally.failed > 0
         for _ in range(2):
-            await_true(lambda: server.call("GET", "/health").status == 200, 30, "the server to be well")
-            assert tally.made <= int(server.get("counter")) <= tally.made + tally.unknown
-            assert server.get("left") == server.get("right")
-            server.crash()
-            server.start()
+            await_true(lambda: call(port, "GET", "/health").status == 200, 30, "the server to be well")
+            assert tally.made <= int(call(port, "GET", "/kv/counter").body) <= tally.made + tally.unknown
+            assert call(port, "GET", "/kv/left").body == call(port, "GET", "/kv/right").body
+            cluster.crash()
+            cluster.start()
 
 
 async def until(condition, running) -> None:
