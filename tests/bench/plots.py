@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from tests.bench.cases import HELLO, PUT_AND_GET, SERVER, Operation, Section, human_bytes, human_us
+from tests.bench.cases import HELLO, PUT_AND_GET, SERVER, Section, human_bytes, human_us
 from tests.bench.figures import Row, Spread
 from tests.bench.report import Plot
 
@@ -115,7 +115,7 @@ def _figure(kind: _Kind, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11, 4.7), layout="constrained")
     panels = figure.subplots(1, len(PUT_AND_GET), sharey=True)
     names = list(dict.fromkeys(row.target for row in rows))
-    for panel, operation in zip(panels, Operation, strict=True):
+    for panel, operation in zip(panels, PUT_AND_GET, strict=True):
         of_operation = [row for row in rows if row.case.operation is operation]
         _axes(panel, kind, of_operation)
         panel.set_title(operation.value, loc="left", fontweight="bold", fontsize=11.5)
