@@ -24,7 +24,15 @@ TOOL_FLAGS = {argument.name for command in COMMANDS for argument in command.argu
 METHODS = {"get", "head", "put", "post", "delete"}
 FLAGS_OF_OTHERS = {
     *("--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra"),  # uv
-    *("--latency", "--data-binary", "--block-signal", "--cpus", "--filter"),  # wrk, curl, env, docker, split
+    *(
+        "--latency",
+        "--data-binary",
+        "--retry",
+        "--retry-connrefused",
+        "--block-signal",
+        "--cpus",
+        "--filter",
+    ),  # wrk, curl, env, docker, split
     *("--python", "--pyi", "--proto"),  # protoc
     *("--name", "--data-dir", "--logger", "--max-request-bytes", "--quota-backend-bytes", "--client-cert-auth"),  # etcd
     *("--listen-client-urls", "--advertise-client-urls", "--listen-peer-urls", "--initial-advertise-peer-urls"),

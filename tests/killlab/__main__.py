@@ -33,9 +33,10 @@ def main(arguments: list[str]) -> int:
 
 def _become_python_of_the_tests(arguments: list[str]) -> None:
     """Set up the environment of the tests, as tests/run.sh does, and start again in it."""
-    subprocess.run([_ROOT / "run.sh", "--help"], stdout=subprocess.DEVNULL, check=True)
     setup = [_ROOT / ".venv/bin/python", _ROOT / "kv/setup_venv.py", _VENV, _ROOT / "tests/requirements.txt"]
-    subprocess.run(setup, check=True)
+    for command in ([_ROOT / "run.sh", "--help"], setup):
+        if status := subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+            sys.exit(status)  # it has said why
     python = str(_VENV / "bin/python")
     os.execv(python, [python, "-m", "tests.killlab", *arguments])
 
