@@ -133,9 +133,12 @@ class EtcdEngine:
         if not self.is_ready():
             self._held.append(Accepted(raw, batch))
             return None
-        reply = self._lane_of(batch.session).submit(raw, batch)
+        lane = self._lane_of(batch.session)
+        reply = lane.submit(raw, batch)
         if reply:
             self.counters.count_reply(reply)
+        elif lane.is_stalled():
+            self._results.wake()  # `collect` refuses it, with what others have waiting there
         return reply
 
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:

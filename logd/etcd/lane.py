@@ -63,11 +63,8 @@ class Lane:
         self._thread.start()
 
     def submit(self, raw: bytes, batch: WriteBatch) -> Reply | None:
-        """Accept a batch, or reply to it at once."""
-        reply = self._intake.submit(raw, batch)
-        if reply is None and self._intake.waiting and self.is_stalled():
-            ((_, reply),) = self._refuse_waiting(Reason.UNREACHABLE)
-        return reply
+        """Accept a batch, or reply to it at once. What a stalled lane accepts, `refuse_if_stalled` has to refuse."""
+        return self._intake.submit(raw, batch)
 
     def begin(self) -> None:
         """Send what waits, unless a group is in flight."""
@@ -98,7 +95,8 @@ class Lane:
 
     def refuse_if_stalled(self) -> Replies:
         """Replies to all that waits behind a group that has had no answer for long; it was never sent."""
-        return self._refuse_waiting(Reason.UNREACHABLE) if self._intake.waiting and self.is_stalled() else []
+        waiting = self._intake.waiting
+        return self._intake.refuse(self._intake.take(len(waiting)), Reason.UNREACHABLE) if self.is_stalled() else []
 
     def is_stalled(self) -> bool:
         """True when a group has had no answer for long."""
@@ -121,9 +119,6 @@ class Lane:
         """End the thread. The link has to be closed by then."""
         self._groups.put(None)
         self._thread.join()
-
-    def _refuse_waiting(self, reason: Reason) -> Replies:
-        return self._intake.refuse(self._intake.take(len(self._intake.waiting)), reason)
 
 
 def _run(
