@@ -35,7 +35,7 @@ _ETCD_RESERVED_BYTES: Final = _ETCD_BATCH_BYTES + (128 << 10)  # beside the larg
 _OF_LOCAL_ENGINE: Final = ("data_bytes_max", "segment_bytes", "checkpoint_log_bytes", "checkpoint_ratio")
 
 _ENDPOINT: Final = re.compile(r"https?://[^/,\s]+:[0-9]{1,5}")
-_PREFIX: Final = re.compile(r"[A-Za-z0-9_./-]*[A-Za-z0-9_.-]")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class ConfigError(ValueError):
@@ -206,7 +206,10 @@ class Config:
             if not _ENDPOINT.fullmatch(url):
                 raise ConfigError(f"--etcd-endpoints must be URLs like https://HOST:2379, not {url!r}")
         if not _PREFIX.fullmatch(self.etcd_prefix):
-            raise ConfigError("--etcd-prefix must be made of letters, digits and _ . - /")
+            raise ConfigError(
+                f"--etcd-prefix must be made of letters, digits and _ . -, not {self.etcd_prefix!r}; with a / in it, the"
+                " keys of one server could be among those of another"
+            )
         if (self.etcd_cert_file is None) != (self.etcd_key_file is None):
             raise ConfigError("--etcd-cert-file and --etcd-key-file must be given together")
         if self.value_bytes_max + _ETCD_RESERVED_BYTES > self.etcd_request_bytes_max:

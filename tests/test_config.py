@@ -199,6 +199,7 @@ def test_a_number_that_is_no_size_has_no_unit(capsys, text):
         (["--etcd-endpoints=http://a:2379,"], "--etcd-endpoints"),
         (["--etcd-endpoints=http://a"], "--etcd-endpoints"),
         (["--etcd-prefix=a/"], "--etcd-prefix"),
+        (["--etcd-prefix=a/d"], "--etcd-prefix"),
         (["--etcd-prefix=a b"], "--etcd-prefix"),
         (["--etcd-reads=never"], "--etcd-reads"),
         (["--etcd-cert-file=x"], "--etcd-key-file"),

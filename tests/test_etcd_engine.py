@@ -1,13 +1,18 @@
 """The engine's own threads, lanes and keeper, beside a cluster in memory: what they do when it is silent or refuses."""
 
+import contextlib
 import threading
 
 import pytest
 
 pytest.importorskip("grpc", reason="the packages of requirements-etcd.txt are not installed")
 
+from logd.etcd.generation import Generation
+from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
+from logd.etcd.layout import Layout
 from logd.etcd.mailbox import Mailbox
+from logd.etcd.reads import Reader
 from logd.etcd.records import Table
 from logd.shared import protocol
 from logd.shared.protocol import Reason, Refused, WriteBatch
@@ -52,6 +57,9 @@ def submit(lane, session):
     return lane.submit(protocol.encode(batch), batch)
 
 
+# A lane -------------------------------------------------------------------------------------------------
+
+
 def test_all_sessions_that_wait_behind_a_silent_group_are_refused(silent_lane):
     submit(silent_lane, A)
     silent_lane.begin()
@@ -61,3 +69,64 @@ def test_all_sessions_that_wait_behind_a_silent_group_are_refused(silent_lane):
     assert silent_lane.refuse_if_stalled() == [
         (session, Refused(session, [0], Reason.UNREACHABLE)) for session in (B, C)
     ]
+
+
+# The keeper ----------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A keeper that has found a cluster usable."""
+
+    def __init__(self, etcd, generation=0):
+        self.link = etcd.link()
+        self.generation = Generation()
+        self.generation.saw(generation)
+        layout = Layout("kv", "gateway")
+        self.failures = []
+        self.turns = 0
+        self.keeper = Keeper(
+            self.link,
+            layout,
+            self.generation,
+            Reader(self.link, layout, self.generation),
+            reads="auto",
+            compact_s=0,
+            request_bytes_max=1 << 20,
+            on_failed=self.failures.append,
+            on_turn=self.turn,
+        )
+
+    def turn(self):
+        self.turns += 1
+
+
+@contextlib.contextmanager
+def kept(etcd, generation=0):
+    made = Kept(etcd, generation)
+    try:
+        yield made
+    finally:
+        made.link.close()
+        made.keeper.stop()
+
+
+@pytest.fixture(autouse=True)
+def short_periods(monkeypatch):
+    for name in ("_PROBE_SECONDS", "_MEMBERS_SECONDS", "_RECORDS_SECONDS", "_SWEEP_SECONDS", "_SWEEP_PAUSE_SECONDS"):
+        monkeypatch.setattr(f"logd.etcd.keeper.{name}", 0.02)
+
+
+def test_a_sweep_removes_the_data_of_earlier_generations_and_nothing_of_a_stranger(monkeypatch):
+    monkeypatch.setattr("logd.etcd.keeper._SWEPT_KEYS", 3)
+    etcd = FakeEtcd()
+    etcd.put(b"kv/gen", b"10")
+    theirs = [b"kv/d/d/0/k", b"kv/d/0", b"kv/d/00/k", b"kv/d/1k/k", b"kv/d/9.k", b"kv/d/9:", b"kv/d/s/x/0"]
+    ours = [b"kv/d/10/k", b"kv/d/10/9/k"]
+    for key in [*theirs, *ours]:
+        etcd.put(key, b"v")
+    for number in range(5):
+        for generation in (0, 1, 9, 100):
+            etcd.put(b"kv/d/%d/%d" % (generation, number), b"v")
+    with kept(etcd, 10):
+        await_true(lambda: b"kv/d/9/4" not in etcd.values)
+    assert set(etcd.values) == {b"kv/gen", *theirs, *ours}

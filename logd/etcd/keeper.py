@@ -9,6 +9,7 @@
 Never defragments: that blocks a member, and is for its operator.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -197,27 +198,33 @@ class Keeper:
         if generation == self._swept:
             return
         for span in self._layout.data_of_others(generation):
-            while count := self._sweep_some(generation, span):
-                log.info("removed %d keys of earlier generations", count)
-                self._link.pause(_SWEEP_PAUSE_SECONDS)
+            self._sweep_span(generation, span)
         if generation == self._generation.value:
             self._swept = generation
 
-    def _sweep_some(self, generation: int, span: Span) -> int:
-        """Remove the first keys of a span, as long as the generation is the present one; how many they were."""
+    def _sweep_span(self, generation: int, span: Span) -> None:
+        """Remove the data in a span, as long as the generation is the present one. The keys of strangers stay."""
+        rest = span
+        while keys := self._first_keys(rest):
+            is_data, found = next(itertools.groupby(keys, self._layout.is_data))
+            run = list(found)
+            rest = Span(run[-1] + b"\0", span.end)
+            if is_data:
+                request = self._if_present(generation)
+                delete = request.success.add().request_delete_range
+                delete.key, delete.range_end = run[0], rest.first
+                if not self._link.txn(request).succeeded:
+                    return
+                log.info("removed %d keys of earlier generations", len(run))
+                self._link.pause(_SWEEP_PAUSE_SECONDS)
+
+    def _first_keys(self, span: Span) -> list[bytes]:
         request = pb.TxnRequest()
         range_ = request.success.add().request_range
         range_.key, range_.range_end = span
         range_.limit = _SWEPT_KEYS
         range_.keys_only = True
-        found = self._link.txn(request).responses[0].response_range.kvs
-        if not found:
-            return 0
-        request = self._if_present(generation)
-        delete = request.success.add().request_delete_range
-        delete.key, delete.range_end = found[0].key, found[-1].key + b"\0"
-        response = self._link.txn(request)
-        return len(found) if response.succeeded else 0
+        return [each.key for each in self._link.txn(request).responses[0].response_range.kvs]
 
     def _if_present(self, generation: int) -> pb.TxnRequest:
         request = pb.TxnRequest()

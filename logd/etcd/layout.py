@@ -8,6 +8,7 @@
 earlier generation, as every write compares the present one; the keeper removes what is left there.
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -17,6 +18,7 @@ class Layout:
     def __init__(self, prefix: str, gateway: str) -> None:
         self._prefix = prefix.encode()
         self._gateway = gateway.encode()
+        self._data = re.compile(re.escape(self._prefix) + rb"/d/(?:0|[1-9][0-9]*)/")
         self.generation = self._prefix + b"/gen"
         self.records = self._prefix + b"/s/"
         self.never = self._prefix + b"/never"
@@ -35,9 +37,13 @@ class Layout:
         return span_of(self.data(generation) + prefix.encode()).end
 
     def data_of_others(self, generation: int) -> "list[Span]":
-        """Where the keys of all other generations are."""
-        every, own = span_of(self._prefix + b"/d/"), span_of(self.data(generation))
-        return [Span(every.first, own.first), Span(own.end, every.end)]
+        """Where the keys of all other generations are; beside keys of strangers, if `is_data` says so."""
+        digits, own = self._prefix + b"/d/", span_of(self.data(generation))
+        return [Span(digits + b"0", own.first), Span(own.end, digits + b":")]  # ":" follows "9"
+
+    def is_data(self, key: bytes) -> bool:
+        """Whether a key is that of a value, of any generation."""
+        return self._data.match(key) is not None
 
 
 class Span(NamedTuple):

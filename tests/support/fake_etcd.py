@@ -176,6 +176,8 @@ class FakeEndpoint:
 
     def call(self, method: str, message: bytes, seconds: float, metadata: object) -> Any:  # noqa: ANN401
         """As logd.etcd.link.Endpoint.call."""
+        if method == "status":
+            return pb.StatusResponse(version="3.5.30")
         assert method == "txn"
         return self._etcd.send(pb.TxnRequest.FromString(message))
 
