@@ -207,8 +207,8 @@ class Config:
                 raise ConfigError(f"--etcd-endpoints must be URLs like https://HOST:2379, not {url!r}")
         if not _PREFIX.fullmatch(self.etcd_prefix):
             raise ConfigError(
-                f"--etcd-prefix must be made of letters, digits and _ . -, not {self.etcd_prefix!r}; with a / in it, the"
-                " keys of one server could be among those of another"
+                f"--etcd-prefix must be made of letters, digits and _ . -, not {self.etcd_prefix!r}; with a / in it,"
+                " the keys of one server could be among those of another"
             )
         if (self.etcd_cert_file is None) != (self.etcd_key_file is None):
             raise ConfigError("--etcd-cert-file and --etcd-key-file must be given together")

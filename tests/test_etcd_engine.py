@@ -3,10 +3,12 @@
 import contextlib
 import threading
 
+import msgspec
 import pytest
 
 pytest.importorskip("grpc", reason="the packages of requirements-etcd.txt are not installed")
 
+from logd.etcd import records
 from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
@@ -130,3 +132,17 @@ def test_a_sweep_removes_the_data_of_earlier_generations_and_nothing_of_a_strang
     with kept(etcd, 10):
         await_true(lambda: b"kv/d/9/4" not in etcd.values)
     assert set(etcd.values) == {b"kv/gen", *theirs, *ours}
+
+
+def test_what_is_no_record_among_the_records_is_reported_once_and_left_alone(caplog):
+    etcd = FakeEtcd()
+    old = records.Record(b"owner", 1, {}, 0.0, {})
+    not_utf8 = b"\x95\xc4\x01o\x01\x80\xcb" + bytes(8) + b"\x81\xc4\x01s\x81\x01\x92\x91\xa1\xff\x80"
+    for key, value in {b"a": not_utf8, b"b": b"hello", b"c": msgspec.msgpack.encode(old)}.items():
+        etcd.put(b"kv/s/" + key, value)
+    with kept(etcd) as made:
+        await_true(lambda: b"kv/s/c" not in etcd.values)
+        await_true(lambda: made.turns > 5)
+    assert set(etcd.values) == {b"kv/s/a", b"kv/s/b"}
+    assert made.failures == []
+    assert sum("holds no record" in line for line in caplog.messages) == 2

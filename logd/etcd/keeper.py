@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from logd.etcd import checks, records, transactions
 from logd.etcd import kv_pb2 as pb
 from logd.etcd.generation import Generation
@@ -77,6 +79,8 @@ class Keeper:
         self._unusable = ""
         """What a start would be refused for by now."""
         self._swept = -1
+        self._strange: set[bytes] = set()
+        """Keys among the records that hold something else, and were reported."""
         self._compact_to = 0
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
@@ -242,10 +246,19 @@ class Keeper:
         range_ = request.success.add().request_range
         range_.key, range_.range_end = span_of(self._layout.records)
         for each in self._link.txn(request).responses[0].response_range.kvs:
-            if records.decode(each.value).written_at < time.time() - _DEAD_SECONDS:
+            if self._is_dead(each):
                 removal = pb.TxnRequest()
                 compare = removal.compare.add()
                 compare.target, compare.key, compare.mod_revision = pb.Compare.MOD, each.key, each.mod_revision
                 removal.success.add().request_delete_range.key = each.key
                 self._link.txn(removal)
                 log.info("removed the record %s of a server that is gone", each.key.decode(errors="replace"))
+
+    def _is_dead(self, found: pb.KeyValue) -> bool:
+        try:
+            return records.decode(found.value).written_at < time.time() - _DEAD_SECONDS
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if found.key not in self._strange:
+                self._strange.add(found.key)
+                log.warning("%s holds no record; it is left alone", found.key.decode(errors="replace"))
+            return False
