@@ -8,17 +8,21 @@ import pytest
 
 pytest.importorskip("grpc", reason="the packages of requirements-etcd.txt are not installed")
 
+import grpc
+
+from logd.etcd import kv_pb2 as pb
 from logd.etcd import records
 from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
 from logd.etcd.layout import Layout
+from logd.etcd.link import Rejected
 from logd.etcd.mailbox import Mailbox
 from logd.etcd.reads import Reader
 from logd.etcd.records import Table
 from logd.shared import protocol
 from logd.shared.protocol import Reason, Refused, WriteBatch
-from tests.support.fake_etcd import FakeEtcd
+from tests.support.fake_etcd import FakeError, FakeEtcd
 from tests.support.harness import await_true
 
 A, B, C = (bytes([letter]) * 16 for letter in b"ABC")
@@ -102,6 +106,17 @@ class Kept:
         self.turns += 1
 
 
+class Denying(FakeEtcd):
+    """Answers every transaction with an error, while `denies` is set."""
+
+    denies = False
+
+    def send(self, request):
+        if self.denies:
+            raise FakeError(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+        return super().send(request)
+
+
 @contextlib.contextmanager
 def kept(etcd, generation=0):
     made = Kept(etcd, generation)
@@ -146,3 +161,20 @@ def test_what_is_no_record_among_the_records_is_reported_once_and_left_alone(cap
     assert set(etcd.values) == {b"kv/s/a", b"kv/s/b"}
     assert made.failures == []
     assert sum("holds no record" in line for line in caplog.messages) == 2
+
+
+@pytest.mark.parametrize("others_ask", [False, True], ids=["idle", "others_ask"])
+def test_a_cluster_that_denies_everything_is_in_trouble_until_it_answers_again(others_ask):
+    etcd = Denying()
+    with kept(etcd) as made:
+        assert made.keeper.is_checked.wait(10)
+        etcd.denies = True
+        await_true(lambda: made.keeper.trouble)
+        until = made.turns + 5
+        while made.turns < until:
+            assert made.keeper.trouble
+            if others_ask:
+                with pytest.raises(Rejected):
+                    made.link.txn(pb.TxnRequest())
+        etcd.denies = False
+        await_true(lambda: not made.keeper.trouble)

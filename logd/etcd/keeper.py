@@ -1,7 +1,7 @@
 """What has to be done for a cluster beside reads and writes, by one thread in the background:
 
 * check it before it is used, and wait until it answers;
-* ask something when nobody else does, so that /health knows, and see whether our records are still ours;
+* ask something every few seconds, so that /health knows;
 * look at its members: versions decide how reads are made, sizes are for /metrics;
 * compact it: etcd keeps every old revision until it is told not to;
 * remove what earlier generations have left, and the records of servers that are no more.
@@ -76,6 +76,7 @@ class Keeper:
         self.members = Members()
         self.trouble = ""
         """Why the cluster does not serve us; empty when it does."""
+        self._chore_failure = ""
         self._unusable = ""
         """What a start would be refused for by now."""
         self._swept = -1
@@ -176,16 +177,23 @@ class Keeper:
         try:
             chore()
         except Rejected as error:
+            if error.text != self._chore_failure:
+                log.warning("left for later, as etcd refuses it: %s", error)
+            self._chore_failure = error.text
+
+    def _probe(self) -> None:
+        """Ask for something that only a cluster with a leader can answer, and that we must be allowed to ask.
+
+        Also when others ask: an error is an answer too, and tells nobody but who has asked.
+        """
+        self._on_turn()
+        generation, through_log = self._generation.value, self._reader.through_log
+        try:
+            self._link.txn(transactions.read(self._layout, generation, ["probe"], through_log=through_log))
+        except Rejected as error:
             self._report(str(error))
         else:
             self._report("")
-
-    def _probe(self) -> None:
-        """Ask for something that only a cluster with a leader can answer, when nobody else has."""
-        self._on_turn()
-        if self._link.silent_s() >= _PROBE_SECONDS / 2:
-            generation, through_log = self._generation.value, self._reader.through_log
-            self._link.txn(transactions.read(self._layout, generation, ["probe"], through_log=through_log))
 
     def _compact(self) -> None:
         """Have the revisions forgotten that were old a round ago; never the newest one (etcd #17780)."""
