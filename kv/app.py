@@ -12,7 +12,7 @@ import falcon.asgi
 
 from kv import dispatch, request, scoreboard
 from kv.auth import TokenAuth
-from kv.config import Config, Inherited
+from kv.config import UNLIMITED, BatchLimits, Config, Inherited
 from kv.http.context import TEXT
 from kv.log_client.client import Client
 from kv.log_client.outcomes import RequestFailed
@@ -53,7 +53,7 @@ def main() -> "Application":
         middleware,
         shared=board,
         workers=config.workers,
-        batch_checks_max=limits.checks_max,
+        batch_limits=limits,
         has_console=config.console == "on",
     )
 
@@ -65,7 +65,7 @@ def create_app(
     *,
     shared: scoreboard.Scoreboard | None = None,
     workers: int = 1,
-    batch_checks_max: int | None = None,
+    batch_limits: BatchLimits = UNLIMITED,
     has_console: bool = True,
 ) -> "Application":
     """The application over any storage. `shared` is where it and others count, if there are any."""
@@ -73,7 +73,7 @@ def create_app(
     board = shared or scoreboard.Scoreboard()
     app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
     app.add_resource("/keys", KeysResource(storage))
-    app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_checks_max))
+    app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_limits))
     app.add_resource("/clear", ClearResource(storage))
     app.add_resource("/health", HealthResource(storage))
     app.add_resource("/live", LiveResource())

@@ -31,7 +31,9 @@ _PROCESSES: Final = "Processes and logs"
 _ETCD_VALUE_BYTES_MAX: Final = _MIB  # etcd takes requests of 1.5 MiB, if nothing else is said
 _ETCD_BATCH_BYTES: Final = 256 << 10
 _ETCD_BATCH_CHECKS: Final = 48
-_ETCD_RESERVED_BYTES: Final = _ETCD_BATCH_BYTES + (128 << 10)  # beside the largest value: others, keys, the record
+_ETCD_CHECKED_BYTES: Final = 64 << 10
+_ETCD_RESERVED_BYTES: Final = _ETCD_BATCH_BYTES + _ETCD_CHECKED_BYTES + (128 << 10)
+"""Beside the largest value, or batch: others, its checked keys a second time, what each entry adds, and the record."""
 _OF_LOCAL_ENGINE: Final = ("data_bytes_max", "segment_bytes", "checkpoint_log_bytes", "checkpoint_ratio")
 
 _ENDPOINT: Final = re.compile(r"https?://[^/,\s]+:[0-9]{1,5}")
@@ -70,6 +72,8 @@ class BatchLimits:
     bytes_soft_max: int = BATCH_BYTES_SOFT_MAX
     checks_max: int | None = None
     """No write may have more by itself either. None: no limit."""
+    checked_bytes_max: int | None = None
+    """Of the keys that the checks of one write name. None: no limit."""
 
 
 UNLIMITED: Final = BatchLimits()
@@ -221,7 +225,9 @@ class Config:
     def batch_limits(self) -> BatchLimits:
         """How workers have to cut their batches for the engine."""
         if self.engine == "etcd":
-            return BatchLimits(bytes_soft_max=_ETCD_BATCH_BYTES, checks_max=_ETCD_BATCH_CHECKS)
+            return BatchLimits(
+                bytes_soft_max=_ETCD_BATCH_BYTES, checks_max=_ETCD_BATCH_CHECKS, checked_bytes_max=_ETCD_CHECKED_BYTES
+            )
         return UNLIMITED
 
     def etcd_hosts(self) -> list[tuple[str, str]]:

@@ -149,6 +149,16 @@ class Intake:
         """That many of the batches that have waited longest."""
         return [self.waiting.popleft() for _ in range(count)]
 
+    def take_of(self, session: bytes) -> list[Accepted]:
+        """The batches of a session that wait."""
+        taken = [accepted for accepted in self.waiting if accepted.batch.session == session]
+        self.waiting = deque(accepted for accepted in self.waiting if accepted.batch.session != session)
+        return taken
+
+    def put_back(self, group: Sequence[Accepted]) -> None:
+        """Have the oldest batches that were taken wait again."""
+        self.waiting.extendleft(reversed(group))
+
     def settle(self, group: Sequence[Accepted]) -> None:
         """The oldest batches that were taken have their replies: they are applied, or never will be."""
         for _, batch in group:

@@ -258,6 +258,11 @@ def test_what_is_as_large_as_it_may_be_is_stored_and_what_is_larger_gets_413(ser
     checks = [f'{{"op":"check","key":"c{n}","absent":true}}' for n in range(49)]
     assert server.call("POST", "/batch", "\n".join(checks[:48]).encode()).status == 200
     assert server.call("POST", "/batch", "\n".join(checks).encode()).status == 413
+    key = "c" * (64 << 10)
+    check = f'{{"op":"check","key":"{key}","absent":true}}\n{{"op":"put","key":"{key}","value":"{"v" * 900_000}"}}'
+    assert server.call("POST", "/batch", check.encode()).status == 200
+    assert server.call("POST", "/batch", check.replace("c" * 9, "c" * 10, 1).encode()).status == 413
+    assert server.call("GET", "/health").status == 200
 
 
 def test_many_large_values_at_once_are_stored_and_read(server):

@@ -12,6 +12,7 @@ import grpc
 
 from logd.etcd import kv_pb2 as pb
 from logd.etcd import records
+from logd.etcd.engine import EtcdEngine, Settings
 from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
@@ -21,8 +22,8 @@ from logd.etcd.mailbox import Mailbox
 from logd.etcd.reads import Reader
 from logd.etcd.records import Table
 from logd.shared import protocol
-from logd.shared.protocol import Reason, Refused, WriteBatch
-from tests.support.fake_etcd import FakeError, FakeEtcd
+from logd.shared.protocol import Committed, Reason, Refused, WriteBatch
+from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd
 from tests.support.harness import await_true
 
 A, B, C = (bytes([letter]) * 16 for letter in b"ABC")
@@ -75,6 +76,67 @@ def test_all_sessions_that_wait_behind_a_silent_group_are_refused(silent_lane):
     assert silent_lane.refuse_if_stalled() == [
         (session, Refused(session, [0], Reason.UNREACHABLE)) for session in (B, C)
     ]
+
+
+class Picky(FakeEtcd):
+    """Finds transactions that put more keys than `puts_max` too large. 1 is the record."""
+
+    puts_max = 3
+
+    def send(self, request):
+        if len(request.success) > self.puts_max:
+            raise FakeError(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: request is too large")
+        return super().send(request)
+
+
+@pytest.fixture
+def picky_engine(monkeypatch):
+    etcd = Picky()
+    monkeypatch.setattr("logd.etcd.engine.Endpoint", lambda url, _: FakeEndpoint(url, etcd))
+    settings = Settings(
+        endpoints=["http://node"],
+        prefix="kv",
+        gateway="gateway",
+        reads="auto",
+        compact_s=0,
+        request_bytes_max=1 << 20,
+        request_timeout_s=10,
+    )
+    engine = EtcdEngine(settings)
+    try:
+        await_true(lambda: engine.collect() and engine.is_ready())
+        yield engine
+    finally:
+        engine.stop()
+
+
+def write(engine, session, number, keys=""):
+    batch = WriteBatch(session, number, number, False, dict.fromkeys(keys, b"v"), [])
+    assert engine.submit(protocol.encode(batch), batch) is None
+
+
+def replies(engine):
+    found = []
+    engine.commit()
+    await_true(lambda: found.extend(engine.collect().replies) or engine.idle())
+    return dict(found)
+
+
+def test_a_group_that_is_too_large_is_sent_in_parts_and_only_a_batch_that_is_by_itself_is_refused(picky_engine):
+    for session in (A, B, C):
+        write(picky_engine, session, 0)
+    replies(picky_engine)
+    for session, keys in ((A, "ab"), (B, "cdef"), (C, "g")):
+        write(picky_engine, session, 1, keys)
+    write(picky_engine, B, 2, "h")  # may not be applied when what comes before it is not
+    write(picky_engine, C, 2, "i")
+    found = replies(picky_engine)
+    assert found[A] == Committed(A, [1])
+    assert found[B] == Refused(B, [1, 2], Reason.UNREACHABLE)
+    assert found[C].numbers[-1] == 2
+    assert picky_engine.unavailable_reason() == ""
+    write(picky_engine, B, 3, "j")
+    assert replies(picky_engine) == {B: Committed(B, [3])}
 
 
 # The keeper ----------------------------------------------------------------------------------------------

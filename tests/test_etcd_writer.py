@@ -128,6 +128,9 @@ def test_groups_are_cut_by_bytes_by_writes_and_by_checked_keys_and_never_empty()
     assert count_that_fit(large, 1) == 1
     assert count_that_fit(many, 1 << 30) == 3
     assert count_that_fit(checked, 1 << 30) == 2
+    long = Check("k" * 1000, None, negated=True)
+    repeated = [accepted(A, number, transactions=[Transaction([long], {}, [])]) for number in range(5)]
+    assert count_that_fit(repeated, 5000) == 2  # a checked key goes out twice
 
 
 # Transactions --------------------------------------------------------------------------------------------

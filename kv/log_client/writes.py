@@ -358,7 +358,8 @@ def _fail_not_made(sent: _SentWrites, outcomes: Outcomes) -> None:
 
 
 def _transaction_size(transaction: Transaction) -> int:
-    checked = sum(len(check.key) + sum(map(len, check.tags or ())) for check in transaction.checks)
+    """Checked keys count twice, as etcd is sent them as a condition and as a read."""
+    checked = sum(2 * len(check.key) + sum(map(len, check.tags or ())) for check in transaction.checks)
     put = sum(len(key) + len(value) for key, value in transaction.puts.items())
     entries = len(transaction.checks) + len(transaction.puts) + len(transaction.deletes)
     return checked + put + sum(map(len, transaction.deletes)) + _ENTRY_OVERHEAD_BYTES * entries

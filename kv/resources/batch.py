@@ -11,6 +11,7 @@ import falcon
 import falcon.asgi
 import msgspec
 
+from kv.config import UNLIMITED, BatchLimits
 from kv.log_client.outcomes import PreconditionFailed
 from kv.request import Refusal, Request, Resource, check_key, check_value, quoted
 from kv.resources.storage import Storage
@@ -49,18 +50,17 @@ _encode_lines: Final = msgspec.json.Encoder().encode_lines
 class BatchResource(Resource):
     """Carries a batch out."""
 
-    def __init__(self, storage: Storage, bytes_max: int, checks_max: int | None = None) -> None:
-        """`checks_max` is for engines that allow fewer checks than operations."""
+    def __init__(self, storage: Storage, bytes_max: int, limits: BatchLimits = UNLIMITED) -> None:
+        """`limits` are those of the engine, which may allow fewer checks than operations."""
         self._storage = storage
         self._bytes_max = bytes_max
-        self._checks_max = checks_max
+        self._limits = limits
 
     async def on_post(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Make all writes, at one point of the order of all writes; or none, when a check does not hold there."""
         req.qualifiers()
         transaction = parse(await req.body(self._bytes_max, "batch too large"))
-        if self._checks_max is not None and len(transaction.checks) > self._checks_max:
-            raise Refusal(falcon.HTTP_413, f"batch too large: more than {self._checks_max} checks")
+        self._limit_checks(transaction)
         try:
             await self._storage.execute(transaction)
         except PreconditionFailed as error:
@@ -70,6 +70,14 @@ class BatchResource(Resource):
             found = ((key, etag(value)) for key, value in transaction.puts.items())
         resp.content_type = _LINES
         resp.data = _encode_lines({"key": key, "etag": None if tag is None else quoted(tag)} for key, tag in found)
+
+    def _limit_checks(self, transaction: Transaction) -> None:
+        """Raises Refusal."""
+        checks_max, bytes_max = self._limits.checks_max, self._limits.checked_bytes_max
+        if checks_max is not None and len(transaction.checks) > checks_max:
+            raise Refusal(falcon.HTTP_413, f"batch too large: more than {checks_max} checks")
+        if bytes_max is not None and sum(len(check.key.encode()) for check in transaction.checks) > bytes_max:
+            raise Refusal(falcon.HTTP_413, f"batch too large: more than {bytes_max} bytes of keys in checks")
 
 
 def _present(transaction: Transaction, failed: Iterable[FailedCheck]) -> Iterator[tuple[str, str | None]]:

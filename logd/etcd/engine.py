@@ -274,12 +274,12 @@ class EtcdEngine:
             return self._release() if self.is_ready() else []
         group = lane.in_flight or []
         replies = lane.end(result)
-        if isinstance(result, Refusal):
-            is_full = result.reason is Reason.NO_SPACE
-            self._refused = "no space left in etcd" if is_full else f"etcd refuses writes: {result.text}"
-        else:
+        if not isinstance(result, Refusal):
             self._refused = ""
             self.counters.count_group([batch for _, batch in group], 0, ended.seconds)
+        elif not result.is_too_large:
+            is_full = result.reason is Reason.NO_SPACE
+            self._refused = "no space left in etcd" if is_full else f"etcd refuses writes: {result.text}"
         return replies
 
     def _count(self, reply: Reply) -> None:

@@ -19,7 +19,8 @@ from logd.shared.protocol import Committed, Dropped, FailedCheck, Outcomes, Repl
 
 WRITES_MAX: Final = 3000
 CHECKED_KEYS_MAX: Final = 48
-"""Each is a condition and, when the conditions do not hold, a read: etcd allows 128 of either in a transaction."""
+"""Each is a condition, and a read in case one does not hold. Reading the record and the generation too makes 50, before
+which 64 nested writes have room: etcd adds up, along a path, the longest list of each level, and allows 128."""
 _WRITE_OVERHEAD_BYTES: Final = 64
 """What a write takes in a transaction beside its key and value: prefix, generation, lengths."""
 _CHECK_OVERHEAD_BYTES: Final = 128
@@ -72,15 +73,18 @@ def checked_keys(group: Iterable[Accepted]) -> set[str]:
 
 
 def count_that_fit(waiting: deque[Accepted], bytes_max: int) -> int:
-    """How many of the batches that wait fit into one transaction. The first one always does: its worker knows how."""
+    """How many of the batches that wait fit into one transaction; at least one, whether etcd takes it or not."""
     size = writes = 0
     checked: set[str] = set()
     for count, accepted in enumerate(waiting):
         batch_writes, batch_checks = _counts(accepted.batch)
-        size += len(accepted.raw) + batch_writes * _WRITE_OVERHEAD_BYTES + batch_checks * _CHECK_OVERHEAD_BYTES
+        size += len(accepted.raw) + batch_writes * _WRITE_OVERHEAD_BYTES
         writes += batch_writes
         if batch_checks:
-            checked |= checked_keys([accepted])
+            keys = checked_keys([accepted])
+            checked |= keys
+            # Each goes out as a condition and as a read; `raw` has it once.
+            size += batch_checks * _CHECK_OVERHEAD_BYTES + sum(len(key.encode()) for key in keys)
         if count and (size > bytes_max or writes > WRITES_MAX or len(checked) > CHECKED_KEYS_MAX):
             return count
     return len(waiting)

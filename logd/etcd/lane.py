@@ -10,6 +10,7 @@ When a group has had no answer for long, the lane is stalled: what waits behind 
 sent, and is refused.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ _TOUCH_SECONDS: Final = 24 * 3600.0
 """A record is written that often when nobody writes, so that others see that it is needed."""
 _REFUSED_SECONDS: Final = 2.0
 """So soon after a refusal, to see whether there is space again."""
+
+log = logging.getLogger("logd.etcd.lane")
 
 Replies: TypeAlias = list[tuple[bytes, Reply]]
 
@@ -52,6 +55,8 @@ class Lane:
         """The record. Until then nobody knows what a predecessor has applied, and nothing may be submitted."""
         self.in_flight: list[Accepted] | None = None
         self._began_at = 0.0
+        self._alone = 0
+        """So many of the batches that wait go one by one, as etcd has found them too large together."""
         self._touch_at = time.monotonic() + _TOUCH_SECONDS
         self._group_bytes_max = group_bytes_max
         self._stall_s = stall_s
@@ -72,7 +77,11 @@ class Lane:
             return
         waiting = self._intake.waiting
         if waiting or time.monotonic() > self._touch_at:
-            self.in_flight = self._intake.take(count_that_fit(waiting, self._group_bytes_max))
+            count = count_that_fit(waiting, self._group_bytes_max)
+            if waiting and self._alone:
+                count = 1
+                self._alone -= 1
+            self.in_flight = self._intake.take(count)
             self._began_at = time.monotonic()
             self._groups.put((self.in_flight, self.table))
 
@@ -86,6 +95,8 @@ class Lane:
         assert self.in_flight is not None
         group, self.in_flight = self.in_flight, None
         self._touch_at = time.monotonic() + (_REFUSED_SECONDS if isinstance(result, Refusal) else _TOUCH_SECONDS)
+        if isinstance(result, Refusal) and result.is_too_large:
+            return self._divide(group, result)
         if isinstance(result, Refusal):
             return self._intake.refuse([*group, *self._intake.take(len(self._intake.waiting))], result.reason)
         self.table.replace(result.table)
@@ -97,6 +108,19 @@ class Lane:
         """Replies to all that waits behind a group that has had no answer for long; it was never sent."""
         waiting = self._intake.waiting
         return self._intake.refuse(self._intake.take(len(waiting)), Reason.UNREACHABLE) if self.is_stalled() else []
+
+    def _divide(self, group: list[Accepted], refusal: Refusal) -> Replies:
+        """Have the batches of a group that is too large sent one by one; refuse one that is by itself."""
+        replies: Replies = []
+        if len(group) > 1:
+            self._intake.put_back(group)
+            self._alone = len(group)
+        else:
+            log.error("etcd refuses a batch: %s", refusal.text)
+            later = [each for _, batch in group for each in self._intake.take_of(batch.session)]
+            replies = self._intake.refuse([*group, *later], refusal.reason)
+        self.begin()
+        return replies
 
     def is_stalled(self) -> bool:
         """True when a group has had no answer for long."""

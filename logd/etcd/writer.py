@@ -54,6 +54,8 @@ class Refusal(NamedTuple):
 
     reason: Reason
     text: str
+    is_too_large: bool = False
+    """For one transaction: there is nothing wrong with the cluster."""
 
 
 @dataclass(slots=True)
@@ -196,4 +198,4 @@ class Writer:
 
 def _refusal(error: Rejected) -> Refusal:
     reason = Reason.NO_SPACE if error.verdict is Verdict.NO_SPACE else Reason.UNREACHABLE
-    return Refusal(reason, error.text)
+    return Refusal(reason, error.text, error.verdict is Verdict.TOO_LARGE)
