@@ -102,10 +102,10 @@ class EtcdEngine:
             on_turn=self._results.wake,
         )
         self._reads = Reads(partial(_carry_out, reader), self._results)
-        owner, courtesy = os.urandom(_OWNER_BYTES), threading.Lock()
+        owner, turn_lock = os.urandom(_OWNER_BYTES), threading.Lock()
         self._lanes = [
             Lane(
-                Writer(self._link, layout, self._generation, number, owner, courtesy),
+                Writer(self._link, layout, self._generation, number, owner, turn_lock),
                 self._results,
                 group_bytes_max=settings.request_bytes_max - _RECORD_BYTES,
                 stall_s=settings.request_timeout_s / 3,

@@ -67,7 +67,7 @@ class Writer:
     generation: Generation
     lane: int
     owner: bytes
-    courtesy: threading.Lock
+    turn_lock: threading.Lock
     """Shared by all lanes. Held by a group that has lost its race against others several times; they let it pass."""
     revision: int = 0
     """Of the record that this process wrote last."""
@@ -129,10 +129,10 @@ class Writer:
     def _take_turn(self, attempts: int, held: contextlib.ExitStack) -> None:
         """Let a group pass that has lost its race several times; or, after as many attempts, be that group."""
         if attempts < _LOST_MAX:
-            with self.courtesy:
+            with self.turn_lock:
                 pass
         elif attempts == _LOST_MAX:
-            held.enter_context(self.courtesy)
+            held.enter_context(self.turn_lock)
 
     def _attempt(
         self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded]
