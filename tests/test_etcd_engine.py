@@ -22,7 +22,7 @@ from logd.etcd.mailbox import Mailbox
 from logd.etcd.reads import Reader
 from logd.etcd.records import Table
 from logd.shared import protocol
-from logd.shared.protocol import Committed, Reason, Refused, WriteBatch
+from logd.shared.protocol import Committed, Dropped, Reason, Refused, WriteBatch
 from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd
 from tests.support.harness import await_true
 
@@ -89,10 +89,8 @@ class Picky(FakeEtcd):
         return super().send(request)
 
 
-@pytest.fixture
-def picky_engine(monkeypatch):
-    etcd = Picky()
-    monkeypatch.setattr("logd.etcd.engine.Endpoint", lambda url, _: FakeEndpoint(url, etcd))
+@contextlib.contextmanager
+def engine_on(etcd):
     settings = Settings(
         endpoints=["http://node"],
         prefix="kv",
@@ -102,12 +100,20 @@ def picky_engine(monkeypatch):
         request_bytes_max=1 << 20,
         request_timeout_s=10,
     )
-    engine = EtcdEngine(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logd.etcd.engine.Endpoint", lambda url, _: FakeEndpoint(url, etcd))
+        engine = EtcdEngine(settings)
     try:
-        await_true(lambda: engine.collect() and engine.is_ready())
         yield engine
     finally:
         engine.stop()
+
+
+@pytest.fixture
+def picky_engine():
+    with engine_on(Picky()) as engine:
+        await_true(lambda: engine.collect() and engine.is_ready())
+        yield engine
 
 
 def write(engine, session, number, keys=""):
@@ -137,6 +143,34 @@ def test_a_group_that_is_too_large_is_sent_in_parts_and_only_a_batch_that_is_by_
     assert picky_engine.unavailable_reason() == ""
     write(picky_engine, B, 3, "j")
     assert replies(picky_engine) == {B: Committed(B, [3])}
+
+
+class Full(FakeEtcd):
+    """Has no space while `is_full` is set."""
+
+    is_full = True
+
+    def send(self, request):
+        if self.is_full and any(each.HasField("request_put") for each in request.success):
+            raise FakeError(grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+        return super().send(request)
+
+
+def test_a_start_without_space_refuses_new_sessions_and_holds_what_a_predecessor_may_have_sent():
+    etcd = Full()
+    with engine_on(etcd) as engine:
+        write(engine, A, 0)
+        write(engine, B, 1, "k")
+        found = []
+        await_true(lambda: found.extend(engine.collect().replies) or found)
+        assert found == [(A, Refused(A, [0], Reason.NO_SPACE))]
+        assert engine.unavailable_reason() == "no space left in etcd"
+        etcd.is_full = False
+        await_true(lambda: found.extend(engine.collect().replies) or engine.is_ready())
+        assert found[1:] == [(B, Dropped(B, 1))]
+        assert engine.unavailable_reason() == ""
+        write(engine, C, 0)
+        assert replies(engine) == {C: Committed(C, [0])}
 
 
 # The keeper ----------------------------------------------------------------------------------------------

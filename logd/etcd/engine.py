@@ -41,6 +41,7 @@ from logd.shared.protocol import (
     Page,
     PageRequest,
     Reason,
+    Refused,
     Reply,
     Stats,
     WriteBatch,
@@ -52,6 +53,7 @@ _SESSIONS_A_LANE: Final = 4
 """One lane for few workers: of 64 connections' writes in one lane, etcd pays two thirds of what it pays in two."""
 _RECORD_BYTES: Final = 64 << 10
 """Of a request: the record, the conditions, and what encoding adds."""
+_NO_SPACE: Final = "no space left in etcd"
 _SILENT_SECONDS: Final = 3.0
 _OWNER_BYTES: Final = 16
 _GIVE_UP_SECONDS: Final = 1.0
@@ -174,6 +176,8 @@ class EtcdEngine:
                 raise result
         for lane in self._lanes:
             replies += lane.refuse_if_stalled()
+        if self._held and self._is_kept_out():
+            replies += self._refuse_openings()
         for _, reply in replies:
             self._count(reply)
         return Collected(replies, reads, pages)
@@ -186,6 +190,8 @@ class EtcdEngine:
             return f"etcd has not answered for {self._link.silent_s():.1f} s"
         if self._keeper.trouble:
             return f"etcd refuses what the server needs: {self._keeper.trouble}"
+        if self._is_kept_out():
+            return _NO_SPACE
         if not self.is_ready():
             return "the server does not have its record in etcd yet"
         return self._refused
@@ -265,6 +271,19 @@ class EtcdEngine:
         ]
         return [(session, reply) for session, reply in replies if reply]
 
+    def _is_kept_out(self) -> bool:
+        """True when there is no space for the records of this server."""
+        return any(lane.writer.is_full and not lane.is_ours for lane in self._lanes)
+
+    def _refuse_openings(self) -> Replies:
+        """Refuse what only opens sessions: no matter what a predecessor has made of it, it writes nothing.
+
+        Workers fail the writes that wait for the session. What else is held may still be applied by a predecessor.
+        """
+        openings = [batch for _, batch in self._held if _is_opening(batch)]
+        self._held = [accepted for accepted in self._held if not _is_opening(accepted.batch)]
+        return [(each.session, Refused(each.session, [each.number], Reason.NO_SPACE)) for each in openings]
+
     def _end(self, ended: Ended) -> Replies:
         lane, result = self._lanes[ended.lane], ended.result
         if isinstance(result, Exception):
@@ -279,7 +298,7 @@ class EtcdEngine:
             self.counters.count_group([batch for _, batch in group], 0, ended.seconds)
         elif not result.is_too_large:
             is_full = result.reason is Reason.NO_SPACE
-            self._refused = "no space left in etcd" if is_full else f"etcd refuses writes: {result.text}"
+            self._refused = _NO_SPACE if is_full else f"etcd refuses writes: {result.text}"
         return replies
 
     def _count(self, reply: Reply) -> None:
@@ -287,6 +306,10 @@ class EtcdEngine:
         if isinstance(reply, Committed):
             for outcomes in reply.outcomes.values():
                 self.counters.count_outcomes(outcomes)
+
+
+def _is_opening(batch: WriteBatch) -> bool:
+    return not (batch.number or batch.clear or batch.puts or batch.deletes or batch.transactions)
 
 
 def _carry_out(reader: Reader, job: Job) -> Answered:

@@ -75,6 +75,8 @@ class Writer:
     """Of the last attempt."""
     found_applied: int = 0
     """Groups of which a try without an answer had been applied."""
+    is_full: bool = False
+    """The last try to take the lane over had the answer that there is no space."""
 
     def take_over(self) -> Table:
         """Make the record ours; the sessions that it has. Nothing that another process has sent can be applied then.
@@ -91,6 +93,7 @@ class Writer:
                 response = self.link.txn(request)
             except Rejected as error:
                 log.error("lane %d cannot be taken over: %s", self.lane, error)
+                self.is_full = error.verdict is Verdict.NO_SPACE
                 self.link.pause(_RETRY_SECONDS)
                 standing = self._await_look((), through_log=True)
             else:
