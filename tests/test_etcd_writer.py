@@ -246,6 +246,26 @@ def test_a_group_that_is_too_large_is_refused(etcd, lane):
     assert isinstance(refused, Refusal)
 
 
+@pytest.mark.parametrize(
+    "faults",
+    [[], [Fault.LOST], [Fault.ANSWER_LOST], [Fault.LATE], [Fault.NO_SPACE_APPLIED], [Fault.NO_SPACE]],
+    ids=lambda faults: "+".join(each.name.lower() for each in faults) or "none",
+)
+def test_a_group_that_is_too_large_after_a_try_without_an_answer_is_ruled_out_before_it_is_refused(etcd, lane, faults):
+    """`faults` meet the record that is written without it."""
+    etcd.faults.extend([Fault.LATE, Fault.TOO_LARGE, *faults])
+    assert lane.write(accepted(A, 1, {"k": "1"})).is_too_large
+    assert not any(etcd.deliver())
+    assert lane.write(accepted(A, 2, {"k": "2"}, base=2)) == {A: Committed(A, [2])}
+    assert (lane.data(), list(lane.version("k").values())) == ({"k": "2"}, [1])
+
+
+def test_a_group_that_is_too_large_but_was_applied_before_is_not_refused(etcd, lane):
+    etcd.faults.extend([Fault.ANSWER_LOST, Fault.TOO_LARGE])
+    assert lane.write(accepted(A, 1, {"k": "1"})) == {A: Committed(A, [1])}
+    assert lane.data() == {"k": "1"}
+
+
 def test_after_a_clear_by_another_server_a_group_goes_into_the_new_generation(etcd, lane):
     other = Lane(etcd, gateway="other", owner=b"other")
     other.write(accepted(B, 0), accepted(B, 1, clear=True))

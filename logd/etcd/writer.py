@@ -17,6 +17,10 @@ come to hold again, when a key that was absent is absent once more.
 
 "No space" is not certain either, so the record is read then, through the log.
 
+When a try had no answer and the next ones are refused, the first may still be applied. If they are too large, the
+record is written without the group: then nothing sent before can be applied. If there is no space, or all is denied,
+not even that can be written, and the group is tried until the cluster is well again; its clients hear 504.
+
 Knows no sockets and no sessions; used by the one thread of its lane, and blocks.
 """
 
@@ -56,6 +60,8 @@ class Refusal(NamedTuple):
     text: str
     is_too_large: bool = False
     """For one transaction: there is nothing wrong with the cluster."""
+    is_in_doubt: bool = False
+    """Not certain yet: an earlier try may still be applied. Never so outside this module."""
 
 
 @dataclass(slots=True)
@@ -112,7 +118,7 @@ class Writer:
     def write(self, group: Sequence[Accepted], table: Table) -> Folded | Refusal:
         """Apply a group; what it came to. Raises Fenced, link.Closed."""
         keys = sorted(checked_keys(group))
-        attempts: dict[int, Folded] = {}
+        attempts: dict[int, Folded | Refusal] = {}
         try:
             standing = self._look(keys, through_log=False) if keys else Standing(0, None, self.generation.value, {})
         except Rejected as error:  # nothing was sent that could be applied
@@ -121,6 +127,8 @@ class Writer:
             while True:
                 self._take_turn(len(attempts), held)
                 end = self._attempt(fold(group, table, standing.present), standing.generation, keys, attempts)
+                if isinstance(end, Refusal) and end.is_in_doubt:
+                    end = self._rule_out(end, table, attempts)
                 if not isinstance(end, Standing):
                     return end
                 if end.revision != self.revision:
@@ -138,7 +146,7 @@ class Writer:
             held.enter_context(self.turn_lock)
 
     def _attempt(
-        self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded]
+        self, folded: Folded, generation: int, keys: Sequence[str], attempts: dict[int, Folded | Refusal]
     ) -> Folded | Refusal | Standing:
         """Try until it is certain what came of this attempt: applied, refused, or how things stand now."""
         self.number += 1
@@ -157,8 +165,8 @@ class Writer:
                     standing = self._await_look(keys, through_log=True)
                     if standing.revision != self.revision:
                         return standing
-                if not is_in_doubt:
-                    return _refusal(error)
+                if not is_in_doubt or error.verdict is Verdict.TOO_LARGE:
+                    return _refusal(error)._replace(is_in_doubt=is_in_doubt)
                 self.link.pause(_RETRY_SECONDS)
             else:
                 if not response.succeeded:
@@ -167,7 +175,25 @@ class Writer:
                 self.generation.saw(generation + folded.clears)
                 return folded
 
-    def _applied_before(self, standing: Standing, attempts: dict[int, Folded]) -> Folded:
+    def _rule_out(self, refusal: Refusal, table: Table, attempts: dict[int, Folded | Refusal]) -> Refusal | Standing:
+        """Write the record without the group, as an attempt of its own; how things stand if that is not applied."""
+        self.number += 1
+        attempts[self.number] = certain = refusal._replace(is_in_doubt=False)
+        record = table.encoded(self.owner, self.number)
+        request = transactions.take_over(self.layout, self.lane, self.revision, record)
+        while True:
+            try:
+                response = self.link.txn(request)
+            except Rejected as error:
+                log.error("what became of a group in lane %d is not certain yet: %s", self.lane, error)
+                self.link.pause(_RETRY_SECONDS)
+            else:
+                if not response.succeeded:
+                    return transactions.standing(response, ())
+                self.revision = response.header.revision
+                return certain
+
+    def _applied_before(self, standing: Standing, attempts: dict[int, Folded | Refusal]) -> Folded | Refusal:
         record = standing.record
         if not record or record.owner != self.owner or record.number not in attempts:
             raise Fenced(f"lane {self.lane} belongs to another process now")

@@ -31,6 +31,7 @@ class Fault(enum.Enum):
     NO_SPACE = enum.auto()
     BUSY = enum.auto()
     DENIED = enum.auto()
+    TOO_LARGE = enum.auto()
 
 
 class FakeError(grpc.RpcError):
@@ -56,6 +57,7 @@ _ERRORS: Final = {
     Fault.NO_SPACE_APPLIED: _NO_SPACE,
     Fault.NO_SPACE: _NO_SPACE,
     Fault.BUSY: (grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
+    Fault.TOO_LARGE: (grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: request is too large"),
     Fault.DENIED: (grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied"),
 }
 
