@@ -11,6 +11,7 @@ from the others not at all.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -54,6 +55,10 @@ class Rejected(Exception):
 
 class Closed(Exception):
     """The link was closed while a request had no answer."""
+
+
+class Expired(Exception):
+    """A request had no answer in its time."""
 
 
 class User(NamedTuple):
@@ -110,9 +115,12 @@ class Link:
         """The endpoint that is used now."""
         return self._endpoints[self._current].url
 
-    def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
-        """Send a transaction until it is answered. Raises Rejected, Closed."""
-        response: pb.TxnResponse = self._until_answered("txn", request.SerializeToString())
+    def txn(self, request: pb.TxnRequest, *, until: float = math.inf) -> pb.TxnResponse:
+        """Send a transaction until it is answered. Raises Rejected, Closed.
+
+        After `until`, by the monotonic clock, it is not sent again. Raises Expired then.
+        """
+        response: pb.TxnResponse = self._until_answered("txn", request.SerializeToString(), until)
         with self._lock:
             self.revision = max(self.revision, response.header.revision)
             self.raft_term = max(self.raft_term, response.header.raft_term)
@@ -155,9 +163,9 @@ class Link:
 
     # Tries -----------------------------------------------------------------------------------------------
 
-    def _until_answered(self, method: str, message: bytes) -> Any:  # noqa: ANN401
+    def _until_answered(self, method: str, message: bytes, until: float = math.inf) -> Any:  # noqa: ANN401
         unanswered = tries = 0
-        while True:
+        while time.monotonic() < until:
             index = self._current
             if self._user and not self._token:
                 self._authenticate(index)
@@ -179,6 +187,7 @@ class Link:
                 self._token = ""
             else:
                 raise Rejected(error.verdict, error.text, is_in_doubt=unanswered > 0)
+        raise Expired
 
     def _try(self, index: int, method: str, message: bytes, seconds: float) -> "tuple[Any, _Error | None]":
         """Send once: a response, or an error."""
