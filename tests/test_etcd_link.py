@@ -107,6 +107,33 @@ def test_after_a_close_nothing_is_sent_again(etcd):
     assert len(etcd.requests) == 1
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_endpoint_that_does_not_answer_is_logged_once_and_so_is_that_it_answers_again(etcd, caplog, count):
+    caplog.set_level("INFO", logger="logd.etcd.link")
+    link = Link([FakeEndpoint(f"http://node{number}", etcd) for number in range(count)])
+    for _ in range(2):
+        etcd.faults.extend([Fault.LOST] * 4 * count)
+        link.txn(PUT)
+    silent = [f"http://node{n} does not answer: etcdserver: request timed out" for n in range(count)]
+    again = "http://node0 answers again"
+    assert caplog.messages == [*silent, again, silent[0], again]
+
+
+class Shut(FakeEndpoint):
+    """Its channel is closed."""
+
+    def call(self, method, message, seconds, metadata):
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+
+def test_whatever_is_asked_after_a_close_ends_with_closed(etcd):
+    link = Link([Shut("http://node", etcd)], user=User("kv", "secret"))
+    with pytest.raises(Closed):
+        link.status("http://node")
+    with pytest.raises(Closed):  # where it authenticates
+        link.txn(PUT)
+
+
 class Guarded(FakeEndpoint):
     """Wants a token, which changes with each authentication."""
 
