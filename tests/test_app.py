@@ -7,6 +7,7 @@ scripted exactly. What holds for every answer (type, length, one newline at the 
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -274,6 +275,32 @@ def test_a_large_value_is_released_when_its_request_is_cancelled_in_the_turn_in_
         return {"type": "http.request", "body": b"", "more_body": False}
 
     asyncio.run(main())
+
+
+def test_a_refused_read_names_no_value():
+    answer = ask(Storage(ABC), "GET /kv/a", fields=[(b"if-none-match", b"no tag")])
+    assert (answer.status, answer.body) == (400, b"if-none-match cannot be parsed\n")
+    assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/kv/a", "/keys"])
+def test_a_failed_read_leaves_nothing_for_the_garbage_collector(path):
+    class Failing(Storage):
+        def get(self, _):
+            read = asyncio.get_running_loop().create_future()
+            read.set_exception(OutcomeUnknown("of this test"))
+            return read
+
+        page = get
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert ask(Failing(), f"GET {path}").status == 504
+        failures = [each for each in gc.get_objects() if isinstance(each, OutcomeUnknown)]
+        assert not [each for each in failures if each.args == ("of this test",)]
+    finally:
+        gc.enable()
 
 
 # Pages ---------------------------------------------------------------------------------------------------

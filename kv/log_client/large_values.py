@@ -6,11 +6,12 @@ that requested it (kv/log_client/reads.py, pages.py) when the reader is gone. Kn
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, TypeVar
 
 from kv.log_client.pending import Pending
 
+_T = TypeVar("_T")
 _REQUESTED_BYTES_MAX: Final = 1 << 20
 """Of values that were requested and have not arrived. More would wait in logd, and small answers after them."""
 
@@ -123,6 +124,17 @@ class Room:
     def release(self) -> None:
         """Take nothing any more. May be called again."""
         self.resize(0)
+
+
+async def claimed(read: Awaitable[_T]) -> _T:
+    """What a read finds, for a reader that may be cancelled in the turn in which that arrives."""
+    try:
+        return await read
+    except BaseException:
+        release_unclaimed(read)
+        raise
+    finally:
+        del read  # a failure refers to this frame, and the read to its failure
 
 
 def release_unclaimed(read: object) -> None:

@@ -11,7 +11,7 @@ import falcon
 import falcon.asgi
 import msgspec
 
-from kv.log_client.large_values import release_unclaimed
+from kv.log_client.large_values import claimed
 from kv.request import Refusal, Request, Resource, check_key
 from kv.resources.storage import Storage
 from logd.shared.protocol import PAGE_BYTES_MAX, PAGE_KEYS_MAX, Page, PageQuery
@@ -33,12 +33,7 @@ class KeysResource(Resource):
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Answer with a page, and say where the next one is."""
         query = parse(req.parameters())
-        read = self._storage.page(query)
-        try:
-            held = await read
-        except BaseException:  # such as a cancellation, which may come when the page is here
-            release_unclaimed(read)
-            raise
+        held = await claimed(self._storage.page(query))
         req.release_at_end(held)
         if held.page.left:
             resp.set_header("Link", f'</keys?{_next(query, held.page)}>; rel="next"')
