@@ -55,7 +55,7 @@ GAUGES: Final = (
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "POST")
-STATUSES: Final = (200, 304, 400, 401, 404, 405, 408, 412, 413, 414, 431, 500, 503, 504, 507)
+STATUSES: Final = (200, 304, 400, 401, 403, 404, 405, 408, 412, 413, 414, 431, 500, 503, 504, 507)
 OTHER: Final = "other"
 """Stands for every method, or status, that is none of those."""
 BOUNDS_SECONDS: Final = (
