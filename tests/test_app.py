@@ -342,6 +342,32 @@ def test_a_page_of_values_comes_back_character_by_character_and_is_released_then
     assert storage.held_pages == 0
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("data", [{"k": b"\1" * 4 * PAGE_BYTES_MAX}, {f"{n:02}": b"\1" * 30_000 for n in range(34)}])
+def test_a_page_that_is_much_larger_as_json_is_encoded_in_small_pieces_between_which_others_have_their_turn(
+    data, method
+):
+    async def main():
+        turns, turns_at = 0, []
+
+        async def send(event):
+            turns_at.append(turns)
+            assert len(event.get("body", b"")) < PAGE_BYTES_MAX // 2
+
+        request = asyncio.ensure_future(
+            create_app(HeldStorage(data), LIMIT)(scope_of(method, "/keys?values=1"), None, send)
+        )
+        while not request.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await request
+        assert turns_at[0] > sum(map(len, data.values())) // (128 << 10)
+        if method == "GET":
+            assert len(set(turns_at)) > len(turns_at) // 2
+
+    asyncio.run(main())
+
+
 def test_a_walk_along_the_links_finds_every_value_also_large_ones():
     data = {f"{n:02}": b"v" * (n * 100_000 + 1) for n in range(30)}
     storage, found, target = HeldStorage(data), {}, "/keys?values=1&limit=7"
