@@ -58,7 +58,12 @@ class Read(Pending[Found]):
 
 
 class Budget:
-    """Decides which values there is room for, in the order in which they were found to be large."""
+    """Decides which values and pages there is room for.
+
+    Values get it in the order in which they were found to be large. The first page that waits is not in that order: it
+    gets room whenever there is enough. So while reads take all that is released, a large page may wait until its
+    deadline, and so may a large value while pages do.
+    """
 
     def __init__(self, bytes_max: int, on_room: Callable[[], None]) -> None:
         """`on_room` is called when there may be room for what waits."""
