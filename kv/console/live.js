@@ -166,7 +166,7 @@ class Log extends Card {
     const meter = element("meter", { min: 0, max: 1, value: 0, "aria-label": "Log until the next checkpoint" });
     const state = element("p", {}, "–");
     const facts = new Facts("last checkpoint", "it took", "snapshot", "segments", "failed", "free on the disk");
-    super("Log and checkpoint", "how much a start replays", meter, state, facts.element);
+    super("Log and checkpoint", "what a start replays", meter, state, facts.element);
     Object.assign(this, { meter, state, facts });
   }
 
