@@ -7,7 +7,7 @@ import { decode, isPlain, visible } from "./text.js";
 import { failure } from "./words.js";
 
 const KEY = /^[A-Za-z0-9:_.-]+$/;
-const UNSTORED = "It is not stored. This is what the key has now.";
+const UNSTORED = "It is not stored, or too large to be compared here. This is what the key has now.";
 const CHANGED = "Not stored: this key has changed since you began. Nothing was overwritten.";
 
 export class Editor {
@@ -71,8 +71,11 @@ export class Editor {
   /** What is typed before the answer would not be part of it. */
   async #locked(answer) {
     this.#lock(true);
-    await answer;
-    this.#lock(false);
+    try {
+      await answer;
+    } finally {
+      this.#lock(false);
+    }
   }
 
   #lock(isLocked) {
