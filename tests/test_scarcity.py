@@ -6,7 +6,6 @@ Where no file system here gives an error, a library that is preloaded (`LD_PRELO
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -19,60 +18,15 @@ from logd.local import ballast
 from logd.local.discard import discard
 from logd.local.table import Table
 from logd.shared.protocol import Exit
+from tests.support import shim
 from tests.support.harness import Server, await_true, free_port, run_to_end
 from tests.support.load import Load
-
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-static int fails(const char *call) {
-    const char *path = getenv("FAILING"), *calls = getenv("FAILING_CALLS");
-    if (!path || !calls || !strstr(calls, call) || access(path, F_OK)) return 0;
-    errno = atoi(getenv("FAILING_ERRNO"));
-    return 1;
-}
-int fdatasync(int fd) {
-    int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
-    return fails("fdatasync") ? -1 : real(fd);
-}
-int fsync(int fd) {
-    int (*real)(int) = dlsym(RTLD_NEXT, "fsync");
-    return fails("fsync") ? -1 : real(fd);
-}
-pid_t fork(void) {
-    pid_t (*real)(void) = dlsym(RTLD_NEXT, "fork");
-    return fails("fork") ? -1 : real();
-}
-"""
+from tests.support.shim import Failing
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    if not shutil.which("gcc"):
-        pytest.skip("there is no gcc here to make the library with")
-    directory = tmp_path_factory.mktemp("shim")
-    (directory / "shim.c").write_text(SHIM)
-    library = directory / "shim.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, directory / "shim.c", "-ldl"], check=True)
-    return library
-
-
-class Failing:
-    """Calls that fail in the processes of a server while the file `path` exists."""
-
-    def __init__(self, shim, path, calls, error):
-        self.path = path
-        self.environment = {
-            "LD_PRELOAD": str(shim),
-            "FAILING": str(path),
-            "FAILING_CALLS": calls,
-            "FAILING_ERRNO": str(error),
-        }
+def library(tmp_path_factory):
+    return shim.build(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture
@@ -98,8 +52,8 @@ def volume(tmp_path):
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
-def test_a_sync_that_reports_no_room_ends_nothing_and_writes_go_on_afterwards(tmp_path, shim, error):
-    failing = Failing(shim, tmp_path / "failing", "fdatasync fsync", error)
+def test_a_sync_that_reports_no_room_ends_nothing_and_writes_go_on_afterwards(tmp_path, library, error):
+    failing = Failing(library, tmp_path / "failing", "fdatasync fsync", error)
     flags = "--request-timeout-s=2", "--workers=1"
     with Server(tmp_path / "data", *flags, environment=failing.environment) as server:
         server.put("before", b"1")
@@ -116,8 +70,8 @@ def test_a_sync_that_reports_no_room_ends_nothing_and_writes_go_on_afterwards(tm
         assert (server.get("before"), server.get("k")) == (b"1", b"2")
 
 
-def test_logd_that_starts_again_without_room_waits_for_it(tmp_path, shim):
-    failing = Failing(shim, tmp_path / "failing", "fdatasync fsync", errno.ENOSPC)
+def test_logd_that_starts_again_without_room_waits_for_it(tmp_path, library):
+    failing = Failing(library, tmp_path / "failing", "fdatasync fsync", errno.ENOSPC)
     with Server(tmp_path / "data", environment=failing.environment) as server:
         server.put("k", b"1")
         failing.path.touch()
@@ -132,8 +86,8 @@ def test_logd_that_starts_again_without_room_waits_for_it(tmp_path, shim):
         assert server.stop() == 0
 
 
-def test_a_sync_that_fails_ends_logd_unacknowledged_and_its_successor_serves_what_was(tmp_path, shim):
-    failing = Failing(shim, tmp_path / "failing", "fdatasync", errno.EIO)
+def test_a_sync_that_fails_ends_logd_unacknowledged_and_its_successor_serves_what_was(tmp_path, library):
+    failing = Failing(library, tmp_path / "failing", "fdatasync", errno.EIO)
     with Server(tmp_path / "data", "--workers=1", environment=failing.environment) as server:
         server.put("k", b"before")
         logd = server.only("logd").pid
@@ -210,8 +164,8 @@ def fill(server):
 # No process ----------------------------------------------------------------------------------------------
 
 
-def test_without_a_process_to_be_had_the_supervisor_tries_again(tmp_path, shim):
-    failing = Failing(shim, tmp_path / "failing", "fork", errno.EAGAIN)
+def test_without_a_process_to_be_had_the_supervisor_tries_again(tmp_path, library):
+    failing = Failing(library, tmp_path / "failing", "fork", errno.EAGAIN)
     with Server(tmp_path / "data", environment=failing.environment) as server:
         server.put("k", b"1")
         failing.path.touch()
@@ -257,8 +211,8 @@ def command(process):
 # A file system that lacks something ----------------------------------------------------------------------
 
 
-def test_a_file_system_that_cannot_sync_a_directory_is_refused_with_a_line_that_says_so(tmp_path, shim, monkeypatch):
-    failing = Failing(shim, tmp_path, "fsync", errno.EINVAL)
+def test_a_file_system_that_cannot_sync_a_directory_is_refused_with_a_line_that_says_so(tmp_path, library, monkeypatch):
+    failing = Failing(library, tmp_path, "fsync", errno.EINVAL)
     for name, value in failing.environment.items():
         monkeypatch.setenv(name, value)
     directory = tmp_path / "data"
@@ -287,8 +241,8 @@ def test_to_let_go_of_many_keys_stops_no_other_thread():
     await_true(lambda: all(thread.name != "discard" for thread in threading.enumerate()))
 
 
-def test_signals_end_the_server_while_it_waits_for_a_process(tmp_path, shim):
-    failing = Failing(shim, tmp_path / "failing", "fork", errno.EAGAIN)
+def test_signals_end_the_server_while_it_waits_for_a_process(tmp_path, library):
+    failing = Failing(library, tmp_path / "failing", "fork", errno.EAGAIN)
     with Server(tmp_path / "data", environment=failing.environment) as server:
         failing.path.touch()
         server.only("logd").kill()

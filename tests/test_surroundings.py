@@ -9,13 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from logd.shared.protocol import Exit
+from tests.support import shim
 from tests.support.clients import SlowPut, read_to_end
 from tests.support.harness import ROOT, Server, await_true, free_port, run_to_end
+from tests.support.shim import Clock
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root on Linux can mount")
 
@@ -142,6 +146,31 @@ def test_a_request_in_flight_is_answered_although_the_group_is_paused_while_it_s
             assert put.finish().startswith(b"HTTP/1.1 200 ")
         assert server.wait() == 0
         assert "killing it" not in server.log
+
+
+def test_a_jump_of_the_wall_clock_costs_no_worker_and_no_connection(tmp_path):
+    clock = Clock(shim.build(tmp_path), tmp_path / "jumped")
+    with Server(tmp_path / "data", "--workers=1", environment=clock.environment) as server:
+        await_true(lambda: server.log.count("worker[") == 1, what="a worker that serves")
+        workers = server.role("worker")
+        with contextlib.closing(HTTPConnection("127.0.0.1", server.port)) as idle:
+
+            def skew_s():
+                idle.request("PUT", "/kv/k", b"v")
+                answer = idle.getresponse()
+                answer.read()
+                assert answer.status == 200
+                return parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
+
+            clock.path.touch()
+            await_true(lambda: skew_s() > 3000, what="the clock to have jumped")
+            time.sleep(2.5)  # the processes look at each other once a second; what is awaited is that nothing happens
+            clock.path.unlink()
+            await_true(lambda: skew_s() < 3000, what="the clock to have jumped back")
+            time.sleep(2.5)
+            assert skew_s() < 3000
+        assert server.role("worker") == workers
+        assert "ERROR" not in server.log
 
 
 def test_a_frozen_worker_is_replaced(tmp_path):

@@ -33,8 +33,9 @@ def main(arguments: list[str]) -> int:
 
 def _become_python_of_the_tests(arguments: list[str]) -> None:
     """Set up the environment of the tests, as tests/run.sh does, and start again in it."""
-    setup = [_ROOT / ".venv/bin/python", _ROOT / "kv/setup_venv.py", _VENV, _ROOT / "tests/requirements.txt"]
-    for command in ([_ROOT / "run.sh", "--help"], setup):
+    python, setup = str(_ROOT / ".venv/bin/python"), str(_ROOT / "kv/setup_venv.py")
+    commands = ([str(_ROOT / "run.sh"), "--help"], [python, setup, str(_VENV), str(_ROOT / "tests/requirements.txt")])
+    for command in commands:
         if status := subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
             sys.exit(status)  # it has said why
     python = str(_VENV / "bin/python")
