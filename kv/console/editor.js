@@ -46,7 +46,8 @@ export class Editor {
   }
 
   #onKey(event) {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !this.store.hidden && !this.area.readOnly) this.#store();
+    const isOffered = !this.store.hidden && !this.store.disabled;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && isOffered) this.#store();
   }
 
   #say(...content) {

@@ -157,10 +157,12 @@ class KeyList {
     }, TYPING_MS);
   }
 
-  #turn(direction) {
+  async #turn(direction) {
     if (direction > 0) this.#trail.push(this.list.lastChild.firstChild.title);
     else this.#trail.pop();
-    this.load();
+    await this.load();
+    const pressed = direction > 0 ? this.next : this.previous;
+    if (document.activeElement === document.body) pressed.focus(); // it lost the focus while it was disabled
   }
 
   /** The arrows walk along the keys, as in any list. */

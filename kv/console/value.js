@@ -144,7 +144,7 @@ export class ValueView {
     } catch (error) {
       if (error.status !== 412) this.#complain(key, error);
       else if (key === this.#key)
-        await this.#load("Not deleted: it has changed meanwhile. This is what is stored now.", "It is deleted already.");
+        await this.#load("Not deleted: it has changed meanwhile. This is what is stored now.", "It is gone already.");
     }
     this.onKeys();
   }
