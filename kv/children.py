@@ -237,7 +237,8 @@ class Gunicorn(Child):
         environment = self._config.to_environment() | inherited.to_environment()
         self._spawn(command, environment, (lifeline_end, alive_end), (*listen_fds, self._scoreboard.fileno()))
         self.has_workers = True
-        self.became_ready()  # who is killed is killed from outside
+        if self.process:
+            self.became_ready()  # who is killed is killed from outside
         return alive
 
     def on_all_ended(self, _: bytes) -> None:

@@ -9,7 +9,9 @@ It stands on methods of Falcon that are not public (`_get_responder`, `_handle_e
 version is pinned, and tests/test_dispatch.py compares each kind of answer with that of Falcon's own `__call__`.
 """
 
+import contextlib
 import functools
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import falcon
@@ -104,11 +106,8 @@ def _code(status: str) -> int:
     return int(status[:3])
 
 
-async def _send_stream(stream: Any, send: Send) -> None:  # noqa: ANN401 - an asynchronous iterator, perhaps with close()
-    try:
+async def _send_stream(stream: AsyncGenerator[bytes, None], send: Send) -> None:
+    async with contextlib.aclosing(stream):
         async for piece in stream:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send(_LAST)
-    finally:
-        if hasattr(stream, "close"):
-            await stream.close()

@@ -14,6 +14,7 @@ import falcon
 import falcon.asgi
 from falcon.constants import HTTP_METHODS
 
+from kv import cross_site
 from kv.http.context import SHORTCUT, Shortcut
 from kv.log_client.large_values import Held
 from kv.log_client.outcomes import (
@@ -117,11 +118,18 @@ class Request(falcon.asgi.Request):
     def qualifiers(self, known: Container[bytes] = ()) -> list[bytes]:
         """The names of the fields that narrow a change; nearly always none. `known` are those that the caller obeys.
 
-        Raises Refusal for any other, and for a query: to skip one would be to do more than was asked for.
+        Every request that changes something has to be asked, once. Raises Refusal for one that a page of another site
+        sent, for any other such field, and for a query: to skip one would be to do more than was asked for.
         """
         if self.scope["query_string"]:
             raise Refusal(falcon.HTTP_400, f"unknown parameter: {self.parameters()[0][0]}")
-        found = [name for name, _ in self.scope["headers"] if name.startswith(_QUALIFYING)]
+        fields = self.scope["headers"]
+        found = [name for name, _ in fields if name.startswith(_QUALIFYING) or name in cross_site.FIELDS]
+        if not found:
+            return found
+        if cross_site.is_cross_site(self.scope):
+            raise Refusal(falcon.HTTP_403, "cross-site request refused")
+        found = [name for name in found if name not in cross_site.FIELDS]
         for name in found:
             if name not in known:
                 raise Refusal(falcon.HTTP_400, f"{str(name, 'ascii')} not supported")

@@ -55,7 +55,7 @@ GAUGES: Final = (
     Gauge("unsent_bytes", "kv_http_unsent_bytes", "Answers that clients have not read yet."),
 )
 METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "POST")
-STATUSES: Final = (200, 304, 400, 401, 404, 405, 408, 412, 413, 414, 431, 500, 503, 504, 507)
+STATUSES: Final = (200, 304, 400, 401, 403, 404, 405, 408, 412, 413, 414, 431, 500, 503, 504, 507)
 OTHER: Final = "other"
 """Stands for every method, or status, that is none of those."""
 BOUNDS_SECONDS: Final = (
@@ -109,7 +109,7 @@ class _RoleWord(enum.IntEnum):
     STARTS = 1
     STARTED_AT = 2
     READY_AT = 3
-    """0 from each start until the process does its work."""
+    """0 while there is no process, and until it does its work."""
     ENDED_AT = 4
     """When the process before this one ended."""
 
@@ -267,7 +267,7 @@ class Scoreboard:
     def ended(self, role: Role) -> None:
         """There is no such process any more."""
         words = self._role(role)
-        words[_RoleWord.PID] = 0
+        words[_RoleWord.PID] = words[_RoleWord.READY_AT] = 0
         words[_RoleWord.ENDED_AT] = time.time()
 
     def restarts(self, role: Role) -> int:

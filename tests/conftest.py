@@ -6,6 +6,7 @@ import pytest
 
 # A shell that runs this in the background ignores SIGINT, and every process that is started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is ended ends what it has started
 
 pytest.register_assert_rewrite("tests.support")  # so that a failed assertion there says what it compared
 

@@ -7,6 +7,7 @@ scripted exactly. What holds for every answer (type, length, one newline at the 
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -276,6 +277,32 @@ def test_a_large_value_is_released_when_its_request_is_cancelled_in_the_turn_in_
     asyncio.run(main())
 
 
+def test_a_refused_read_names_no_value():
+    answer = ask(Storage(ABC), "GET /kv/a", fields=[(b"if-none-match", b"no tag")])
+    assert (answer.status, answer.body) == (400, b"if-none-match cannot be parsed\n")
+    assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/kv/a", "/keys"])
+def test_a_failed_read_leaves_nothing_for_the_garbage_collector(path):
+    class Failing(Storage):
+        def get(self, _):
+            read = asyncio.get_running_loop().create_future()
+            read.set_exception(OutcomeUnknown("of this test"))
+            return read
+
+        page = get
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert ask(Failing(), f"GET {path}").status == 504
+        failures = [each for each in gc.get_objects() if isinstance(each, OutcomeUnknown)]
+        assert not [each for each in failures if each.args == ("of this test",)]
+    finally:
+        gc.enable()
+
+
 # Pages ---------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +340,32 @@ def test_a_page_of_values_comes_back_character_by_character_and_is_released_then
     assert "link" not in answer.headers
     assert ask(storage, "HEAD /keys?values=1").headers == answer.headers
     assert storage.held_pages == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("data", [{"k": b"\1" * 4 * PAGE_BYTES_MAX}, {f"{n:02}": b"\1" * 30_000 for n in range(34)}])
+def test_a_page_that_is_much_larger_as_json_is_encoded_in_small_pieces_between_which_others_have_their_turn(
+    data, method
+):
+    async def main():
+        turns, turns_at = 0, []
+
+        async def send(event):
+            turns_at.append(turns)
+            assert len(event.get("body", b"")) < PAGE_BYTES_MAX // 2
+
+        request = asyncio.ensure_future(
+            create_app(HeldStorage(data), LIMIT)(scope_of(method, "/keys?values=1"), None, send)
+        )
+        while not request.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await request
+        assert turns_at[0] > sum(map(len, data.values())) // (128 << 10)
+        if method == "GET":
+            assert len(set(turns_at)) > len(turns_at) // 2
+
+    asyncio.run(main())
 
 
 def test_a_walk_along_the_links_finds_every_value_also_large_ones():

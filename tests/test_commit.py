@@ -835,6 +835,16 @@ def test_a_write_that_the_system_refuses_is_refused_for_what_is_wanting_and_the_
     assert engine.settle() == [committed(A, 2)]
 
 
+@pytest.mark.parametrize("is_quiet", [False, True], ids=["in the thread", "alone"])
+def test_a_sync_that_is_short_of_memory_says_nothing_of_the_group_and_ends_this_logd(engine, is_quiet):
+    engine.commits(A, 1)
+    engine.is_quiet = is_quiet
+    engine.disk.before = once(failing("sync", MemoryError()))
+    engine.send(A, 2, base=2)
+    with pytest.raises(DiskFailed):
+        engine.settle()
+
+
 def test_every_error_of_every_call_has_a_meaning():
     known = {
         (call, number): Meaning.REFUSED if call is DiskCall.WRITE else Meaning.IN_DOUBT

@@ -122,14 +122,10 @@ def test_one_response_shows_nothing_of_another():
 def test_a_stream_is_closed_when_its_client_goes_away():
     closed = []
 
-    class Stream:
-        def __aiter__(self):
-            return self
-
-        async def __anext__(self):
-            return b"x"
-
-        async def close(self):
+    async def stream():
+        try:
+            yield b"x"
+        finally:
             closed.append(True)
 
     async def send(event):
@@ -138,7 +134,7 @@ def test_a_stream_is_closed_when_its_client_goes_away():
 
     async def check():
         with pytest.raises(ConnectionResetError):
-            await dispatch._send_stream(Stream(), send)
+            await dispatch._send_stream(stream(), send)
         assert closed == [True]
 
     asyncio.run(check())

@@ -1,5 +1,6 @@
 """Pages of keys: where one ends, and that a walk over them finds what a sorted dict has, while the store changes."""
 
+import contextlib
 import select
 
 import msgspec
@@ -26,6 +27,7 @@ from logd.shared.protocol import (
     Transaction,
 )
 from tests.support.builders import A, batch
+from tests.support.harness import await_true
 
 PEER = b"peer"
 
@@ -133,6 +135,17 @@ def test_a_page_waits_until_all_keys_are_in_order_and_shows_the_state_of_then():
     assert listing.is_idle()
 
 
+def test_fewer_keys_wait_after_each_step_however_many_a_group_adds():
+    listing = Listing(store := store_of({f"{n:04}": b"v" for n in range(5000)}))
+    waiting = listing.unsorted_keys
+    for number in range(1, 6):
+        store.apply(batch(A, number, puts={f"{number}:{n * 7919 % 4001:04}": b"v" for n in range(4000)}))
+        listing.sort_some()
+        assert listing.unsorted_keys < waiting
+        waiting = listing.unsorted_keys
+    assert waiting == 0
+
+
 def test_keys_that_are_asked_for_one_by_one_wait_for_nothing():
     listing = Listing(store_of({f"{n:04}": b"v" for n in range(5000)}))
     assert ask(listing, PageQuery(keys=["4999", "x"])) == Page(7, ["4999"], [], 0)
@@ -155,14 +168,42 @@ def test_after_a_clear_only_what_came_later_is_listed():
     assert ask(listing, PageQuery()) == Page(7, ["a", "b"], [], 0)
 
 
-def test_an_engine_reads_and_writes_while_a_page_waits_and_rests_when_it_is_answered(tmp_path):
-    disk = LocalDisk(tmp_path)
-    recovered = Recovered(
-        store_of({f"{n:04}": b"v" for n in range(5000)}), 0, Finding.NEW, None, [], [], None, 0, 0, 0.0
-    )
-    checkpointer = Checkpointer(tmp_path, Policy(1 << 40, 0.0), Newest(0, 0))
+@contextlib.contextmanager
+def engine_of(directory, data):
+    """An engine that has recovered these data."""
+    disk = LocalDisk(directory)
+    recovered = Recovered(store_of(data), 0, Finding.NEW, None, [], [], None, 0, 0, 0.0)
+    checkpointer = Checkpointer(directory, Policy(1 << 40, 0.0), Newest(0, 0))
     engine = LocalEngine(disk, Wal(disk, 1, 1 << 20), recovered, checkpointer)
     try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def write(engine, number, **writes):
+    made = batch(A, number, **writes)
+    assert engine.submit(protocol.encode(made), made) is None
+
+
+def turn(engine):
+    """What the server does when the engine has something to say."""
+    assert is_readable(engine)
+    collected = engine.collect()
+    engine.commit()
+    return collected
+
+
+def test_an_engine_rests_when_what_waited_to_be_sorted_was_cleared(tmp_path):
+    with engine_of(tmp_path, {f"{n:04}": b"v" for n in range(5000)}) as engine:
+        write(engine, 1, clear=True)
+        engine.commit()
+        await_true(lambda: turn(engine).replies != [], what="the clear to be applied")
+        assert not is_readable(engine, seconds=0)
+
+
+def test_an_engine_reads_and_writes_while_a_page_waits_and_rests_when_it_is_answered(tmp_path):
+    with engine_of(tmp_path, {f"{n:04}": b"v" for n in range(5000)}) as engine:
         assert engine.page(PageRequest(7, PageQuery(after="4998"), PAGE_BYTES_MAX), PEER) is None
         assert engine.read(["0001", "x"], (PEER, 8, 100)) == [b"v", None]
         write = batch(A, 1, puts={"5000": b"v"})
@@ -179,8 +220,6 @@ def test_an_engine_reads_and_writes_while_a_page_waits_and_rests_when_it_is_answ
         assert pages in ([(PEER, Page(7, ["4999"], [], 0))], [(PEER, Page(7, ["4999", "5000"], [], 0))])
         assert engine.page(PageRequest(9, PageQuery(after="4999"), PAGE_BYTES_MAX), PEER) == Page(9, ["5000"], [], 0)
         assert not is_readable(engine, seconds=0)
-    finally:
-        engine.stop()
 
 
 def is_readable(engine, seconds=30):

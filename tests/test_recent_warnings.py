@@ -107,6 +107,13 @@ def test_a_full_disk_or_a_closed_file_is_no_error_of_who_logs(log, ring):
     assert ring.read() == []
 
 
+def test_a_message_that_cannot_be_formatted_is_no_error_of_who_logs(log, ring, capsys):
+    log.error("%d", "no number")
+    log.error("next")
+    assert messages(ring) == ["next"]
+    assert "no number" in capsys.readouterr().err
+
+
 def test_a_child_is_told_where_its_parent_keeps_them(ring, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [ring])
     assert logging_setup.descriptors() == (ring.fd,)

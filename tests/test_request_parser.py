@@ -3,7 +3,7 @@
 import pytest
 
 from kv.http import known_heads
-from kv.http.request_parser import FinalRefusal, RequestParser
+from kv.http.request_parser import FIELD_OVERHEAD_BYTES, FinalRefusal, RequestParser
 
 LIMIT = 2000
 
@@ -179,6 +179,30 @@ def test_what_is_known_of_a_client_is_bounded_in_blocks_and_in_bytes():
     large = request(b"GET /kv/a HTTP/1.1", b"X: " + b"x" * known_heads.BYTES_MAX)
     small = request()
     assert parsed(new_parser(), small, large, large, small) == [small, large, large]
+
+
+def test_a_block_that_is_found_again_takes_no_more_room():
+    known = known_heads.KnownHeads()
+    for _ in range(3):
+        known.add(b"x", "x", known_heads.BYTES_MAX)
+    known.add(b"y", "y", known_heads.BYTES_MAX)
+    assert (known.find(b"x"), known.find(b"y")) == (None, "y")
+
+
+def test_what_is_known_of_a_client_is_bounded_in_fields_however_small_they_are():
+    many = request(b"GET /kv/a HTTP/1.1", *[b"X:"] * (known_heads.BYTES_MAX // FIELD_OVERHEAD_BYTES))
+    assert parsed(new_parser(), many, many) == [many, many]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("stream", ["get", "put", "chunked", "upgrade", "absolute form"])
+def test_nothing_of_a_request_is_kept_once_it_is_complete(stream, pieces):
+    parser = RequestParser(Events(), LIMIT)
+    data = STREAMS[stream].replace(b"/kv/a", b"/kv/a?b")  # such as is not remembered
+    cut = len(data) // 2 if pieces == 2 else len(data)
+    for piece in filter(None, (data[:cut], data[cut:])):
+        assert feed(parser, piece) is None
+    assert not any((parser._url, parser._fields, parser._decisive, parser._complete))
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def test_a_process_is_told_from_its_start_to_its_end_and_so_is_the_next_one(fd):
     board.ready(Role.LOGD)
     assert told(reader, "logd").ready_at >= started.started_at
     board.ended(Role.LOGD)
-    assert (told(reader, "logd").pid, told(reader, "logd").resident_bytes) == (None, 0)
+    ended = told(reader, "logd")
+    assert (ended.pid, ended.ready_at, ended.resident_bytes) == (None, None, 0)
     board.started(Role.LOGD, os.getpid())
     again = told(reader, "logd")
     assert (again.pid, again.restarts, again.ready_at) == (os.getpid(), 1, None)

@@ -48,6 +48,15 @@ STORES = {
 }
 
 
+def test_a_snapshot_that_would_not_hold_every_key_is_not_published(tmp_path):
+    store = store_of({"a": b"1", "b": b"2"})
+    store.sort_some()
+    store.sorted_keys.remove("a")
+    with pytest.raises(RuntimeError, match="1 of 2 keys"):
+        snapshot.write(LocalDisk(tmp_path), store, 7)
+    assert NAME not in contents(tmp_path)
+
+
 @pytest.mark.parametrize(("store", "frames"), STORES.values(), ids=STORES.keys())
 def test_what_was_written_is_read_back_in_order(tmp_path, store, frames):
     disk = LocalDisk(tmp_path)

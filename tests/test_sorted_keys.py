@@ -143,6 +143,10 @@ def test_keys_that_come_one_by_one_are_not_kept_one_by_one():
         assert len(keys.empty()) < 10
 
 
+def test_nothing_waits_when_no_keys_were_added():
+    assert waiting([]).is_sorted
+
+
 def test_a_queue_of_keys_leaves_nothing_behind():
     keys = SortedKeys()
     for first in range(0, 50_000, 1000):

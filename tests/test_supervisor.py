@@ -1,5 +1,6 @@
 """What the supervisor makes of what it hears from logd, and of the ends of its children, without processes."""
 
+import errno
 import os
 import signal
 import socket
@@ -7,8 +8,9 @@ import time
 
 import pytest
 
+from kv import children, scoreboard
 from kv import supervisor as supervisors
-from kv.children import Child
+from kv.children import Child, Gunicorn
 from kv.config import Config
 from kv.errors import CannotServe
 from kv.scoreboard import Role, Scoreboard
@@ -55,6 +57,24 @@ def supervisor(tmp_path, monkeypatch):
 def react(supervisor):
     for key, _ in supervisor._selector.select(0):
         key.data()
+
+
+def test_a_process_that_cannot_be_started_is_not_ready(tmp_path, monkeypatch):
+    def no_process(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    fd = scoreboard.make(workers=1)
+    board = Scoreboard(fd)
+    gunicorn = Gunicorn(Config(working_dir=tmp_path, workers=1), board)
+    monkeypatch.setattr(children.subprocess, "Popen", no_process)
+    monkeypatch.setattr(children.logging_setup, "descriptors", lambda: (0,))
+    try:
+        os.close(gunicorn.start([], "address"))
+        assert gunicorn.restart_at is not None
+        assert not gunicorn.is_ready
+        assert next(each for each in board.processes() if each.role == "gunicorn").ready_at is None
+    finally:
+        os.close(fd)
 
 
 def test_it_listens_once_logd_has_recovered(supervisor):

@@ -9,8 +9,8 @@ from typing import Final, Generic, TypeVar
 
 BLOCKS_MAX: Final = 4
 """As of reads, and of writes of a few lengths."""
-BYTES_MAX: Final = 1024
-"""Of all blocks together: each connection may cost so much memory."""
+BYTES_MAX: Final = 4096
+"""What all blocks together may take of memory, for each connection."""
 
 _Head = TypeVar("_Head")
 
@@ -18,24 +18,24 @@ _Head = TypeVar("_Head")
 class KnownHeads(Generic[_Head]):
     """Header blocks, and what was found in each. The oldest makes room for a new one."""
 
-    __slots__ = ("_bytes", "_bytes_max", "_heads")
+    __slots__ = ("_bytes_max", "_heads", "_sizes")
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = min(bytes_max, BYTES_MAX)
-        self._bytes = 0
         self._heads: dict[bytes, _Head] = {}
+        self._sizes: list[int] = []
+        """Of the blocks, oldest first."""
 
     def find(self, block: bytes) -> _Head | None:
         """What was found in this block, if it is known."""
         return self._heads.get(block)
 
-    def add(self, block: bytes, head: _Head) -> None:
-        """Keep a block that is not known, unless it is too large."""
-        if len(block) > self._bytes_max:
+    def add(self, block: bytes, head: _Head, size: int) -> None:
+        """Keep a block, unless it is known or too large. `size` is what it and its head take of memory."""
+        if block in self._heads or size > self._bytes_max:
             return
-        while len(self._heads) == BLOCKS_MAX or self._bytes + len(block) > self._bytes_max:
-            oldest = next(iter(self._heads))
-            del self._heads[oldest]
-            self._bytes -= len(oldest)
+        while len(self._heads) == BLOCKS_MAX or sum(self._sizes) + size > self._bytes_max:
+            del self._heads[next(iter(self._heads))]
+            del self._sizes[0]
         self._heads[block] = head
-        self._bytes += len(block)
+        self._sizes.append(size)

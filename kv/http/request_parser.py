@@ -117,12 +117,12 @@ class RequestParser:
         self._decisive: dict[bytes, list[bytes]] = {}
         """The values of those fields that decide how the request is read, by name."""
         self._complete: RequestHead | None = None
-        """The head of the request that has just arrived completely."""
+        """The head of a request that may have arrived whole and alone, until `feed` has looked."""
         self._known: KnownHeads[RequestHead] = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
 
     def close(self) -> None:
-        """Release what an unfinished head takes, and the C parser, which refers back to this object."""
-        self._fields, self._decisive = [], {}
+        """Release what a head takes, and the C parser, which refers back to this object."""
+        self._forget_head()
         with contextlib.suppress(AttributeError):
             del self._parser
 
@@ -140,8 +140,9 @@ class RequestParser:
         """Parse what has arrived, at most `MAX_AT_ONCE_BYTES`. Returns the refusal that ends the connection, if any."""
         is_between = not (self.is_in_message or self.raw_bytes)
         refusal = self._parse(data)
-        if is_between and not refusal:
-            self._remember(data)
+        head, self._complete = self._complete, None
+        if head and is_between and not refusal:
+            self._remember(head, data)
         return refusal
 
     def feed_known(self, data: bytes | memoryview) -> bool:
@@ -160,15 +161,14 @@ class RequestParser:
         self._receiver.on_request(head, data[end:])
         return True
 
-    def _remember(self, data: bytes | memoryview) -> None:
+    def _remember(self, head: RequestHead, data: bytes | memoryview) -> None:
         """Remember the fields of a request that came whole, alone, and without anything unusual."""
-        head, self._complete = self._complete, None
-        if head is None or self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
+        if self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
             return
         is_plain = head.keep_alive and not head.expects_continue and head.body_bytes is not None
         block = bytes(data[line.end() : len(data) - (head.body_bytes or 0)])
         if is_plain and block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
-            self._known.add(block, head)
+            self._known.add(block, head, len(block) + FIELD_OVERHEAD_BYTES * len(head.fields))
 
     def _parse(self, data: bytes | memoryview) -> FinalRefusal | None:
         self.raw_bytes += len(data)
@@ -211,11 +211,11 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """A request begins."""
         self.is_in_message = self._is_in_head = True
-        self._url = b""
-        self._fields = []
-        self._field_bytes = 0
-        if self._decisive:
-            self._decisive = {}
+        self._forget_head()  # of an offer to upgrade
+
+    def _forget_head(self) -> None:
+        """Nothing of it may take room while the connection is idle."""
+        self._url, self._fields, self._field_bytes, self._decisive = b"", [], 0, {}
 
     def on_url(self, piece: bytes) -> None:
         """The target, or a piece of it. It has no fragment, and nothing that is not ASCII (RFC 9112, 3.2)."""
@@ -284,6 +284,7 @@ class RequestParser:
             return
         self.is_in_message = False
         self.raw_bytes = 0
+        self._forget_head()
         self._receiver.on_end()
 
     def _too_long(self) -> tuple[int, str]:

@@ -6,11 +6,12 @@ that requested it (kv/log_client/reads.py, pages.py) when the reader is gone. Kn
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, TypeVar
 
 from kv.log_client.pending import Pending
 
+_T = TypeVar("_T")
 _REQUESTED_BYTES_MAX: Final = 1 << 20
 """Of values that were requested and have not arrived. More would wait in logd, and small answers after them."""
 
@@ -57,7 +58,12 @@ class Read(Pending[Found]):
 
 
 class Budget:
-    """Decides which values there is room for, in the order in which they were found to be large."""
+    """Decides which values and pages there is room for.
+
+    Values get it in the order in which they were found to be large. The first page that waits is not in that order: it
+    gets room whenever there is enough. So while reads take all that is released, a large page may wait until its
+    deadline, and so may a large value while pages do.
+    """
 
     def __init__(self, bytes_max: int, on_room: Callable[[], None]) -> None:
         """`on_room` is called when there may be room for what waits."""
@@ -123,6 +129,17 @@ class Room:
     def release(self) -> None:
         """Take nothing any more. May be called again."""
         self.resize(0)
+
+
+async def claimed(read: Awaitable[_T]) -> _T:
+    """What a read finds, for a reader that may be cancelled in the turn in which that arrives."""
+    try:
+        return await read
+    except BaseException:
+        release_unclaimed(read)
+        raise
+    finally:
+        del read  # a failure refers to this frame, and the read to its failure
 
 
 def release_unclaimed(read: object) -> None:

@@ -7,7 +7,7 @@ import falcon
 import falcon.asgi
 
 from kv import preconditions
-from kv.log_client.large_values import LargeValue, release_unclaimed
+from kv.log_client.large_values import LargeValue, claimed
 from kv.request import Request, Resource, answer_error, check_value, set_etag
 from kv.resources.storage import Storage
 from logd.shared.etag import etag
@@ -26,14 +26,7 @@ class KeyResource(Resource):
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response, key: str) -> None:
         """Answer with the exact bytes that were stored."""
-        read = self._storage.get(req.key())
-        try:
-            value = await read
-        except BaseException:  # such as a cancellation, which may come when the value is here
-            release_unclaimed(read)
-            raise
-        finally:
-            del read  # a failure refers to this frame, and the read to its failure
+        value = await claimed(self._storage.get(req.key()))
         if value is None:  # no error, and too common to pay for an exception
             answer_error(req, resp, falcon.HTTP_404, "key not found")
         else:
@@ -67,8 +60,8 @@ def _answer_value(req: Request, resp: falcon.asgi.Response, value: bytes | Large
     if isinstance(value, LargeValue):
         req.release_at_end(value)
     tag = etag(value.data if isinstance(value, LargeValue) else value)
-    set_etag(resp, tag)
     known = preconditions.if_none_match(req)
+    set_etag(resp, tag)
     if known and known.match_weakly(tag):
         resp.status = falcon.HTTP_304
     elif not isinstance(value, LargeValue):

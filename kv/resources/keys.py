@@ -3,7 +3,10 @@
 Owns the parameters of the query, the lines of a page, and the link to the next one; does not know where a page ends.
 """
 
+import asyncio
 import codecs
+import functools
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final
 
@@ -11,15 +14,19 @@ import falcon
 import falcon.asgi
 import msgspec
 
-from kv.log_client.large_values import release_unclaimed
+from kv.log_client.large_values import claimed
 from kv.request import Refusal, Request, Resource, check_key
 from kv.resources.storage import Storage
-from logd.shared.protocol import PAGE_BYTES_MAX, PAGE_KEYS_MAX, Page, PageQuery
+from logd.shared.protocol import PAGE_KEYS_MAX, Page, PageQuery
 
 _LIMIT_DEFAULT: Final = 1000
 _LINES: Final = "application/jsonl"
-_PIECE_BYTES: Final = 256 << 10
-"""A large answer is sent in pieces, each when most of the one before has been received."""
+_PIECE_BYTES: Final = 64 << 10
+"""Of values, for a piece of an answer. It is sent when most of the one before has been received."""
+_ENTRY_OVERHEAD_BYTES: Final = 64
+"""What an entry counts for in a piece, beside its value."""
+_KEYS_AT_ONCE: Final = 1024
+"""In a piece of an answer without values."""
 _encode: Final = msgspec.json.Encoder().encode
 _encode_lines: Final = msgspec.json.Encoder().encode_lines
 
@@ -33,20 +40,15 @@ class KeysResource(Resource):
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Answer with a page, and say where the next one is."""
         query = parse(req.parameters())
-        read = self._storage.page(query)
-        try:
-            held = await read
-        except BaseException:  # such as a cancellation, which may come when the page is here
-            release_unclaimed(read)
-            raise
+        held = await claimed(self._storage.page(query))
         req.release_at_end(held)
         if held.page.left:
             resp.set_header("Link", f'</keys?{_next(query, held.page)}>; rel="next"')
         if query.with_values:
             resp.content_type = _LINES
-            _answer_values(resp, held.page)
+            await _answer(resp, functools.partial(_entries, held.page))
         else:
-            _answer(resp, "\n".join([*held.page.keys, ""]).encode())
+            await _answer(resp, functools.partial(_keys, held.page))
 
     on_head = on_get
 
@@ -126,36 +128,49 @@ def _next(query: PageQuery, page: Page) -> str:
     return "&".join([f"{name}={value}" for name, value in parameters])
 
 
-def _answer_values(resp: falcon.asgi.Response, page: Page) -> None:
-    values = page.values
-    if len(values) == 1 and len(values[0]) > PAGE_BYTES_MAX:
-        resp.content_length = sum(map(len, _large_line(page.keys[0], values[0])))
-        resp.stream = _stream(_large_line(page.keys[0], values[0]))
+async def _answer(resp: falcon.asgi.Response, pieces: Callable[[], Iterator[bytes]]) -> None:
+    """Answer with these pieces. More than one are made twice, to be measured and to be sent, and never kept.
+
+    So an answer takes no more memory than its page, which is counted, and a piece, however much JSON escapes.
+    """
+    first = list(itertools.islice(pieces(), 2))
+    if len(first) > 1:
+        resp.content_length = sum([len(piece) async for piece in _in_turns(pieces())])
+        resp.stream = _in_turns(pieces())
     else:
-        entries = zip(page.keys, values, strict=True)
-        _answer(resp, _encode_lines({"key": key, "value": value.decode()} for key, value in entries))
+        resp.data = b"".join(first)
 
 
-def _answer(resp: falcon.asgi.Response, body: bytes) -> None:
-    if len(body) <= _PIECE_BYTES:
-        resp.data = body
-    else:
-        resp.content_length = len(body)
-        resp.stream = _stream(_cut(body))
-
-
-def _large_line(key: str, value: bytes) -> Iterator[bytes]:
-    """The line of one large value, in pieces: as text it would take several times its memory."""
-    yield b'{"key":%b,"value":"' % _encode(key)
-    for text in codecs.iterdecode(_cut(value), "utf-8"):
-        yield _encode(text)[1:-1]
-    yield b'"}\n'
-
-
-def _cut(data: bytes) -> Iterator[bytes]:
-    return (data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES))
-
-
-async def _stream(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+async def _in_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+        await asyncio.sleep(0)  # all together would keep other requests waiting for tenths of a second
+
+
+def _keys(page: Page) -> Iterator[bytes]:
+    for start in range(0, len(page.keys), _KEYS_AT_ONCE):
+        yield "\n".join([*page.keys[start : start + _KEYS_AT_ONCE], ""]).encode()
+
+
+def _entries(page: Page) -> Iterator[bytes]:
+    entries: list[dict[str, str]] = []
+    size = 0
+    for key, value in zip(page.keys, page.values, strict=True):
+        if entries and size + len(value) > _PIECE_BYTES:
+            yield _encode_lines(entries)
+            entries, size = [], 0
+        if len(value) > _PIECE_BYTES:
+            yield from _large_entry(key, value)
+        else:
+            entries.append({"key": key, "value": value.decode()})
+            size += _ENTRY_OVERHEAD_BYTES + len(value)
+    if entries:
+        yield _encode_lines(entries)
+
+
+def _large_entry(key: str, value: bytes) -> Iterator[bytes]:
+    yield b'{"key":%b,"value":"' % _encode(key)
+    cut = (value[start : start + _PIECE_BYTES] for start in range(0, len(value), _PIECE_BYTES))
+    for text in codecs.iterdecode(cut, "utf-8"):
+        yield _encode(text)[1:-1]
+    yield b'"}\n'

@@ -331,9 +331,13 @@ class SyncThread:
             return self._resolve(doubt)
 
     def _append_and_sync(self, elements: Sequence[bytes]) -> Synced:
+        """Raises NoSpace or MemoryError when nothing of the group is in the log, InDoubt, or what ends this logd."""
         frame_bytes = self._wal.append(elements)
         began = time.perf_counter()
-        self._wal.sync()
+        try:
+            self._wal.sync()
+        except MemoryError as error:  # the group may be on the disk
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
         return Synced(frame_bytes, time.perf_counter() - began)
 
     def _resolve(self, doubt: InDoubt) -> NoSpace:

@@ -65,13 +65,11 @@ class LocalEngine:
 
     def commit(self, *, is_quiet: bool = False) -> None:
         self._commit.commit(is_quiet=is_quiet)
-        if self._listing.is_behind:
-            self._listing.sort_some()
-            self._commit.set_awake(self._listing.is_behind)
+        self._listing.sort_some()
+        self._commit.set_awake(self._listing.is_behind)
 
     def collect(self) -> Collected:
-        if pages := self._listing.collect():
-            self._commit.set_awake(False)
+        pages = self._listing.collect()
         return Collected(self._commit.collect(), pages=pages)
 
     def idle(self) -> bool:

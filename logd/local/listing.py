@@ -1,7 +1,7 @@
 """Pages of keys from the store, and the order of its keys, which is made between requests.
 
 Knows the store and what a page is; no disk and no sockets. A page waits for as long as keys are not in order: some
-seconds after a start with a million keys that no sorted snapshot holds; else not at all, because what a group added is
+seconds after a start with a million keys that no sorted snapshot holds; else hardly, because what a group added is
 sorted while the next group is synced.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from logd.engine import cut_page
+from logd.local.sorted_keys import SORTED_AT_ONCE
 from logd.local.store import Store
 from logd.shared.protocol import LargeEntry, Page, PageQuery, PageRequest
 
@@ -20,6 +21,7 @@ class Listing:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys = store.sorted_keys
+        self._unsorted = self._keys.unsorted  # when the last step had been made
         self._waiting: list[tuple[bytes, PageRequest]] = []
         self.pages = 0
         """That were answered."""
@@ -39,8 +41,11 @@ class Listing:
         return not self._waiting
 
     def sort_some(self) -> None:
-        """Put some keys in order, if any are not. To be called while `is_behind`."""
-        self._store.sort_some()
+        """Put some keys in order, if any are not: more than have come since, so that pages have a turn."""
+        goal = max(0, self._unsorted - SORTED_AT_ONCE)
+        while self._keys.unsorted > goal:
+            self._store.sort_some()
+        self._unsorted = self._keys.unsorted
 
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
         """As `logd.engine.Engine.page`."""

@@ -94,8 +94,9 @@ def _encode_file(store: Store, sequence: int) -> Iterator[bytes | bytearray]:
 def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
     yield Sessions(list(store.sessions.items()), store.outcomes)
     chunk: dict[str, bytes] = {}
-    chunk_bytes = 0
+    chunk_bytes = count = 0
     for key in _in_order(store):
+        count += 1
         chunk[key] = value = store.data[key]
         chunk_bytes += len(key) + len(value)
         if chunk_bytes >= CHUNK_BYTES:
@@ -103,7 +104,9 @@ def _chunks(store: Store, sequence: int) -> Iterator[_Chunk]:
             chunk, chunk_bytes = {}, 0
     if chunk:
         yield Entries(chunk)
-    yield Footer(sequence, len(store.data), len(store.sessions))
+    if count != len(store.data):  # what is removed for this snapshot would be gone
+        raise RuntimeError(f"a snapshot would hold {count} of {len(store.data)} keys")
+    yield Footer(sequence, count, len(store.sessions))
 
 
 def _in_order(store: Store) -> SortedKeys:

@@ -11,7 +11,7 @@ neither be filled nor be emptied in steps.)
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 from typing import Final
 
@@ -43,8 +43,10 @@ class SortedKeys:
         """About how many keys wait."""
         return sum(map(len, self._unsorted))
 
-    def add(self, keys: Iterable[str]) -> None:
+    def add(self, keys: Collection[str]) -> None:
         """Have these keys sorted, after those that wait already."""
+        if not keys:
+            return
         if not self._unsorted or len(self._unsorted[-1]) >= SORTED_AT_ONCE:
             self._unsorted.append([])
         self._unsorted[-1].extend(keys)

@@ -23,8 +23,8 @@ MAGIC: Final = b"KVLOGSEG"
 
 _NAME: Final = re.compile(r"wal-(\d{20})\.log")
 _ARRAY_HEADER_BYTES: Final = 5
-_ZEROS_AHEAD_BYTES: Final = 1 << 20
 _LARGE_FRAME_BYTES: Final = 128 << 10
+_ZEROS_AHEAD_BYTES: Final = 1 << 20
 """A segment grows by this many zeros at a time, which frames then overwrite: a sync that need not record that the file
 has grown takes about half as long. A large frame brings no zeros: its own bytes cost enough. For a reader, zeros up to
 the end of the file are unused space."""

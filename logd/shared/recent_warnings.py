@@ -45,7 +45,12 @@ class RecentWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put a record in the place of the oldest one."""
-        level, role, message = record.levelname.lower(), record.processName, printable(record.getMessage())
+        try:
+            message = printable(record.getMessage())
+        except Exception:  # as in every handler: a mistake in what is logged is no failure of who logs
+            self.handleError(record)
+            return
+        level, role = record.levelname.lower(), record.processName
         line = f"{record.created:.3f} {level} {role} {record.process} {message}".encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
             os.write(self.fd, line[:_RECORD_BYTES].ljust(_RECORD_BYTES, _FILLER))

@@ -374,6 +374,36 @@ def _listing() -> Iterator[Line]:
     yield _wrong("&".join(["key=a"] * 10_001), "key may be given at most 10000 times")
 
 
+_CROSS_SITE: Final[tuple[Fields, ...]] = (
+    {"Host": "h", "Sec-Fetch-Site": "cross-site"},
+    {"Host": "h", "Sec-Fetch-Site": "same-site", "Origin": "http://h"},
+    {"Host": "h", "Origin": "http://other"},
+    {"Host": "h", "Origin": "http://h:81"},
+    {"Host": "h", "Origin": "https://h"},
+    {"Host": "h", "Origin": "null"},
+    {"Host": "h", "Origin": ""},
+)
+_OWN_SITE: Final[tuple[Fields, ...]] = (
+    {"Host": "h", "Sec-Fetch-Site": "same-origin", "Origin": "https://a.proxy"},
+    {"Host": "h", "Sec-Fetch-Site": "none"},
+    {"Host": "H:81", "Origin": "http://h:81"},
+    {"Host": "h", "Originator": "x"},
+)
+
+
+def _requests_of_browsers() -> Iterator[Line]:
+    """A page of another site changes nothing; what it may read is up to the browser."""
+    for sent in _CROSS_SITE:
+        yield Line("PUT|DELETE /kv/a", 403, b"cross-site request refused\n", b"3", sent=sent)
+        yield Line("DELETE /clear", 403, b"cross-site request refused\n", sent=sent)
+        yield Line("POST /batch", 403, b"cross-site request refused\n", _jsonl(_delete("a")), sent=sent)
+        yield Line("GET|HEAD /kv/a", 200, b"1", sent=sent)
+    for sent in _OWN_SITE:
+        yield Line("PUT /kv/a", 200, body=b"3", then={**DATA, "a": b"3"}, sent=sent)
+        yield Line("DELETE /clear", 200, then={}, sent=sent)
+        yield Line("POST /batch", 200, b"", _jsonl(_delete("a")), then={"b": b"2"}, sent=sent)
+
+
 def _not_carried_out(field: str) -> Line:
     """To skip a field that narrows a change would change more than was asked for."""
     text = f"{field.lower()} not supported\n".encode()
@@ -391,6 +421,7 @@ LINES: Final = (
     Line("DELETE /clear?", 200, then={}),
     *_PRECONDITIONS,
     *_listing(),
+    *_requests_of_browsers(),
     *(_not_carried_out(field) for field in ("Content-Range", "If-Modified-Since", "If-Unmodified-Since", "If-Range")),
     Line("GET|HEAD /kv/a", 200, b"1"),
     Line("GET|HEAD /kv/a?b=c", 200, b"1"),
