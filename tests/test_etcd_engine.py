@@ -182,7 +182,7 @@ class Kept:
     def __init__(self, etcd, generation=0):
         self.link = etcd.link()
         self.generation = Generation()
-        self.generation.saw(generation)
+        self.generation.advance_to(generation)
         layout = Layout("kv", "gateway")
         self.failures = []
         self.turns = 0

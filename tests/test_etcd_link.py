@@ -346,7 +346,7 @@ def test_many_values_that_no_try_has_time_for_are_looked_up_few_at_a_time(etcd, 
 
 @pytest.mark.parametrize("fields", [{}, {"keys": ["k"]}])
 def test_a_generation_that_went_back_ends_the_process(etcd, reader, fields):
-    reader.generation.saw(3)
+    reader.generation.advance_to(3)
     etcd.put(b"kv/gen", b"2")  # a snapshot was restored
     with pytest.raises(Fenced, match="restored"):
         pages.page(reader, query(**fields))

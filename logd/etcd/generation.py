@@ -10,7 +10,7 @@ class Generation:
         self._lock = threading.Lock()
         self.value = 0
 
-    def saw(self, value: int) -> None:
-        """Note what etcd has, or had."""
+    def advance_to(self, value: int) -> None:
+        """Note what etcd has, or had: a lower one changes nothing."""
         with self._lock:
             self.value = max(self.value, value)

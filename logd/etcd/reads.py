@@ -110,7 +110,7 @@ class Reader:
             found = transactions.generation_in(response)
             if found <= generation:
                 raise Fenced(f"etcd is back at generation {found}, and has been at {generation}: it was restored")
-            self.generation.saw(found)
+            self.generation.advance_to(found)
 
 
 class Reads:

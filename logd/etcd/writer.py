@@ -133,7 +133,7 @@ class Writer:
                     return end
                 if end.revision != self.revision:
                     return self._applied_before(end, attempts)
-                self.generation.saw(end.generation)
+                self.generation.advance_to(end.generation)
                 is_of_other_keys = keys and end.generation != standing.generation
                 standing = self._await_look(keys, through_log=False) if is_of_other_keys else end
 
@@ -172,7 +172,7 @@ class Writer:
                 if not response.succeeded:
                     return transactions.standing(response, keys)
                 self.revision = response.header.revision
-                self.generation.saw(generation + folded.clears)
+                self.generation.advance_to(generation + folded.clears)
                 return folded
 
     def _rule_out(self, refusal: Refusal, table: Table, attempts: dict[int, Folded | Refusal]) -> Refusal | Standing:
@@ -198,7 +198,7 @@ class Writer:
         if not record or record.owner != self.owner or record.number not in attempts:
             raise Fenced(f"lane {self.lane} belongs to another process now")
         self.revision = standing.revision
-        self.generation.saw(standing.generation)
+        self.generation.advance_to(standing.generation)
         self.found_applied += 1
         return attempts[record.number]
 
@@ -208,7 +208,7 @@ class Writer:
             generation = self.generation.value
             request = transactions.look(self.layout, self.lane, generation, keys, through_log=through_log)
             standing = transactions.standing(self.link.txn(request), keys)
-            self.generation.saw(standing.generation)
+            self.generation.advance_to(standing.generation)
             if standing.generation == generation or not keys:
                 return standing
 
