@@ -81,9 +81,8 @@ def create_app(
     app.add_resource("/status", StatusResource(board))
     app.add_resource("/openapi.yaml", DescriptionResource())
     if has_console:
-        files = ConsoleFileResource()
-        app.add_resource("/console", ConsoleResource(files))
-        app.add_resource("/console/{file}", files)
+        app.add_resource("/console", ConsoleResource())
+        app.add_resource("/console/{file}", ConsoleFileResource())
     return app
 
 

@@ -52,14 +52,15 @@ class Engine(Protocol):
         """
 
     def read(self, keys: Sequence[str], origin: Origin) -> Found | None:
-        """Look keys up. Their values at once, or None: then they will be collected, with `origin`.
+        """Look keys up. Their values at once, or None: then they will be collected, with `origin`, unless
+        the worker has stopped waiting by then.
 
         Only what is durable is seen, all keys at one point of the order of writes, and that point is not before any
         write whose reply was collected before this call.
         """
 
     def page(self, request: PageRequest, peer: bytes) -> Page | LargeEntry | None:
-        """A page of keys (`cut_page`) at once, or None: then it will be collected, with `peer`.
+        """A page of keys (`cut_page`) at once, or None: then it will be collected, with `peer`, as for `read`.
 
         What is seen is what `read` would see.
         """

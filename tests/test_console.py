@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kv.resources import console
 from kv.resources.console import DIRECTORY
 from tests.support.clients import call
 from tests.support.harness import Server, await_true
 
-FILES = sorted(path.name for path in DIRECTORY.iterdir())
+FILES = sorted(console.read(DIRECTORY))
 TOKEN = "correct-horse"
 
 
@@ -116,7 +117,7 @@ def test_status_is_answered_while_logd_is_away(server):
 # The page and its files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/console", *(f"/console/{name}" for name in FILES)])
+@pytest.mark.parametrize("path", ["/console", *(f"/console/{name}" for name in FILES if name != "index.html")])
 def test_each_file_is_served_with_what_makes_it_safe_and_again_only_when_it_has_changed(server, path):
     answer, head = server.call("GET", path), server.call("HEAD", path)
     assert (answer.status, head.status, head.headers) == (200, 200, answer.headers)
@@ -124,9 +125,23 @@ def test_each_file_is_served_with_what_makes_it_safe_and_again_only_when_it_has_
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
     assert "unsafe" not in policy
+    assert policy.endswith("; require-trusted-types-for 'script'")
     assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-cache")
     again = server.call("GET", path, headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status, again.body) == (304, b"")
+
+
+def test_the_page_has_one_address_because_its_links_are_relative_to_it(server):
+    assert server.call("GET", "/console/index.html").status == 404
+
+
+def test_what_else_lies_among_the_files_is_not_served_and_stops_nobody(tmp_path):
+    (tmp_path / "main.js").write_text("// a script")
+    for stray in (".DS_Store", "main.js~", "README"):
+        (tmp_path / stray).touch()
+    (tmp_path / "old.js").mkdir()
+    assert list(console.read(tmp_path)) == ["main.js"]
+    assert console.read(tmp_path / "none") == {}
 
 
 def test_the_page_has_no_script_and_no_style_in_itself_and_refers_to_files_that_there_are(server):

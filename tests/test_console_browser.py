@@ -94,6 +94,25 @@ class Person:
         self.run("location.hash = `#data/${arguments[0]}`", key)
         self.await_text(shown, ".value")
 
+    def hold(self, request):
+        """Keeps back what the page sends as this, such as "GET /keys", until `release`."""
+        self.run(
+            """
+            const [real, held] = [window.fetch, []];
+            window.release = () => {
+              window.fetch = real;
+              held.forEach((go) => go());
+            };
+            window.fetch = async (address, options) => {
+              if (`${options.method} ${address.pathname}` === arguments[0]) await new Promise((go) => held.push(go));
+              return real(address, options);
+            };
+            """.replace("arguments[0]", json.dumps(request))
+        )
+
+    def release(self):
+        self.run("window.release()")
+
     def complaints(self):
         """What the browser complains of, but for answers that were no success: those are for the page to explain."""
         return [each for each in self.driver.get_log("browser") if "Failed to load resource" not in each["message"]]
@@ -211,6 +230,9 @@ def test_keys_are_found_by_their_beginning_and_page_by_page(person, server):
     assert seen == [line["key"] for line in lines]
     person.click("Previous")
     await_true(lambda: listed(person)[0] == f"page:{KEYS_A_PAGE}", PATIENCE_SECONDS, "the page before")
+    person.run("for (let i = 0; i < 2; i++) [...document.querySelectorAll('.list button')].at(-1).click()")
+    person.await_text("page 3", ".list")
+    assert listed(person) == seen[2 * KEYS_A_PAGE :]
     person.type("none", "#prefix")
     person.await_text("No key begins with “none”.")
     person.type("a b", "#prefix")
@@ -254,7 +276,7 @@ def test_what_somebody_else_has_stored_meanwhile_is_shown_and_not_overwritten_un
     person.type("mine", "textarea")
     server.put("shared", b"theirs")
     person.click("Store")
-    person.await_text("Not stored: somebody else has changed this key")
+    person.await_text("Not stored: this key has changed since you began")
     person.await_text("theirs", ".value pre")
     assert "Store" not in person.text(".value button").split("\n")
     assert server.get("shared") == b"theirs"
@@ -276,13 +298,120 @@ def test_a_key_is_deleted_after_a_question_and_only_as_it_was_shown(person, serv
     server.put("gone", b"two")
     person.click("Delete …")
     person.click("Delete", "dialog button")
-    person.await_text("Not deleted: somebody else has changed it meanwhile.")
+    person.await_text("Not deleted: it has changed meanwhile.")
     person.await_text("two", ".value pre")
     assert server.get("gone") == b"two"
     person.click("Delete …")
     person.click("Delete", "dialog button")
     person.await_text("Deleted.")
     assert server.get("gone") is None
+
+
+def test_a_question_about_one_key_is_gone_when_another_one_is_shown(person, server):
+    for name in ("first", "second"):
+        server.put(name, name.encode())
+    person.open("#data/first").await_text("first", ".value pre")
+    person.open_key("second", "ETag")
+    person.await_text("second", ".value pre")
+    person.click("Delete …")
+    person.await_text("second, 6 bytes.", "dialog")
+    person.driver.back()
+    person.await_text("first", ".value pre")
+    assert person.text("dialog") == ""
+    assert (server.get("first"), server.get("second")) == (b"first", b"second")
+
+
+def test_an_answer_that_comes_after_somebody_has_gone_on_changes_nothing_that_is_shown(person, server):
+    for name in ("a.late", "a.soon"):
+        server.put(name, name.encode())
+    person.open("#data").await_text("a.soon", ".keys")
+    person.hold("GET /kv/a.late")
+    person.open_key("a.late", "Asking …")
+    person.open_key("a.soon", "ETag")
+    person.release()
+    person.open_key("a.late", "ETag")
+    person.await_text("a.late", ".keys [aria-current]")
+    person.click("Edit")
+    person.type("stored late", "textarea")
+    person.hold("PUT /kv/a.late")
+    person.click("Store")
+    person.run("location.hash = '#data/a.soon'")
+    person.click("Leave", "dialog button")
+    person.await_text("a.soon", ".value pre")
+    person.release()
+    await_true(lambda: server.get("a.late") == b"stored late", PATIENCE_SECONDS, "the value")
+    person.await_text("a.soon", ".keys [aria-current]")
+    assert person.text(".value h2") == "a.soon"
+
+
+def test_while_a_value_is_stored_nothing_can_be_typed_that_would_be_lost(person, server):
+    server.put("busy", b"one")
+    person.open("#data/busy").await_text("one", ".value pre")
+    person.click("Edit")
+    person.type("two", "textarea")
+    person.hold("PUT /kv/busy")
+    person.click("Store")
+    person.await_text("Storing …", ".value")
+    person.driver.find_element("css selector", "textarea").send_keys(" three", Keys.CONTROL, Keys.ENTER)
+    assert person.run("return [...document.querySelectorAll('.value button')].every((each) => each.disabled)")
+    person.release()
+    person.await_text("Stored: it is on the disk.")
+    assert server.get("busy") == b"two"
+
+
+def test_a_value_whose_answer_was_lost_is_found_to_be_stored_and_nobody_else_is_blamed(person, server):
+    server.put("lost", b"one")
+    lose = """
+        const real = window.fetch;
+        window.fetch = async (address, options) => {
+          const response = await real(address, options);
+          if (options.method !== "PUT") return response;
+          window.fetch = real;
+          throw new TypeError("lost");
+        };
+    """
+    for text, next_click in (("two", "Look whether it is stored"), ("three", "Store")):
+        person.open("#data/lost").await_text("ETag", ".value")
+        person.click("Edit")
+        person.type(text, "textarea")
+        person.run(lose)
+        person.click("Store")
+        person.await_text("No answer from the server.", ".value")
+        person.click(next_click)
+        person.await_text("It is stored.", ".value")
+        assert server.get("lost") == text.encode()
+
+
+def test_an_answer_that_is_cut_off_or_that_stops_is_a_failure_that_is_told(person):
+    person.open("#data").await_text("Refresh", ".list")
+    person.run(
+        """
+        window.fetch = async (_, { signal }) => new Response(new ReadableStream({
+          start(body) {
+            body.enqueue(new TextEncoder().encode("half a k"));
+            signal.addEventListener("abort", () => body.error(signal.reason));
+            if (!window.isSilent) body.error(new TypeError("cut off"));
+          },
+        }));
+        """
+    )
+    person.click("Refresh")
+    person.await_text("No answer from the server (the answer was cut off).", ".list")
+    message = person.driver.execute_async_script(
+        """
+        const [done] = arguments;
+        window.isSilent = true;
+        import("/console/api.js")
+          .then(({ request }) => request("keys", { timeoutMs: 50 }))
+          .catch((failure) => done(failure.message));
+        """
+    )
+    assert message == "the answer was cut off"
+
+
+def test_a_key_that_no_browser_can_ask_for_is_said_to_be_one(person, server):
+    assert server.call("POST", "/batch", b'{"op": "put", "key": "..", "value": "up"}').status == 200
+    person.open("#data/..").await_text("A browser cannot ask for the key “..”.", ".value")
 
 
 def test_what_was_typed_is_not_thrown_away_unasked(person, server):
@@ -359,6 +488,14 @@ def test_the_page_asks_for_the_token_and_keeps_it_in_its_memory_alone(chromium, 
         assert person.run("return document.getElementById('token').value") == ""
         kept = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
         assert TOKEN not in person.run(kept)
-        person.driver.refresh()
-        person.await_text("This server asks for a token")
+        guarded = {"Authorization": f"Bearer {TOKEN}"}
+        assert server.call("PUT", "/kv/marked", b"a bookmark", headers=guarded).status < 300
+        person.open("#data/marked").await_text("This server asks for a token")
+        person.run("performance.clearResourceTimings()")
+        asked = "return performance.getEntriesByType('resource').map(e => new URL(e.name).pathname)"
+        await_true(lambda: set(person.run(asked)) == {"/health"}, PATIENCE_SECONDS, "health alone")
+        person.type(TOKEN, "#token")
+        person.click("Go on")
+        person.await_text("a bookmark", ".value pre")
+        person.await_text("marked", ".keys")
         assert person.complaints() == []

@@ -1,5 +1,6 @@
 """The way to a cluster: what each error means, which member is asked next, tokens, and which clusters are refused."""
 
+import select
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,15 @@ import pytest
 from logd.etcd import checks, pages
 from logd.etcd import kv_pb2 as pb
 from logd.etcd.checks import Unusable
+from logd.etcd.engine import carry_out
 from logd.etcd.generation import Generation
 from logd.etcd.layout import Layout
 from logd.etcd.link import Closed, Link, Rejected, User
-from logd.etcd.reads import Reader
+from logd.etcd.mailbox import Mailbox
+from logd.etcd.reads import Answered, PageOf, Reader, Reads, Request
 from logd.etcd.transactions import READS_MAX
 from logd.etcd.verdict import Verdict, judge
+from logd.etcd.writer import Fenced
 from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
 from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd, Fault
 from tests.support.harness import ROOT
@@ -28,8 +32,7 @@ PUT = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k", va
 def no_pauses(monkeypatch):
     monkeypatch.setattr("logd.etcd.link._PAUSE_SECONDS", (0.0,))
     monkeypatch.setattr("logd.etcd.link._BUSY_SECONDS", 0.0)
-    monkeypatch.setattr("logd.etcd.reads.RETRY_SECONDS", 0.0)
-    monkeypatch.setattr("logd.etcd.pages.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("logd.etcd.engine._RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -102,6 +105,33 @@ def test_after_a_close_nothing_is_sent_again(etcd):
     with pytest.raises(Closed):
         link.txn(PUT)
     assert len(etcd.requests) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_endpoint_that_does_not_answer_is_logged_once_and_so_is_that_it_answers_again(etcd, caplog, count):
+    caplog.set_level("INFO", logger="logd.etcd.link")
+    link = Link([FakeEndpoint(f"http://node{number}", etcd) for number in range(count)])
+    for _ in range(2):
+        etcd.faults.extend([Fault.LOST] * 4 * count)
+        link.txn(PUT)
+    silent = [f"http://node{n} does not answer: etcdserver: request timed out" for n in range(count)]
+    again = "http://node0 answers again"
+    assert caplog.messages == [*silent, again, silent[0], again]
+
+
+class Shut(FakeEndpoint):
+    """Its channel is closed."""
+
+    def call(self, method, message, seconds, metadata):
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+
+def test_whatever_is_asked_after_a_close_ends_with_closed(etcd):
+    link = Link([Shut("http://node", etcd)], user=User("kv", "secret"))
+    with pytest.raises(Closed):
+        link.status("http://node")
+    with pytest.raises(Closed):  # where it authenticates
+        link.txn(PUT)
 
 
 class Guarded(FakeEndpoint):
@@ -228,6 +258,133 @@ def test_a_page_ends_at_its_bytes_and_a_value_that_is_larger_is_told_of(etcd, re
     assert (first.keys, first.left) == (["k0", "k1"], 1)
     assert pages.page(reader, query(prefix="l", with_values=True)) == LargeEntry(1, 2_000_001)
     assert pages.page(reader, query(prefix="l")) == Page(1, ["l"], [], 0)
+
+
+# Reads that cannot be answered ---------------------------------------------------------------------------
+
+ORIGIN = (b"peer", 1, PAGE_BYTES_MAX)
+
+
+class Denying(FakeEndpoint):
+    """Denies some transactions, and those of many operations."""
+
+    denials_left = 0
+    operations_max = 128
+    verdict = (CODE.PERMISSION_DENIED, "etcdserver: permission denied")
+
+    def call(self, method, message, seconds, metadata):
+        self.denials_left -= 1
+        if self.denials_left >= 0 or len(pb.TxnRequest.FromString(message).success) > self.operations_max:
+            raise FakeError(*self.verdict)
+        return super().call(method, message, seconds, metadata)
+
+
+@pytest.fixture
+def denying(etcd):
+    return Denying("http://node", etcd)
+
+
+@pytest.fixture
+def denied(denying):
+    """A reader at a member that denies."""
+    return Reader(Link([denying]), Layout("kv", "gateway"), Generation())
+
+
+def test_keys_too_long_for_one_transaction_are_read_by_several(etcd, reader):
+    keys = [f"{n:05}" + "ä" * 30_000 for n in range(30)]
+    fill(etcd, dict.fromkeys(keys, b"v"))
+    assert reader.look_up(keys) == [b"v"] * 30
+    assert pages.page(reader, query(keys=keys, with_values=True)).keys[:1] == keys[:1]
+
+
+def test_reads_of_long_keys_are_not_joined_beyond_the_bytes_of_a_transaction():
+    jobs, answered = [], Mailbox()
+    reads = Reads(lambda job: jobs.append(job) or Answered(), answered)
+    try:
+        for number in range(20):
+            reads.add([f"{number:05}" + "x" * 60_000], ORIGIN)
+        reads.begin()
+        while not reads.is_idle():
+            select.select([answered.fileno()], [], [], 5)
+            for _ in answered.take():
+                reads.end()
+    finally:
+        reads.stop()
+        answered.close()
+    assert sorted(len(job) for job in jobs) == [4] * 5
+
+
+def test_a_read_that_is_denied_for_a_moment_is_answered(etcd, denying, denied):
+    fill(etcd, {"k": b"v"})
+    denying.denials_left = 2
+    assert carry_out(denied, 60, [Request(["k"], ORIGIN)]).reads == [(ORIGIN, [b"v"])]
+
+
+@pytest.mark.parametrize(
+    "job", [[Request(["k"], ORIGIN)], PageOf(query(), b"peer"), PageOf(query(keys=["k"]), b"peer")]
+)
+def test_a_read_that_is_denied_or_not_answered_is_given_up_when_its_time_is_over(denying, denied, job):
+    denying.denials_left = 1 << 30
+    assert carry_out(denied, 0.05, job) == Answered()
+    denying.verdict = (CODE.UNAVAILABLE, "etcdserver: request timed out")
+    assert carry_out(denied, 0.05, job) == Answered()
+
+
+def test_a_read_that_etcd_finds_too_large_is_given_up_at_once(etcd, reader):
+    etcd.request_bytes_max = 10
+    assert carry_out(reader, 60, [Request(["k"], ORIGIN)]) == Answered()
+    assert len(etcd.requests) == 1
+
+
+def test_many_values_that_no_try_has_time_for_are_looked_up_few_at_a_time(etcd, denying, denied):
+    keys = [f"k{n}" for n in range(50)]
+    fill(etcd, dict.fromkeys(keys, b"v"))
+    denying.operations_max, denying.verdict = 8, (CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    requests = [Request([key], ORIGIN) for key in keys]
+    assert carry_out(denied, 0.3, requests).reads == [(ORIGIN, [b"v"])] * 50
+
+
+@pytest.mark.parametrize("fields", [{}, {"keys": ["k"]}])
+def test_a_generation_that_went_back_ends_the_process(etcd, reader, fields):
+    reader.generation.saw(3)
+    etcd.put(b"kv/gen", b"2")  # a snapshot was restored
+    with pytest.raises(Fenced, match="restored"):
+        pages.page(reader, query(**fields))
+    with pytest.raises(Fenced, match="restored"):
+        reader.look_up(["k"])
+    assert len(etcd.requests) == 2
+
+
+# What a page costs ---------------------------------------------------------------------------------------
+
+
+def ranges(etcd):
+    return [op.request_range for request in etcd.requests for op in request.success]
+
+
+def test_a_page_of_keys_without_values_reads_no_value_and_each_key_once(etcd, reader):
+    fill(etcd, {"big": b"x" * 500_000, "small": b"y"})
+    made = pages.page(reader, query(keys=["big", "none", "small"] * 200))
+    assert (len(made.keys), made.left) == (400, 0)
+    assert [each.keys_only for each in ranges(etcd)] == [True] * 3
+
+
+def test_a_page_of_keys_reads_no_further_than_it_goes(etcd, reader):
+    keys = [f"k{n:03}" for n in range(200)]
+    fill(etcd, dict.fromkeys(keys, b"x" * 400_000))
+    made = pages.page(reader, query(keys=keys, with_values=True))
+    assert (made.keys, made.left) == (keys[:2], 198)
+    assert len(ranges(etcd)) == 32  # of 1 MiB each at most
+
+
+def test_a_page_asks_for_few_values_at_once_as_they_may_be_larger_than_those_before(etcd, reader):
+    fill(etcd, {f"k{n:03}": b"" for n in range(200)})
+    reader.values_max = 100
+    pages.page(reader, query(limit=40, with_values=True))
+    pages.page(reader, query(with_values=True))
+    limits = [each.limit for each in ranges(etcd)]
+    assert limits == [41, 100, 100]
+    assert pages._next_limit(10, 1000, [pb.KeyValue(key=b"k")]) == 20
 
 
 # Generated code ------------------------------------------------------------------------------------------

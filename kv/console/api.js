@@ -12,100 +12,109 @@ export function useToken(text) {
   token = text;
 }
 
-/** The server answered with an error, or did not answer: then `status` is 0. The message is for people. */
+/** The server answered with an error, or not at all: then `status` is 0. The message is for people. */
 export class Failure extends Error {
-  constructor(status, text, etag = null) {
+  constructor(status, text) {
     super(text);
     this.status = status;
-    this.etag = etag;
   }
 }
 
 /**
- * Sends a request; resolves to the response when its status is good, and raises a Failure otherwise. `timeoutMs` is
- * for the head of the answer.
+ * Sends a request; resolves to {headers, body} when the status is good, and raises a Failure otherwise. The body is a
+ * Blob, of `bytesMax(headers)` bytes at most; the rest need not be sent. It fails when nothing arrives for `timeoutMs`.
  */
-export async function request(path, { method = "GET", body, headers = {}, timeoutMs = TIMEOUT_MS, signal } = {}) {
-  const abort = new AbortController();
-  signal?.addEventListener("abort", () => abort.abort());
-  const timer = setTimeout(() => abort.abort(), timeoutMs);
+export async function request(path, { method = "GET", body, headers = {}, timeoutMs = TIMEOUT_MS, bytesMax } = {}) {
+  const silence = new Silence(timeoutMs);
   const authorization = token ? { Authorization: `Bearer ${token}` } : {};
-  let response;
+  const options = { method, body, headers: { ...authorization, ...headers }, signal: silence.signal };
   try {
-    const options = { method, body, headers: { ...authorization, ...headers }, signal: abort.signal };
-    response = await fetch(new URL(path, ROOT), { ...options, cache: "no-store", credentials: "same-origin" });
-  } catch {
-    throw new Failure(0, signal?.aborted ? "cancelled" : "no answer from the server");
+    const response = await fetch(new URL(path, ROOT), { ...options, cache: "no-store", credentials: "same-origin" });
+    const received = await receive(response, bytesMax?.(response.headers) ?? Infinity, silence);
+    if (response.ok && received) return { headers: response.headers, body: received };
+    if (response.ok) throw new Failure(0, "the answer was cut off");
+    throw new Failure(response.status, (await received?.text())?.trim() || response.statusText);
+  } catch (error) {
+    throw error instanceof Failure ? error : new Failure(0, "no answer from the server");
   } finally {
-    clearTimeout(timer);
+    silence.end();
   }
-  if (response.ok) return response;
-  const text = await response.text().catch(() => "");
-  throw new Failure(response.status, text.trim() || response.statusText, response.headers.get("ETag"));
 }
 
-/** The text of an answer that has to arrive whole. */
-export async function text(path, options) {
-  const response = await request(path, options);
-  try {
-    return await response.text();
-  } catch {
-    throw new Failure(0, "the answer was cut off");
+/** Aborts a request when nothing has arrived for some time. */
+class Silence {
+  #abort = new AbortController();
+  #timer;
+
+  constructor(timeoutMs) {
+    this.timeoutMs = timeoutMs;
+    this.signal = this.#abort.signal;
+    this.begin();
   }
+
+  begin() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#abort.abort(), this.timeoutMs);
+  }
+
+  /** Ends the request too, where it has not ended. */
+  end() {
+    clearTimeout(this.#timer);
+    this.#abort.abort();
+  }
+}
+
+/** The beginning of a body; null when it was cut off. */
+async function receive(response, bytesMax, silence) {
+  const pieces = [];
+  const reader = response.body?.getReader();
+  let left = bytesMax;
+  try {
+    while (reader && left > 0) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      silence.begin();
+      pieces.push(value.subarray(0, left));
+      left -= pieces.at(-1).length;
+    }
+  } catch {
+    return null;
+  }
+  return new Blob(pieces);
+}
+
+/** The text of an answer. */
+export async function text(path, options) {
+  return (await request(path, options)).body.text();
 }
 
 // Values --------------------------------------------------------------------------------------------------
 
-const keyPath = (key) => `kv/${encodeURIComponent(key)}`;
+/** The path of a key, but for the two that a browser takes for directories, however they are written. */
+function keyPath(key) {
+  if (key === "." || key === "..") throw new Failure(null, `A browser cannot ask for the key “${key}”. Use curl.`);
+  return `kv/${encodeURIComponent(key)}`;
+}
 
 /** Reads a value, or, when it is large, its beginning: {etag, size, bytes, isWhole}. */
 export async function readValue(key) {
-  const abort = new AbortController();
-  const response = await request(keyPath(key), { signal: abort.signal });
-  const etag = response.headers.get("ETag");
-  const size = Number(response.headers.get("Content-Length"));
-  try {
-    if (size <= WHOLE_BYTES) {
-      const bytes = new Uint8Array(await response.arrayBuffer());
-      return { etag, size: bytes.length, bytes, isWhole: true };
-    }
-    const bytes = await beginning(response.body, BEGINNING_BYTES);
-    abort.abort(); // the rest need not be sent
-    return { etag, size, bytes, isWhole: false };
-  } catch {
-    throw new Failure(0, "the value was cut off on its way");
-  }
+  const length = (headers) => Number(headers.get("Content-Length"));
+  const bytesMax = (headers) => (length(headers) > WHOLE_BYTES ? BEGINNING_BYTES : Infinity);
+  const { headers, body } = await request(keyPath(key), { bytesMax });
+  const bytes = new Uint8Array(await body.arrayBuffer());
+  const size = Math.max(length(headers), bytes.length); // a proxy may leave the length out
+  return { etag: headers.get("ETag"), size, bytes, isWhole: bytes.length === size };
 }
 
-async function beginning(stream, count) {
-  const bytes = new Uint8Array(count);
-  const reader = stream.getReader();
-  let filled = 0;
-  while (filled < count) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    const piece = value.subarray(0, count - filled);
-    bytes.set(piece, filled);
-    filled += piece.length;
-  }
-  return bytes.subarray(0, filled);
-}
-
-/** A whole value as a file of the browser, whatever its size. */
+/** A whole value as a Blob, whatever its size. */
 export async function download(key) {
-  const response = await request(keyPath(key));
-  try {
-    return await response.blob();
-  } catch {
-    throw new Failure(0, "the value was cut off on its way");
-  }
+  return (await request(keyPath(key))).body;
 }
 
-/** Stores a value if the key still has the value with this tag; with null, if there is no such key. Returns its tag. */
+/** Stores a value if the key still has the value with this tag; with null, if there is no such key. */
 export async function store(key, value, etag) {
   const headers = { "Content-Type": "text/plain; charset=utf-8", ...condition(etag) };
-  const response = await request(keyPath(key), { method: "PUT", body: value, headers });
-  return response.headers.get("ETag");
+  await request(keyPath(key), { method: "PUT", body: value, headers });
 }
 
 /** Removes a key if it still has the value with this tag. */
@@ -120,8 +129,8 @@ export async function listKeys(prefix, after, limit) {
   const query = new URLSearchParams({ limit });
   if (prefix) query.set("prefix", prefix);
   if (after) query.set("after", after);
-  const response = await request(`keys?${query}`);
-  const hasMore = /;\s*rel="?next"?/.test(response.headers.get("Link") ?? "");
-  const lines = (await response.text()).split("\n");
+  const { headers, body } = await request(`keys?${query}`);
+  const hasMore = /;\s*rel="?next"?/.test(headers.get("Link") ?? "");
+  const lines = (await body.text()).split("\n");
   return { keys: lines.slice(0, -1), hasMore };
 }

@@ -39,22 +39,32 @@ export function notice(words, kind = "") {
   return element("p", { class: `notice ${kind}` }, words);
 }
 
-/** Asks in a modal dialog; resolves to true when the answer is `yes`. Escape and the safe button are false. */
+/**
+ * Asks in a modal dialog; resolves to true when the answer is `yes`. Escape and the safe button are false, and so is a
+ * change of the address: the question was about another view.
+ */
 export function ask(title, text, yes) {
-  const dialog = document.getElementById("question");
+  const dialog = element(
+    "dialog",
+    {},
+    element("h2", {}, title),
+    element("p", {}, text),
+    element(
+      "div",
+      { class: "row end" },
+      button("Cancel", () => dialog.close("no")), // the first one has the focus
+      button(yes, () => dialog.close("yes"), { kind: "danger" }),
+    ),
+  );
+  const leave = () => dialog.close("no");
+  window.addEventListener("hashchange", leave, { once: true });
+  document.body.append(dialog);
+  dialog.showModal();
   return new Promise((resolve) => {
-    dialog.replaceChildren(
-      element("h2", {}, title),
-      element("p", {}, text),
-      element(
-        "div",
-        { class: "row end" },
-        button("Cancel", () => dialog.close("no")), // the first one has the focus
-        button(yes, () => dialog.close("yes"), { kind: "danger" }),
-      ),
-    );
-    dialog.returnValue = "no";
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-    dialog.showModal();
+    dialog.addEventListener("close", () => {
+      window.removeEventListener("hashchange", leave);
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    });
   });
 }

@@ -7,7 +7,8 @@ import { decode, isPlain, visible } from "./text.js";
 import { failure } from "./words.js";
 
 const KEY = /^[A-Za-z0-9:_.-]+$/;
-const OTHERS = "Not stored: somebody else has changed this key since you began. Nothing was overwritten.";
+const UNSTORED = "It is not stored, or too large to be compared here. This is what the key has now.";
+const CHANGED = "Not stored: this key has changed since you began. Nothing was overwritten.";
 
 export class Editor {
   /**
@@ -45,7 +46,8 @@ export class Editor {
   }
 
   #onKey(event) {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !this.store.hidden) this.#store();
+    const isOffered = !this.store.hidden && !this.store.disabled;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && isOffered) this.#store();
   }
 
   #say(...content) {
@@ -56,46 +58,60 @@ export class Editor {
     this.#say(notice(words, "bad"), ...more);
   }
 
-  async #store() {
-    const key = this.key || this.name.value;
+  async #store(key = this.key || this.name.value) {
     if (!KEY.test(key)) {
       this.#complain("A key has letters, digits and : _ . - alone, and at least one of them.");
     } else if (!this.area.value) {
       this.#complain("A value cannot be empty.");
     } else {
       this.#say(element("p", { class: "quiet" }, "Storing …"));
-      await this.#send(key);
+      await this.#locked(this.#send(key, this.area.value));
     }
   }
 
-  async #send(key) {
+  /** What is typed before the answer would not be part of it. */
+  async #locked(answer) {
+    this.#lock(true);
     try {
-      await store(key, this.area.value, this.etag);
+      await answer;
+    } finally {
+      this.#lock(false);
+    }
+  }
+
+  #lock(isLocked) {
+    this.area.readOnly = this.name.readOnly = isLocked;
+    for (const each of this.element.querySelectorAll("button")) each.disabled = isLocked;
+  }
+
+  async #send(key, text) {
+    try {
+      await store(key, text, this.etag);
       this.onDone(key, "Stored: it is on the disk.");
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       const isUnknown = error.status === 504 || error.status === 0;
-      if (error.status === 412) await this.#showOther(key, OTHERS);
+      if (error.status === 412) await this.#compare(key, text, CHANGED);
       else if (isUnknown)
         this.#complain(
           failure(error),
-          button("Look whether it is stored", () => this.#look(key)),
+          button("Look whether it is stored", () => this.#locked(this.#compare(key, text, UNSTORED))),
         );
       else this.#complain(failure(error));
     }
   }
 
-  /** After an answer that was lost, the value itself says whether it was stored. */
-  async #look(key) {
+  /** The value itself says whether a text was stored, also after an answer that was lost. `why` is said if not. */
+  async #compare(key, text, why) {
     const other = await this.#read(key);
-    if (other && other.isWhole && decode(other.bytes) === this.area.value) this.onDone(key, "It is stored.");
-    else if (other !== undefined) await this.#showOther(key, "It is not stored. This is what the key has now.");
+    if (other === undefined) return;
+    const isStored = other?.isWhole && decode(other.bytes) === text;
+    if (isStored && this.area.value === text) this.onDone(key, "It is stored.");
+    else this.#showOther(key, other, isStored ? "Stored, but for what you have typed since." : why);
   }
 
   /** Shows what is stored now. To store from here on is to replace that, and is called so. */
-  async #showOther(key, why) {
-    const other = await this.#read(key);
-    if (other === undefined) return;
+  #showOther(key, other, why) {
     this.etag = other?.etag ?? null;
     this.store.hidden = this.hint.hidden = true;
     const theirs = other
@@ -104,7 +120,7 @@ export class Editor {
     const row = element(
       "div",
       { class: "row" },
-      button(other ? "Replace it by my text" : "Store my text again", () => this.#store()),
+      button(other ? "Replace it by my text" : "Store my text again", () => this.#store(key)),
       button(other ? "Take what is stored" : "Let it be gone", () => this.onDone(key)),
     );
     const label = (words) => element("p", { class: "quiet" }, words);

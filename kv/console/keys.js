@@ -24,14 +24,18 @@ export class DataView {
 
   /** Shows a key; null is none, and "" a new one. The address goes back when somebody wants to keep what they typed. */
   async open(key) {
+    const { hash } = location;
     if (this.#list.isEmpty) this.#list.load();
-    if (!(await this.#value.open(key))) {
+    const mayLeave = await this.#value.mayLeaveFor(key);
+    if (hash !== location.hash) return; // the question went with the address
+    if (!mayLeave) {
       history.replaceState(null, "", this.#hash);
       return;
     }
-    this.#hash = location.hash;
+    this.#hash = hash;
     this.#list.select(key);
     this.container.classList.toggle("has-value", key !== null);
+    this.#value.open(key);
   }
 
   /** The server is of use again: asks once more for what it could not tell. */
@@ -87,10 +91,12 @@ class KeyList {
     this.isEmpty = false;
     this.#request += 1;
     const request = this.#request;
+    const prefix = this.prefix.value;
     const slow = setTimeout(() => this.#say("Asking …"), SLOW_MS);
+    this.previous.disabled = this.next.disabled = true;
     try {
-      const page = await listKeys(this.prefix.value, this.#trail.at(-1), PAGE_KEYS);
-      if (request === this.#request) this.#show(page);
+      const page = await listKeys(prefix, this.#trail.at(-1), PAGE_KEYS);
+      if (request === this.#request) this.#show(prefix, page);
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       if (request === this.#request) this.#fail(error);
@@ -108,14 +114,13 @@ class KeyList {
     for (const line of this.list.children) this.#mark(line.firstChild);
   }
 
-  #show({ keys, hasMore }) {
+  #show(prefix, { keys, hasMore }) {
     this.#failed = false;
     this.list.replaceChildren(...keys.map((key) => this.#entry(key)));
     this.list.scrollTop = 0;
     this.previous.disabled = this.#trail.length === 1;
     this.next.disabled = !hasMore;
     write(this.page, keys.length ? `page ${this.#trail.length}` : "");
-    const prefix = this.prefix.value;
     if (keys.length) this.notice.hidden = true;
     else if (this.#trail.length > 1) this.#say("There are no more keys.");
     else this.#say(prefix ? `No key begins with “${prefix}”.` : "There are no keys yet.");
@@ -123,6 +128,7 @@ class KeyList {
 
   #fail(error) {
     this.#failed = true;
+    this.previous.disabled = this.#trail.length === 1;
     this.#say(failure(error), true);
   }
 
@@ -151,10 +157,12 @@ class KeyList {
     }, TYPING_MS);
   }
 
-  #turn(direction) {
+  async #turn(direction) {
     if (direction > 0) this.#trail.push(this.list.lastChild.firstChild.title);
     else this.#trail.pop();
-    this.load();
+    await this.load();
+    const pressed = direction > 0 ? this.next : this.previous;
+    if (document.activeElement === document.body) pressed.focus(); // it lost the focus while it was disabled
   }
 
   /** The arrows walk along the keys, as in any list. */

@@ -23,7 +23,7 @@ const METHODS = [
 ];
 const perSecond = (value) => (value === undefined ? "–" : `${number(value)}/s`);
 
-/** All cards. `show` takes a scrape; each card takes it, and what happened in the last seconds. */
+/** All cards. Each takes what was scraped in the last seconds, and the server's clock. */
 export class Live {
   #history = new History(HISTORY_SECONDS);
   #cards = [new Requests(), new Latency(), new Groups(), new Log(), new Data(), new Memory()];
@@ -32,8 +32,11 @@ export class Live {
     this.element = element("div", { class: "cards" }, ...this.#cards.map((each) => each.element));
   }
 
-  /** Takes the text of /metrics; null when it could not be had. */
-  show(text, at) {
+  /**
+   * Takes the text of /metrics; null when it could not be had. `at` is when, by any clock that is never set; `time` is
+   * the time of day by the server's clock, undefined while that is not known.
+   */
+  show(text, at, time) {
     if (text === null) {
       this.element.classList.add("stale");
       return;
@@ -43,7 +46,7 @@ export class Live {
     const isLogdAway = this.#history.latest.value("kv_logd_up") !== 1;
     for (const card of this.#cards) {
       card.element.classList.toggle("stale", card.isOfLogd && isLogdAway);
-      card.show(this.#history);
+      card.show(this.#history, time);
     }
   }
 }
@@ -136,7 +139,7 @@ class Groups extends Card {
     const legend = new Legend(["sync, p50", "sync, p99"]);
     const chart = new Chart("Duration of a sync", ["p50", "p99"], duration, 0.005);
     const facts = new Facts("writes a group", "groups", "written", "waiting writes");
-    super("Group commit", "one sync for all writes that wait", legend.element, chart.element, facts.element);
+    super("Group commit", "one sync for many writes", legend.element, chart.element, facts.element);
     Object.assign(this, { legend, chart, facts });
   }
 
@@ -163,11 +166,11 @@ class Log extends Card {
     const meter = element("meter", { min: 0, max: 1, value: 0, "aria-label": "Log until the next checkpoint" });
     const state = element("p", {}, "–");
     const facts = new Facts("last checkpoint", "it took", "snapshot", "segments", "failed", "free on the disk");
-    super("Log and checkpoint", "how much a start replays", meter, state, facts.element);
+    super("Log and checkpoint", "what a start replays", meter, state, facts.element);
     Object.assign(this, { meter, state, facts });
   }
 
-  show(history) {
+  show(history, time) {
     const { latest } = history;
     const value = (name, labels) => latest.value(name, labels);
     const [log, due] = [value("kv_log_bytes"), value("kv_checkpoint_due_bytes")];
@@ -181,7 +184,7 @@ class Log extends Card {
     ];
     const took = value("kv_checkpoint_last_duration_seconds");
     this.facts.show(
-      at ? `${age(Date.now() / 1000 - at)} ago` : "none yet",
+      at ? (time ? `${age(time - at)} ago` : "–") : "none yet",
       took ? duration(took) : "–",
       at ? bytes(value("kv_snapshot_bytes")) : "–",
       number(value("kv_log_segments")),

@@ -19,15 +19,15 @@ const events = new Events();
 const data = new DataView(by("data"));
 
 /** What is known of the server. */
-const server = { health: "unknown", isWhole: true, isAllowed: true, workers: 0, isLogdUp: true };
+const server = { health: "unknown", isWhole: true, isAllowed: true, workers: 0, isLogdUp: true, time: undefined };
 
 // Asking --------------------------------------------------------------------------------------------------
 
 /** Asks for ever, one question at a time, so that a slow link is never asked for more than it carries. */
-async function repeat(ask) {
+async function repeat(ask, needsToken) {
   for (;;) {
     const began = performance.now();
-    if (server.isAllowed && !document.hidden) await ask();
+    if ((server.isAllowed || !needsToken) && !document.hidden) await ask();
     const isHealing = server.health === "bad" || (server.health === "good" && !server.isWhole);
     const interval = isHealing ? BUSY_MS : CALM_MS;
     await pause(Math.max(50, interval - (performance.now() - began)));
@@ -58,7 +58,7 @@ async function askMetrics() {
     const metrics = await text("metrics", { timeoutMs: TIMEOUT_MS });
     server.workers = Number(/^kv_workers_configured (\d+)/m.exec(metrics)?.[1] ?? 0);
     server.isLogdUp = !/^kv_logd_up 0/m.test(metrics);
-    live.show(metrics, performance.now() / 1000);
+    live.show(metrics, performance.now() / 1000, server.time);
   } catch (failure) {
     live.show(null);
     if (failure.status === 401) demandToken();
@@ -68,6 +68,7 @@ async function askMetrics() {
 async function askStatus() {
   try {
     const status = JSON.parse(await text("status", { timeoutMs: TIMEOUT_MS }));
+    server.time = status.time;
     server.isWhole = isWhole(status, server.workers);
     processes.show(status, server.workers, server.isLogdUp);
     events.show(status);
@@ -102,7 +103,8 @@ async function onToken(event) {
   by("token").value = "";
   by("refused").hidden = true;
   server.isAllowed = true;
-  showView();
+  await showView();
+  data.retry(); // what was refused without the token
 }
 
 // Views ---------------------------------------------------------------------------------------------------
@@ -124,5 +126,6 @@ by("address").textContent = location.host;
 by("server").append(live.element, element("div", { class: "rows" }, processes.element, events.element));
 by("login").addEventListener("submit", onToken);
 window.addEventListener("hashchange", showView);
-for (const ask of [askHealth, askMetrics, askStatus]) repeat(ask);
+repeat(askHealth, false);
+for (const ask of [askMetrics, askStatus]) repeat(ask, true);
 showView();

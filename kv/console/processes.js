@@ -85,7 +85,7 @@ function outage({ pid, ended_at, ready_at }, now) {
 
 /** The warnings of the server, and between them what the page has seen itself. Newest first. */
 export class Events {
-  #events = new Map();
+  #shown = new Set();
   #working = null; // the processes that did their work at the last look
   #list = element("ol", { class: "events" });
   #none = element(
@@ -120,11 +120,13 @@ export class Events {
   }
 
   #add(id, event) {
-    if (this.#events.has(id)) return;
-    this.#events.set(id, event);
-    this.#list.insertBefore(entry(event), this.#place(event.time));
+    if (this.#shown.has(id)) return;
+    this.#shown.add(id);
+    this.#list.insertBefore(entry(id, event), this.#place(event.time));
     this.#none.hidden = true;
-    if (this.#list.children.length > EVENTS_MAX) this.#list.lastChild.remove();
+    if (this.#list.children.length <= EVENTS_MAX) return;
+    this.#shown.delete(this.#list.lastChild.dataset.id);
+    this.#list.lastChild.remove();
   }
 
   /** The first entry that is not newer. */
@@ -133,12 +135,12 @@ export class Events {
   }
 }
 
-function entry({ time, level, role, pid, message }) {
+function entry(id, { time, level, role, pid, message }) {
   const plain = meaning(message);
   const said = level === "good" ? message : `${role}[${pid}] ${level}: ${message}`;
   return element(
     "li",
-    { "data-level": level, "data-time": time },
+    { "data-id": id, "data-level": level, "data-time": time },
     element("time", { datetime: new Date(time * 1000).toISOString() }, clock(time)),
     element(
       "div",

@@ -11,6 +11,7 @@ export class ValueView {
   #value = null; // of api.readValue, with its text; null while there is none
   #editor = null;
   #failed = false;
+  #request = 0;
 
   /** `onKeys` is called when there may be other keys than before. */
   constructor(onKeys) {
@@ -19,16 +20,21 @@ export class ValueView {
     this.#hint();
   }
 
-  /** Shows a key; null is none, and "" a new one. False when somebody wants to keep what they typed. */
-  async open(key) {
-    if (key === this.#key) return true;
-    if (!(await this.#mayDiscard())) return false;
+  /** Shows a key; null is none, and "" a new one. What was typed is gone: see mayLeaveFor. */
+  open(key) {
+    if (key === this.#key) return;
     this.#key = key;
     this.#editor = null;
-    if (key) await this.#load();
+    this.#request += 1;
+    if (key) this.#load();
     else if (key === "") this.#create();
     else this.#hint();
-    return true;
+  }
+
+  /** Whether another key may be shown; asks somebody who has typed something that is not stored. */
+  async mayLeaveFor(key) {
+    const text = "What you have typed is not stored, and would be gone.";
+    return key === this.#key || !this.isChanged() || ask("Leave without storing?", text, "Leave");
   }
 
   retry() {
@@ -39,31 +45,33 @@ export class ValueView {
     return this.#editor !== null && this.#editor.isChanged();
   }
 
-  async #mayDiscard() {
-    const text = "What you have typed is not stored, and would be gone.";
-    return !this.isChanged() || ask("Leave without storing?", text, "Leave");
-  }
-
   // Showing -----------------------------------------------------------------------------------------------
 
-  async #load(said = "") {
-    const key = this.#key;
-    this.#draw(element("p", { class: "quiet" }, "Asking …"));
+  /**
+   * Reads the value and shows it, with `said`; `gone` is said when there is none. An answer to an older question is
+   * thrown away when it comes later.
+   */
+  async #load(said = "", gone = "") {
+    this.#request += 1;
+    const request = this.#request;
     this.#failed = false;
+    this.#draw(element("p", { class: "quiet" }, "Asking …"));
     try {
-      const value = await readValue(key);
-      if (key !== this.#key) return;
+      const value = await readValue(this.#key);
+      if (request !== this.#request) return;
       this.#value = { ...value, text: decode(value.bytes) };
       this.#show(said);
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
-      if (key !== this.#key) return;
-      this.#value = null;
-      this.#failed = error.status !== 404;
-      if (error.status === 404)
-        this.#draw(notice(said || "There is no such key.", said ? "good" : ""), this.#actions("create"));
-      else this.#draw(notice(failure(error), "bad"), this.#actions("again"));
+      if (request === this.#request) this.#showNone(error, gone);
     }
+  }
+
+  #showNone(error, gone) {
+    this.#value = null;
+    this.#failed = error.status !== 404;
+    if (this.#failed) this.#draw(notice(failure(error), "bad"), this.#actions("again"));
+    else this.#draw(notice(gone || "There is no such key.", gone && "good"), this.#actions("create"));
   }
 
   #hint() {
@@ -124,35 +132,37 @@ export class ValueView {
     return element("div", { class: "row" }, ...names.map((name) => action[name]()));
   }
 
-  // Removing and downloading ------------------------------------------------------------------------------
+  // Removing and downloading: of the key that was shown at the click, whatever is shown by the answer ---------
 
   async #remove() {
-    const text = `${this.#key}, ${size(this.#value.size)}. This cannot be undone.`;
-    if (!(await ask("Delete this key?", text, "Delete"))) return;
+    const key = this.#key;
+    const { etag, size: length } = this.#value;
+    if (!(await ask("Delete this key?", `${key}, ${size(length)}. This cannot be undone.`, "Delete"))) return;
     try {
-      await remove(this.#key, this.#value.etag);
-      await this.#load("Deleted.");
+      await remove(key, etag);
+      if (key === this.#key) await this.#load("Deleted, and stored again since.", "Deleted.");
     } catch (error) {
-      if (error.status === 412)
-        await this.#load("Not deleted: somebody else has changed it meanwhile. This is what is stored now.");
-      else this.#complain(error);
+      if (error.status !== 412) this.#complain(key, error);
+      else if (key === this.#key)
+        await this.#load("Not deleted: it has changed meanwhile. This is what is stored now.", "It is gone already.");
     }
     this.onKeys();
   }
 
   async #download() {
+    const key = this.#key;
     try {
-      const address = URL.createObjectURL(await download(this.#key));
-      element("a", { href: address, download: `${this.#key.replaceAll(":", "_")}.txt` }).click();
+      const address = URL.createObjectURL(await download(key));
+      element("a", { href: address, download: `${key.replaceAll(":", "_")}.txt` }).click();
       setTimeout(() => URL.revokeObjectURL(address), 60_000);
     } catch (error) {
-      this.#complain(error);
+      this.#complain(key, error);
     }
   }
 
-  #complain(error) {
+  #complain(key, error) {
     if (!(error instanceof Failure)) throw error;
-    this.element.querySelector(".row").after(notice(failure(error), "bad"));
+    if (key === this.#key) this.element.querySelector(".row").after(notice(failure(error), "bad"));
   }
 
   // Changing ----------------------------------------------------------------------------------------------
@@ -163,9 +173,13 @@ export class ValueView {
   }
 
   #edit() {
-    this.#editor = new Editor(this.#key, this.#value, (key, said) => this.#leave(key, said));
-    this.#draw(this.#editor.element);
-    this.#editor.focus();
+    const editor = new Editor(this.#key, this.#value, (key, said) => {
+      if (this.#editor === editor) this.#leave(key, said);
+      else if (said) this.onKeys(); // stored after somebody has left
+    });
+    this.#editor = editor;
+    this.#draw(editor.element);
+    editor.focus();
   }
 
   /** The editor is done: the key is shown as it is stored now; without a key, none is. */

@@ -135,6 +135,7 @@ export function meaning(message) {
 
 /** What an answer that is an error means for somebody who looks at data. */
 export function failure({ status, message }) {
+  if (status === null) return message; // nobody was asked
   const said = message ? ` (${message})` : "";
   if (status === 0) return `No answer from the server${message === "no answer from the server" ? "" : said}.`;
   if (status === 503) return `The server cannot do this just now${said}. Nothing was changed.`;

@@ -26,7 +26,8 @@ _TYPES: Final = {
 _HEADERS: Final = {
     # Script, style and requests of this server alone, none of them in the page itself; no frames, in neither direction.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -34,37 +35,34 @@ _HEADERS: Final = {
 }
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
+    """What is served under one name."""
+
     type: str
     tag: str
     data: bytes
 
 
-def _read(path: Path) -> _File:
+def read(directory: Path) -> dict[str, File]:
+    """The files by name. Others, such as an editor's backup, are left out; without the directory there are none."""
+    return {path.name: _read(path) for path in directory.glob("*") if path.suffix in _TYPES and path.is_file()}
+
+
+def _read(path: Path) -> File:
     data = path.read_bytes()
-    return _File(_TYPES[path.suffix], etag(data), data)
+    return File(_TYPES[path.suffix], etag(data), data)
+
+
+_FILES: Final = read(DIRECTORY)
+"""Read in gunicorn's master: all workers have the same, whatever is on disk when one of them is started."""
 
 
 class ConsoleFileResource(Resource):
-    """The files, read once."""
-
-    def __init__(self) -> None:
-        self._files = {path.name: _read(path) for path in DIRECTORY.iterdir()}
+    """What the page is made of. The page itself is not among it: from there, its relative links would lead nowhere."""
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response, file: str) -> None:
         """Answer with a file, unless the browser has it already."""
-        found = self._files.get(file)
-        if found is None:
-            raise Refusal(falcon.HTTP_404, "not found")
-        for name, value in _HEADERS.items():
-            resp.set_header(name, value)
-        resp.content_type = found.type
-        set_etag(resp, found.tag)
-        known = preconditions.if_none_match(req)
-        if known and known.match_weakly(found.tag):
-            resp.status = falcon.HTTP_304
-        else:
-            resp.data = found.data
+        _answer(req, resp, None if file == _PAGE else _FILES.get(file))
 
     on_head = on_get
 
@@ -72,11 +70,22 @@ class ConsoleFileResource(Resource):
 class ConsoleResource(Resource):
     """The page itself."""
 
-    def __init__(self, files: ConsoleFileResource) -> None:
-        self._files = files
-
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Answer with the page."""
-        await self._files.on_get(req, resp, _PAGE)
+        _answer(req, resp, _FILES.get(_PAGE))
 
     on_head = on_get
+
+
+def _answer(req: Request, resp: falcon.asgi.Response, found: File | None) -> None:
+    if found is None:
+        raise Refusal(falcon.HTTP_404, "not found")
+    for name, value in _HEADERS.items():
+        resp.set_header(name, value)
+    resp.content_type = found.type
+    set_etag(resp, found.tag)
+    known = preconditions.if_none_match(req)
+    if known and known.match_weakly(found.tag):
+        resp.status = falcon.HTTP_304
+    else:
+        resp.data = found.data

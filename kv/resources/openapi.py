@@ -19,14 +19,15 @@ def description() -> str:
     return _PATH.read_text(encoding="utf-8").replace("{version}", __version__)
 
 
-class DescriptionResource(Resource):
-    """The description, read once."""
+_DESCRIPTION: Final = description().encode()
+"""Read in gunicorn's master: it describes the code that is served, whatever is on disk when a worker is started."""
 
-    def __init__(self) -> None:
-        self._description = description().encode()
+
+class DescriptionResource(Resource):
+    """The description."""
 
     async def on_get(self, req: Request, resp: falcon.asgi.Response) -> None:
         """Answer with it; as plain text, like every answer of this server."""
-        resp.data = self._description
+        resp.data = _DESCRIPTION
 
     on_head = on_get

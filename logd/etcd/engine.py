@@ -9,6 +9,7 @@ and what their threads and the keeper hand back comes through one mailbox. None 
                                         results ─> Mailbox ─> collect
 """
 
+import logging
 import os
 import threading
 import time
@@ -26,11 +27,12 @@ from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Ended, Lane, Replies
 from logd.etcd.layout import Layout
-from logd.etcd.link import Endpoint, Link, User
+from logd.etcd.link import Endpoint, Expired, Link, Rejected, User
 from logd.etcd.mailbox import Mailbox
 from logd.etcd.pages import page
 from logd.etcd.reads import Answered, Job, PageOf, Reader, Reads, look_up_all
 from logd.etcd.records import Table
+from logd.etcd.verdict import Verdict
 from logd.etcd.writer import Refusal, Writer
 from logd.intake import FOLLOWED_MAX, Accepted
 from logd.shared import process_stats
@@ -55,6 +57,9 @@ _RECORD_BYTES: Final = 64 << 10
 _SILENT_SECONDS: Final = 3.0
 _OWNER_BYTES: Final = 16
 _GIVE_UP_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5
+
+log = logging.getLogger("logd.etcd.engine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ class EtcdEngine:
         )
         self._generation = Generation()
         layout = Layout(settings.prefix, settings.gateway)
-        reader = Reader(self._link, layout, self._generation)
+        reader = Reader(self._link, layout, self._generation, value_bytes_max=settings.request_bytes_max)
         self._keeper = Keeper(
             self._link,
             layout,
@@ -101,7 +106,7 @@ class EtcdEngine:
             on_failed=self._results.put,
             on_turn=self._results.wake,
         )
-        self._reads = Reads(partial(_carry_out, reader), self._results)
+        self._reads = Reads(partial(carry_out, reader, settings.request_timeout_s), self._results)
         owner, courtesy = os.urandom(_OWNER_BYTES), threading.Lock()
         self._lanes = [
             Lane(
@@ -286,8 +291,22 @@ class EtcdEngine:
                 self.counters.count_outcomes(outcomes)
 
 
-def _carry_out(reader: Reader, job: Job) -> Answered:
-    """In a thread of the reads. Raises link.Closed."""
-    if isinstance(job, PageOf):
-        return Answered(pages=[(job.peer, page(reader, job.request))])
-    return Answered(reads=look_up_all(reader, job))
+def carry_out(reader: Reader, timeout_s: float, job: Job) -> Answered:
+    """What a thread of the reads does. A job that takes too long is given up: its workers do not wait any more.
+
+    Raises link.Closed, writer.Fenced.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            if isinstance(job, PageOf):
+                return Answered(pages=[(job.peer, page(reader, job.request, until))])
+            return Answered(reads=look_up_all(reader, job, until))
+        except Expired:
+            return Answered()
+        except Rejected as error:
+            if error.verdict is Verdict.TOO_LARGE:
+                log.error("etcd refuses a read, which is given up: %s", error)
+                return Answered()
+            # A revision that is compacted since, or a cluster that denies all for now: begin again.
+            reader.link.pause(_RETRY_SECONDS)

@@ -11,6 +11,7 @@ from the others not at all.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -56,6 +57,10 @@ class Closed(Exception):
     """The link was closed while a request had no answer."""
 
 
+class Expired(Exception):
+    """A request had no answer in its time."""
+
+
 class User(NamedTuple):
     """Who etcd is to take this server for, where that is not said by its certificate."""
 
@@ -76,7 +81,7 @@ class Tally:
 
 
 class Link:
-    """Sends requests to a cluster. Used by several threads; after each of its errors a request may be sent again."""
+    """Sends requests to a cluster. Used by several threads, and usable after every error but Closed."""
 
     def __init__(
         self,
@@ -88,6 +93,8 @@ class Link:
         """`endpoints`: the nearest first. `on_unanswered` is called after each try without an answer."""
         self._endpoints = endpoints
         self._current = 0
+        self._silent: set[int] = set()
+        """Of the endpoints, those that gave no answer when they were last used."""
         self._user = user
         self._token = ""
         self._on_unanswered = on_unanswered
@@ -110,9 +117,12 @@ class Link:
         """The endpoint that is used now."""
         return self._endpoints[self._current].url
 
-    def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
-        """Send a transaction until it is answered. Raises Rejected, Closed."""
-        response: pb.TxnResponse = self._until_answered("txn", request.SerializeToString())
+    def txn(self, request: pb.TxnRequest, *, until: float = math.inf) -> pb.TxnResponse:
+        """Send a transaction until it is answered. Raises Rejected, Closed.
+
+        After `until`, by the monotonic clock, it is not sent again. Raises Expired then.
+        """
+        response: pb.TxnResponse = self._until_answered("txn", request.SerializeToString(), until)
         with self._lock:
             self.revision = max(self.revision, response.header.revision)
             self.raft_term = max(self.raft_term, response.header.raft_term)
@@ -123,11 +133,11 @@ class Link:
         self._until_answered("compact", pb.CompactionRequest(revision=revision).SerializeToString())
 
     def status(self, url: str) -> pb.StatusResponse | None:
-        """How the member at an endpoint is; None when it does not answer."""
+        """How the member at an endpoint is; None when it does not answer. Raises Closed."""
         endpoint = next(each for each in self._endpoints if each.url == url)
         try:
-            response: pb.StatusResponse = endpoint.call(
-                "status", pb.StatusRequest().SerializeToString(), _STATUS_SECONDS, self._metadata()
+            response: pb.StatusResponse = self._call(
+                endpoint, "status", pb.StatusRequest().SerializeToString(), _STATUS_SECONDS, self._metadata()
             )
         except grpc.RpcError:
             return None
@@ -155,20 +165,21 @@ class Link:
 
     # Tries -----------------------------------------------------------------------------------------------
 
-    def _until_answered(self, method: str, message: bytes) -> Any:  # noqa: ANN401
+    def _until_answered(self, method: str, message: bytes, until: float = math.inf) -> Any:  # noqa: ANN401
         unanswered = tries = 0
-        while True:
+        while time.monotonic() < until:
             index = self._current
             if self._user and not self._token:
                 self._authenticate(index)
             began, try_s = time.monotonic(), _at(_TRY_SECONDS, unanswered)
             response, error = self._try(index, method, message, try_s)
-            self._note(error, tries)
+            self._count(error, tries)
+            self._note_answer(index, error)
             if error is None:
                 return response
             tries += 1
             if error.verdict is Verdict.UNANSWERED:
-                self._leave(index, error.text)
+                self._leave(index)
                 self._on_unanswered()
                 if time.monotonic() - began < try_s / 2:
                     self.pause(_at(_PAUSE_SECONDS, unanswered))
@@ -179,33 +190,59 @@ class Link:
                 self._token = ""
             else:
                 raise Rejected(error.verdict, error.text, is_in_doubt=unanswered > 0)
+        raise Expired
 
     def _try(self, index: int, method: str, message: bytes, seconds: float) -> "tuple[Any, _Error | None]":
         """Send once: a response, or an error."""
         try:
-            return self._endpoints[index].call(method, message, seconds, self._metadata()), None
+            return self._call(self._endpoints[index], method, message, seconds, self._metadata()), None
         except grpc.RpcError as error:
+            return None, _error(error)
+
+    def _call(
+        self,
+        endpoint: "Member",
+        method: str,
+        message: bytes,
+        seconds: float,
+        metadata: tuple[tuple[str, str], ...] | None,
+    ) -> Any:  # noqa: ANN401
+        """As Member.call. Raises grpc.RpcError, Closed."""
+        try:
+            return endpoint.call(method, message, seconds, metadata)
+        except grpc.RpcError:
             if self._closed.is_set():
                 raise Closed from None
-            return None, _error(error)
+            raise
         except ValueError:  # the channel is closed
             raise Closed from None
 
-    def _note(self, error: "_Error | None", tries_before: int) -> None:
+    def _count(self, error: "_Error | None", tries_before: int) -> None:
         with self._lock:
             self.tally.calls[error.verdict.name.lower() if error else "ok"] += 1
             self.tally.repeated += tries_before > 0
         if error is None or error.verdict is not Verdict.UNANSWERED:
             self.answered_at = time.monotonic()
 
-    def _leave(self, index: int, text: str) -> None:
+    def _note_answer(self, index: int, error: "_Error | None") -> None:
+        """Log once when an endpoint stops answering, and once when it answers again."""
+        is_silent = error is not None and error.verdict is Verdict.UNANSWERED
+        with self._lock:
+            if is_silent == (index in self._silent):
+                return
+            self._silent ^= {index}
+        if error and is_silent:
+            log.warning("%s does not answer: %s", self._endpoints[index].url, error.text)
+        else:
+            log.info("%s answers again", self._endpoints[index].url)
+
+    def _leave(self, index: int) -> None:
         """Use the next endpoint, unless another thread has done so."""
         with self._lock:
             if index != self._current or len(self._endpoints) == 1:
                 return
             self._current = (index + 1) % len(self._endpoints)
             self.tally.switches += 1
-        log.warning("%s does not answer (%s); using %s", self._endpoints[index].url, text, self.current_url)
 
     # The token -------------------------------------------------------------------------------------------
 
@@ -217,12 +254,15 @@ class Link:
         assert self._user
         request = pb.AuthenticateRequest(name=self._user.name, password=self._user.password)
         try:
-            response = self._endpoints[index].call("authenticate", request.SerializeToString(), _STATUS_SECONDS, None)
+            response = self._call(
+                self._endpoints[index], "authenticate", request.SerializeToString(), _STATUS_SECONDS, None
+            )
         except grpc.RpcError as failure:
             error = _error(failure)
+            self._note_answer(index, error)
             if error.verdict is not Verdict.UNANSWERED:
                 raise Rejected(Verdict.DENIED, error.text, is_in_doubt=True) from failure
-            self._leave(index, error.text)
+            self._leave(index)
             self.pause(_PAUSE_SECONDS[-1])
         else:
             self._token = response.token

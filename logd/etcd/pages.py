@@ -4,6 +4,7 @@ The first piece compares the generation and names the revision; so what comes be
 can be read past the log.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,61 +12,62 @@ from logd.engine import cut_page
 from logd.etcd import kv_pb2 as pb
 from logd.etcd import transactions
 from logd.etcd.layout import Span
-from logd.etcd.link import Rejected
-from logd.etcd.reads import RETRY_SECONDS, Reader
+from logd.etcd.reads import Reader
 from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
 
-_FIRST_VALUES: Final = 32
 _PIECE_KEYS: Final = 1000
 
 
-def page(reader: Reader, request: PageRequest) -> Page | LargeEntry:
-    """The page that is asked for. Raises link.Closed."""
-    while True:
-        try:
-            return cut_page(request, _entries(reader, request.query))
-        except Rejected:  # as in Reader.look_up; what has been read of the page is of no use
-            reader.link.pause(RETRY_SECONDS)
+def page(reader: Reader, request: PageRequest, until: float = math.inf) -> Page | LargeEntry:
+    """The page that is asked for. Raises as Reader does."""
+    return cut_page(request, _entries(reader, request.query, until))
 
 
-def _entries(reader: Reader, query: PageQuery) -> Iterator[tuple[str, bytes | None]]:
+def _entries(reader: Reader, query: PageQuery, until: float) -> Iterator[tuple[str, bytes | None]]:
     if query.keys is None:
-        yield from _range(reader, query)
-        return
-    for key, value in zip(query.keys, reader.look_up(query.keys), strict=True):
-        yield key, value if query.with_values or value is None else b""
+        return _range(reader, query, until)
+    keys_max = min(transactions.READS_MAX, reader.values_max) if query.with_values else transactions.READS_MAX
+    found = reader.each(query.keys, until, keys_max=keys_max, keys_only=not query.with_values)
+    return zip(query.keys, found, strict=True)
 
 
-def _range(reader: Reader, query: PageQuery) -> Iterator[tuple[str, bytes]]:
+def _range(reader: Reader, query: PageQuery, until: float) -> Iterator[tuple[str, bytes]]:
+    keys_only = not query.with_values
     first = max(query.prefix, query.after and query.after + "\0")  # the least string that is greater
-    limit = _FIRST_VALUES if query.with_values else min(query.limit + 1, _PIECE_KEYS)
-    while True:
-        generation = reader.generation.value
+    largest = _PIECE_KEYS if keys_only else min(_PIECE_KEYS, reader.values_max)
+    limit = min(query.limit + 1, largest)
+
+    def span_in(generation: int) -> Span:
         data = reader.layout.data(generation)
-        span = Span(data + first.encode(), reader.layout.range_end(generation, query.prefix))
-        if span.first >= span.end:
-            return
-        response = reader.link.txn(
-            transactions.read_range(
-                reader.layout, generation, span, limit, keys_only=not query.with_values, through_log=reader.through_log
-            )
+        return Span(data + first.encode(), reader.layout.range_end(generation, query.prefix))
+
+    def first_piece(generation: int) -> pb.TxnRequest:
+        return transactions.read_range(
+            reader.layout,
+            generation,
+            span_in(generation),
+            limit,
+            keys_only=keys_only,
+            through_log=reader.through_log,
         )
-        if response.succeeded:
-            break
-        reader.generation.saw(transactions.generation_in(response))
-    revision = response.header.revision
+
+    if span_in(0).first >= span_in(0).end:
+        return
+    generation, response = reader.at_generation(first_piece, until)
+    key_begins = len(reader.layout.data(generation))
+    end, revision = span_in(generation).end, response.header.revision
     while True:
         found = response.responses[0].response_range
         for each in found.kvs:
-            yield each.key[len(data) :].decode(), each.value
+            yield each.key[key_begins:].decode(), each.value
         if not found.more:
             return
-        span = Span(found.kvs[-1].key + b"\0", span.end)
-        limit = _next_limit(found.kvs) if query.with_values else _PIECE_KEYS
-        response = reader.link.txn(transactions.read_range_at(span, limit, revision, keys_only=not query.with_values))
+        limit = largest if keys_only else _next_limit(limit, largest, found.kvs)
+        span = Span(found.kvs[-1].key + b"\0", end)
+        response = reader.link.txn(transactions.read_range_at(span, limit, revision, keys_only=keys_only), until=until)
 
 
-def _next_limit(found: Sequence[pb.KeyValue]) -> int:
-    """How many entries make a page, if they are as large as those before."""
+def _next_limit(limit: int, largest: int, found: Sequence[pb.KeyValue]) -> int:
+    """How many entries make a page, if they are as large as those before; not many more, as they may be larger."""
     bytes_each = 1 + sum(len(each.key) + len(each.value) for each in found) // len(found)
-    return max(1, min(_PIECE_KEYS, PAGE_BYTES_MAX // bytes_each))
+    return max(1, min(2 * limit, largest, PAGE_BYTES_MAX // bytes_each))

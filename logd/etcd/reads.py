@@ -7,11 +7,13 @@ All keys of one request are seen at one revision. When they do not fit into one 
 were at the revision of the first: etcd keeps old revisions until they are compacted.
 """
 
+import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from logd.engine import Found, Origin
@@ -19,12 +21,16 @@ from logd.etcd import kv_pb2 as pb
 from logd.etcd import transactions
 from logd.etcd.generation import Generation
 from logd.etcd.layout import Layout
-from logd.etcd.link import Closed, Link, Rejected
+from logd.etcd.link import Closed, Expired, Link
 from logd.etcd.mailbox import Inbox
+from logd.etcd.writer import Fenced
 from logd.shared.protocol import LargeEntry, Page, PageRequest
 
 _THREADS: Final = 4
-RETRY_SECONDS: Final = 0.5
+_TOGETHER_PART: Final = 1 / 3
+"""Of the time of a job: for the tries to look all its keys up at once."""
+_KEYS_MAX_WHEN_SLOW: Final = 8
+_PIECE_BYTES_MAX: Final = 32 << 20
 
 
 class Request(NamedTuple):
@@ -46,7 +52,7 @@ Job: TypeAlias = list[Request] | PageOf
 
 
 class Answered(NamedTuple):
-    """A job is done, or has met an error that the process does not survive."""
+    """A job is done, or was given up (then this is empty), or has met an error that the process does not survive."""
 
     reads: Sequence[tuple[Origin, Found]] = ()
     pages: Sequence[tuple[bytes, Page | LargeEntry]] = ()
@@ -55,41 +61,56 @@ class Answered(NamedTuple):
 
 
 class Reader:
-    """Looks keys up, and blocks until etcd has answered. Used by several threads."""
+    """Looks keys up, and blocks until etcd has answered. Used by several threads.
 
-    def __init__(self, link: Link, layout: Layout, generation: Generation) -> None:
+    `until` is a time of the monotonic clock. All raise Rejected, link.Expired after it, link.Closed, and Fenced.
+    """
+
+    def __init__(self, link: Link, layout: Layout, generation: Generation, *, value_bytes_max: int = 1 << 20) -> None:
         self.link = link
         self.layout = layout
         self.generation = generation
         self.through_log = True
+        self.values_max = max(1, _PIECE_BYTES_MAX // value_bytes_max)
+        """How many values of unknown sizes may be asked for at once."""
 
-    def look_up(self, keys: Sequence[str]) -> Found:
-        """Their values, all as of one revision. Raises Closed."""
-        while True:
-            try:
-                return self._look_up(keys)
-            except Rejected:
-                # A revision that is compacted since, or a cluster that denies all: the worker's deadline decides.
-                self.link.pause(RETRY_SECONDS)
+    def look_up(self, keys: Sequence[str], until: float = math.inf, *, keys_max: int = transactions.READS_MAX) -> Found:
+        """Their values, all as of one revision. `keys_max`: in one transaction."""
+        return list(self.each(keys, until, keys_max=keys_max))
 
-    def _look_up(self, keys: Sequence[str]) -> Found:
-        size = transactions.READS_MAX
-        generation, first = self._first(keys[:size])
-        found = transactions.values(first)
-        for start in range(size, len(keys), size):
-            chunk = keys[start : start + size]
-            request = transactions.read_at(self.layout, generation, chunk, first.header.revision)
-            found += transactions.values(self.link.txn(request))
-        return found
+    def each(
+        self, keys: Sequence[str], until: float, *, keys_max: int, keys_only: bool = False
+    ) -> Iterator[bytes | None]:
+        """As `look_up`, read only as far as it is iterated. `keys_only`: b"" for each value."""
+        found: dict[str, bytes | None] = {}
+        chunks = _chunks(dict.fromkeys(keys), keys_max)
+        generation = revision = 0
+        for key in keys:
+            if key not in found:
+                chunk = next(chunks)
+                if not revision:
+                    request_for = partial(
+                        transactions.read, self.layout, keys=chunk, keys_only=keys_only, through_log=self.through_log
+                    )
+                    generation, response = self.at_generation(request_for, until)
+                    revision = response.header.revision
+                else:
+                    request = transactions.read_at(self.layout, generation, chunk, revision, keys_only=keys_only)
+                    response = self.link.txn(request, until=until)
+                found.update(zip(chunk, transactions.values(response), strict=True))
+            yield found[key]
 
-    def _first(self, keys: Sequence[str]) -> tuple[int, pb.TxnResponse]:
+    def at_generation(self, request_for: Callable[[int], pb.TxnRequest], until: float) -> tuple[int, pb.TxnResponse]:
+        """The present generation, and the answer to the request for it."""
         while True:
             generation = self.generation.value
-            request = transactions.read(self.layout, generation, keys, through_log=self.through_log)
-            response = self.link.txn(request)
+            response = self.link.txn(request_for(generation), until=until)
             if response.succeeded:
                 return generation, response
-            self.generation.saw(transactions.generation_in(response))
+            found = transactions.generation_in(response)
+            if found <= generation:
+                raise Fenced(f"etcd is back at generation {found}, and has been at {generation}: it was restored")
+            self.generation.saw(found)
 
 
 class Reads:
@@ -143,20 +164,48 @@ class Reads:
     def _take(self) -> list[Request]:
         """The requests that have waited longest, as many as one transaction has room for, and at least one."""
         requests = [self._waiting.popleft()]
-        count = len(requests[0].keys)
-        while self._waiting and (count := count + len(self._waiting[0].keys)) <= transactions.READS_MAX:
+        count, size = len(requests[0].keys), _bytes_of(requests[0].keys)
+        while self._waiting:
+            keys = self._waiting[0].keys
+            count, size = count + len(keys), size + _bytes_of(keys)
+            if count > transactions.READS_MAX or size > transactions.READ_KEYS_BYTES_MAX:
+                break
             requests.append(self._waiting.popleft())
         return requests
 
 
-def look_up_all(reader: Reader, requests: Sequence[Request]) -> list[tuple[Origin, Found]]:
-    """Look the keys of all these requests up together. Raises link.Closed."""
-    found = reader.look_up([key for request in requests for key in request.keys])
+def look_up_all(reader: Reader, requests: Sequence[Request], until: float) -> list[tuple[Origin, Found]]:
+    """Look the keys of all these requests up together. Raises as Reader does."""
+    keys = [key for request in requests for key in request.keys]
+    now = time.monotonic()
+    try:
+        found = reader.look_up(keys, now + (until - now) * _TOGETHER_PART)
+    except Expired:  # the values may be so large that no try has time for them all
+        found = reader.look_up(keys, until, keys_max=_KEYS_MAX_WHEN_SLOW)
     ends, start = [], 0
     for request in requests:
         ends.append((request.origin, found[start : start + len(request.keys)]))
         start += len(request.keys)
     return ends
+
+
+def _chunks(keys: Iterable[str], keys_max: int) -> Iterator[list[str]]:
+    """The keys in parts that one transaction has room for."""
+    chunk: list[str] = []
+    size = 0
+    for key in keys:
+        key_bytes = len(key.encode())
+        if chunk and (len(chunk) == keys_max or size + key_bytes > transactions.READ_KEYS_BYTES_MAX):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(key)
+        size += key_bytes
+    if chunk:
+        yield chunk
+
+
+def _bytes_of(keys: Sequence[str]) -> int:
+    return sum(len(key.encode()) for key in keys)
 
 
 def _run(

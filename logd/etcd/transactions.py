@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 READS_MAX: Final = 120
 """Keys that are looked up in one transaction."""
+READ_KEYS_BYTES_MAX: Final = 256 << 10
+"""Of those keys together. No --etcd-request-bytes-max is as small as this."""
 _FLAT_WRITES_MAX: Final = 100
 _NESTED_WRITES: Final = 64
 
@@ -112,27 +114,29 @@ def standing(response: pb.TxnResponse, keys: Sequence[str]) -> Standing:
 # Reads ---------------------------------------------------------------------------------------------------
 
 
-def read(layout: Layout, generation: int, keys: Iterable[str], *, through_log: bool) -> pb.TxnRequest:
+def read(
+    layout: Layout, generation: int, keys: Iterable[str], *, keys_only: bool = False, through_log: bool
+) -> pb.TxnRequest:
     """Look keys up if the generation is this one; else get the generation."""
     request = pb.TxnRequest()
     data = layout.data(generation)
     _expect_generation(request, layout, generation)
     for key in keys:
-        request.success.add().request_range.key = data + key.encode()
+        _get(request, data + key.encode(), keys_only=keys_only)
     request.failure.add().request_range.key = layout.generation
     if through_log:
         _make_proposal(request, layout)
     return request
 
 
-def read_at(layout: Layout, generation: int, keys: Iterable[str], revision: int) -> pb.TxnRequest:
+def read_at(
+    layout: Layout, generation: int, keys: Iterable[str], revision: int, *, keys_only: bool = False
+) -> pb.TxnRequest:
     """Look keys up as they were at a revision."""
     request = pb.TxnRequest()
     data = layout.data(generation)
     for key in keys:
-        range_ = request.success.add().request_range
-        range_.key = data + key.encode()
-        range_.revision = revision
+        _get(request, data + key.encode(), keys_only=keys_only).revision = revision
     return request
 
 
@@ -157,7 +161,7 @@ def read_range_at(span: Span, limit: int, revision: int, *, keys_only: bool) -> 
 
 
 def values(response: pb.TxnResponse) -> list[bytes | None]:
-    """The values that a read has found, in the order of its keys."""
+    """The values that a read has found, in the order of its keys; b"" for each that it asked only the key of."""
     return [found[0].value if (found := each.response_range.kvs) else None for each in response.responses]
 
 
@@ -186,6 +190,13 @@ def _expect_generation(request: pb.TxnRequest, layout: Layout, generation: int) 
     compare.target = pb.Compare.VALUE
     compare.key = layout.generation
     compare.value = b"%d" % generation
+
+
+def _get(request: pb.TxnRequest, key: bytes, *, keys_only: bool) -> pb.RangeRequest:
+    range_ = request.success.add().request_range
+    range_.key = key
+    range_.keys_only = keys_only
+    return range_
 
 
 def _get_range(request: pb.TxnRequest, span: Span, limit: int, *, keys_only: bool) -> pb.RangeRequest:

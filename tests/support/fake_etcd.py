@@ -73,6 +73,7 @@ class FakeEtcd:
 
     faults: deque[Fault] = field(default_factory=deque)
     """Of the next transactions that may write; reads meet none."""
+    request_bytes_max: int = 3 << 19
     values: dict[bytes, _Value] = field(default_factory=dict)
     revision: int = 1
     requests: list[pb.TxnRequest] = field(default_factory=list)
@@ -105,6 +106,8 @@ class FakeEtcd:
     def send(self, request: pb.TxnRequest) -> pb.TxnResponse:
         """What a member does with a transaction. Raises FakeError."""
         self.requests.append(request)
+        if request.ByteSize() > self.request_bytes_max:
+            raise FakeError(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: request is too large")
         _check_count(request, PATH_OPERATIONS_MAX)
         _check_keys(request, set())
         fault = self.faults.popleft() if self.faults and _may_write(request.success) else None
