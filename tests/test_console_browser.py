@@ -218,6 +218,7 @@ def test_rates_and_quantiles_are_those_of_prometheus(person):
 def test_keys_are_found_by_their_beginning_and_page_by_page(person, server):
     lines = [{"op": "put", "key": f"page:{number:03}", "value": "v"} for number in range(250)]
     assert server.call("POST", "/batch", "\n".join(map(json.dumps, lines)).encode()).status == 200
+    server.put("a", b"without the prefix, so that what it finds is told from all keys")
     person.open("#data").await_text("page:000", ".keys")
     person.type("page:", "#prefix")
     await_true(lambda: listed(person)[0] == "page:000", PATIENCE_SECONDS, "the prefix")
