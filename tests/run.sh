@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs all checks, the fast ones first: format, lint, imports, types, tests. Sets up .venv and .venv-tests by itself;
-# arguments go to pytest.
+# arguments go to pytest (`-n 0` runs one file after the other).
 set -eu
 cd -- "$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)"
 
@@ -12,4 +12,4 @@ bin=.venv-tests/bin
 "$bin/ruff" check --quiet .
 "$bin/lint-imports" --no-cache --no-logo
 "$bin/mypy" --no-error-summary
-exec "$bin/python" -m pytest "$@"
+exec "$bin/python" -m pytest -n 2 --dist loadfile "$@" # most wait more than they work

@@ -524,13 +524,14 @@ def answer_412_from_what_is_not_durable(monkeypatch):
             return reply
         if not hasattr(self, "ahead"):
             self.ahead, real = store.Store(), self._store
-            self.ahead.data, self.ahead.sessions = dict(real.data), dict(real.sessions)
+            self.ahead.load(dict(real.data))
+            self.ahead.sessions = dict(real.sessions)
         self.ahead.apply(batch)
         outcomes = self.ahead.outcomes_of(batch.session, batch.number)
         if not outcomes or len(outcomes[batch.number].failed) < len(batch.transactions) or batch.puts or batch.deletes:
             return None
         rest = protocol.WriteBatch(batch.session, batch.number, batch.base, False, {}, [])
-        self._intake._waiting[-1] = intake.Accepted(protocol.encode(rest), rest)
+        self._intake.waiting[-1] = intake.Accepted(protocol.encode(rest), rest)
         return protocol.Committed(batch.session, [batch.number], outcomes)
 
     monkeypatch.setattr(commit.GroupCommit, "submit", hasty)
