@@ -11,12 +11,6 @@ LIMIT = 2000
 class Events(list):
     """What a parser finds, with the pieces of a body joined."""
 
-    def on_request(self, head, body):
-        self.on_head(head)
-        if body:
-            self.on_body(body)
-        self.on_end()
-
     def on_head(self, head):
         self.append((head.method, head.raw_path, head.query, head.version, head.keep_alive, head.body_bytes))
         self.append(tuple(head.fields))
@@ -31,9 +25,16 @@ class Events(list):
         self.append("end")
 
 
-def feed(parser, piece):
+def feed(parser, events, piece):
     """As a connection does."""
-    return None if parser.feed_known(piece) else parser.feed(piece)
+    if not (known := parser.known_request(piece)):
+        return parser.feed(piece)
+    head, body = known
+    events.on_head(head)
+    if body:
+        events.on_body(body)
+    events.on_end()
+    return None
 
 
 def parse(*pieces):
@@ -41,7 +42,7 @@ def parse(*pieces):
     events = Events()
     parser = RequestParser(events, LIMIT)
     for piece in pieces:
-        if refusal := feed(parser, piece):
+        if refusal := feed(parser, events, piece):
             parser.close()
             return [*events, refusal]
     return list(events)
@@ -114,7 +115,7 @@ def parse_one_by_one(*requests):
     parser = RequestParser(events, LIMIT)
     found = []
     for each in requests:
-        refusal = feed(parser, each)
+        refusal = feed(parser, events, each)
         found.append([*events, *([refusal] if refusal else [])])
         events.clear()
         if refusal:
@@ -153,7 +154,7 @@ def test_what_only_resembles_a_request_seen_before_is_parsed(other):
 
 def parsed(parser, *requests):
     """Of requests that come whole and alone, those that were parsed: the fields of all others were known."""
-    return [each for each in requests if not parser.feed_known(each) and parser.feed(each) is None]
+    return [each for each in requests if not parser.known_request(each) and parser.feed(each) is None]
 
 
 def new_parser():
@@ -201,7 +202,7 @@ def test_nothing_of_a_request_is_kept_once_it_is_complete(stream, pieces):
     data = STREAMS[stream].replace(b"/kv/a", b"/kv/a?b")  # such as is not remembered
     cut = len(data) // 2 if pieces == 2 else len(data)
     for piece in filter(None, (data[:cut], data[cut:])):
-        assert feed(parser, piece) is None
+        assert parser.feed(piece) is None
     assert not any((parser._url, parser._fields, parser._decisive, parser._complete))
 
 

@@ -5,7 +5,7 @@ What is kept was found by the parser, so it means the same again. It is kept for
 change what the request of another means, nor take the room of another. Knows no parser and no socket.
 """
 
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 BLOCKS_MAX: Final = 4
 """As of reads, and of writes of a few lengths."""
@@ -15,20 +15,29 @@ BYTES_MAX: Final = 4096
 _Head = TypeVar("_Head")
 
 
+class Fields(list[tuple[bytes, bytes]]):
+    """The fields of a head: names in lower case; values without white space around them."""
+
+    __slots__ = ("meaning",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meaning: Any = None
+        """What the application has found in them, kept for the next request with the same."""
+
+
 class KnownHeads(Generic[_Head]):
     """Header blocks, and what was found in each. The oldest makes room for a new one."""
 
-    __slots__ = ("_bytes_max", "_heads", "_sizes")
+    __slots__ = ("_bytes_max", "_heads", "_sizes", "find")
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = min(bytes_max, BYTES_MAX)
         self._heads: dict[bytes, _Head] = {}
+        self.find = self._heads.get
+        """What was found in a block; None when it is not known. Without a call of Python's, for each request."""
         self._sizes: list[int] = []
         """Of the blocks, oldest first."""
-
-    def find(self, block: bytes) -> _Head | None:
-        """What was found in this block, if it is known."""
-        return self._heads.get(block)
 
     def add(self, block: bytes, head: _Head, size: int) -> None:
         """Keep a block, unless it is known or too large. `size` is what it and its head take of memory."""
