@@ -1,5 +1,7 @@
 """From bytes to request heads and bodies: the same bytes mean the same in whatever pieces they arrive."""
 
+import gc
+
 import pytest
 
 from kv.http import known_heads
@@ -183,11 +185,26 @@ def test_what_is_known_of_a_client_is_bounded_in_blocks_and_in_bytes():
 
 
 def test_a_block_that_is_found_again_takes_no_more_room():
+    x, y = (known_heads.Known(block, known_heads.Fields(), 0, known_heads.BYTES_MAX) for block in (b"x", b"y"))
     known = known_heads.KnownHeads()
     for _ in range(3):
-        known.add(b"x", "x", known_heads.BYTES_MAX)
-    known.add(b"y", "y", known_heads.BYTES_MAX)
-    assert (known.find(b"x"), known.find(b"y")) == (None, "y")
+        known.add(x)
+    assert known.find(b"x") is x
+    known.add(y)
+    assert (known.find(b"x"), known.find(b"y")) == (None, y)
+
+
+def test_what_many_clients_send_takes_room_once_and_no_longer_than_they_are_there():
+    gc.collect()  # other parsers
+    before = len(known_heads._alive)
+    many = [new_parser() for _ in range(9)]
+    assert [parsed(parser, request(), request()) for parser in many] == [[request()]] * 9
+    assert len({id(head.fields) for head, _ in (parser.known_request(request()) for parser in many)}) == 1
+    assert len(known_heads._alive) == before + 1
+    for parser in many:
+        parser.close()
+    del parser, many
+    assert len(known_heads._alive) == before
 
 
 def test_what_is_known_of_a_client_is_bounded_in_fields_however_small_they_are():

@@ -14,7 +14,6 @@ A connection goes through four phases, always in this order:
 import asyncio
 import enum
 import logging
-from collections import deque
 from time import monotonic  # the loop's clock counts milliseconds
 from typing import Final
 
@@ -54,7 +53,7 @@ class Connection(asyncio.Protocol):
         self.application = context.application
         self._parser = RequestParser(self, context.options.header_bytes_max)
         self._phase = Phase.SERVING
-        self._queue: deque[Exchange] = deque()
+        self._queue: list[Exchange] = []
         """Requests without an answer: the first is with the application, the last may still be arriving."""
         self._arriving: Exchange | None = None
         """The request whose body is arriving. It may have its answer already: then the rest is discarded."""
@@ -232,7 +231,7 @@ class Connection(asyncio.Protocol):
 
     def on_answered(self, exchange: Exchange) -> None:
         """The first request of the queue has its answer: go on with the next, or end."""
-        self._queue.popleft()
+        del self._queue[0]
         if self._is_holding:
             self._update_budget()
         self._active_at = monotonic()

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple, Protocol
 
 import httptools
 
-from kv.http.known_heads import Fields, KnownHeads
+from kv.http.known_heads import Fields, Known, KnownHeads
 
 MAX_AT_ONCE_BYTES: Final = 16 * 1024
 """The most to feed at once: as many requests as are in it cost time and memory before the first is answered."""
@@ -114,7 +114,7 @@ class RequestParser:
         """The values of those fields that decide how the request is read, by name."""
         self._complete: RequestHead | None = None
         """The head of a request that may have arrived whole and alone, until `feed` has looked."""
-        self._known: KnownHeads[RequestHead] = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
+        self._known = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
 
     def close(self) -> None:
         """Release what a head takes, and the C parser, which refers back to this object."""
@@ -160,10 +160,12 @@ class RequestParser:
         """Remember the fields of a request that came whole, alone, and without anything unusual."""
         if self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
             return
-        is_plain = head.keep_alive and not head.expects_continue and head.body_bytes is not None
-        block = bytes(data[line.end() : len(data) - (head.body_bytes or 0)])
-        if is_plain and block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
-            self._known.add(block, head, len(block) + FIELD_OVERHEAD_BYTES * len(head.fields))
+        if not head.keep_alive or head.expects_continue or head.body_bytes is None:
+            return
+        block = bytes(data[line.end() : len(data) - head.body_bytes])
+        if block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
+            size = len(block) + FIELD_OVERHEAD_BYTES * len(head.fields)
+            self._known.add(Known(block, head.fields, head.body_bytes, size))
 
     def _parse(self, data: bytes | memoryview) -> FinalRefusal | None:
         self.raw_bytes += len(data)
