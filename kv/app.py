@@ -5,7 +5,7 @@ Does not know how a request is answered (kv/request.py, kv/resources), nor how t
 
 import logging
 import os
-from typing import Any
+from typing import Any, Final
 
 import falcon
 import falcon.asgi
@@ -27,6 +27,9 @@ from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
 from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
+
+_VALUES: Final = "/kv/"
+"""Where the values are."""
 
 log = logging.getLogger("kv.app")
 
@@ -71,7 +74,7 @@ def create_app(
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
     board = shared or scoreboard.Scoreboard()
-    app.add_resource("/kv/{key:path}", KeyResource(storage, value_bytes_max))
+    app.add_resource(f"{_VALUES}{{key:path}}", KeyResource(storage, value_bytes_max))
     app.add_resource("/keys", KeysResource(storage))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_limits))
     app.add_resource("/clear", ClearResource(storage))
@@ -90,7 +93,13 @@ class Application(dispatch.App):
     """The ASGI application, and what the worker that hosts it watches between requests."""
 
     def __init__(self, storage: Storage, middleware: list[Any] | None) -> None:
-        super().__init__(media_type=TEXT, request_type=Request, response_type=dispatch.Response, middleware=middleware)
+        super().__init__(
+            media_type=TEXT,
+            request_type=Request,
+            response_type=dispatch.Response,
+            middleware=middleware,
+            router=dispatch.Router(_VALUES),
+        )
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}
         """By path, as in an Allow header."""

@@ -46,7 +46,7 @@ class Tags:
 
 def if_none_match(req: Request) -> Tags | None:
     """What If-None-Match says, if it is there. Raises Refusal."""
-    return _tags(req, IF_NONE_MATCH)
+    return _tags(req, IF_NONE_MATCH) if req.meaning.narrowing else None
 
 
 def checks(req: Request, key: str) -> list[Check]:

@@ -21,18 +21,13 @@ class PromptFuture(asyncio.Future[_T]):
 
     __slots__ = ("resume",)
 
-    resume: Callable[[], None] | None
-    """To be called when it ends, once."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.resume = None
+    resume: Callable[[], None]
+    """To be called when it ends, once; not set when nobody waits in this way."""
 
     def set_result(self, result: _T) -> None:
         """End it with a result. Raises InvalidStateError when it has ended."""
         asyncio.Future.set_result(self, result)
-        if self.resume:
-            self._resume()
+        self._resume()
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
         """End it with a failure. Raises InvalidStateError when it has ended."""
@@ -47,10 +42,12 @@ class PromptFuture(asyncio.Future[_T]):
         return is_cancelled
 
     def _resume(self) -> None:
-        resume, self.resume = self.resume, None
+        resume = getattr(self, "resume", None)
+        if not resume:
+            return
+        del self.resume
         try:
-            if resume:
-                resume()
+            resume()
         except Exception as error:
             context = {"message": "what waited for a future failed", "exception": error, "future": self}
             self.get_loop().call_exception_handler(context)

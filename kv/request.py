@@ -6,7 +6,7 @@ body that was cut short looks complete.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +16,7 @@ from falcon.constants import HTTP_METHODS
 
 from kv import cross_site
 from kv.http.context import SHORTCUT, Shortcut
+from kv.http.known_heads import Fields
 from kv.log_client.large_values import Held
 from kv.log_client.outcomes import (
     DataLimitReached,
@@ -28,7 +29,7 @@ from kv.log_client.outcomes import (
 from logd.shared.protocol import KEY_PATTERN
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
-_KEY_PREFIX: Final = "/kv/"
+_KEY_START: Final = len("/kv/")
 _QUALIFYING: Final = (b"if-", b"content-range")
 """How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"
@@ -55,6 +56,31 @@ class ClientGone(Exception):
     """The client went away before its body was complete: nothing is stored, and no answer can be sent."""
 
 
+class Meaning:
+    """What the fields of a request say that nearly every request asks for."""
+
+    __slots__ = ("body_bytes", "narrowing")
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self.body_bytes: int | None = None
+        """The announced length of the body."""
+        self.narrowing: list[bytes] = []
+        """The names of those that narrow what the request is about, or say who made it; nearly always none."""
+        for name, value in fields:
+            if name == b"content-length":
+                self.body_bytes = int(value)
+            elif name.startswith(_QUALIFYING) or name in cross_site.FIELDS:
+                self.narrowing.append(name)
+
+
+def _find_meaning(fields: list[tuple[bytes, bytes]]) -> Meaning:
+    """Of fields that come for the first time, as far as is known. It is kept with those that may be repeated."""
+    meaning = Meaning(fields)
+    if isinstance(fields, Fields):
+        fields.meaning = meaning
+    return meaning
+
+
 class Request(falcon.asgi.Request):
     """A request that is routed by its raw path, and lets a resource read the ASGI events itself.
 
@@ -62,7 +88,8 @@ class Request(falcon.asgi.Request):
     header and the query, for each request.
     """
 
-    _held: Held | None = None
+    held: Held | None = None
+    """A large value, or a page: released when the application is done with this request, however it ends."""
 
     def __init__(self, scope: Any, receive: Any, first_event: Any = None, options: Any = None) -> None:  # noqa: ANN401
         raw_path: bytes = scope["raw_path"]
@@ -74,17 +101,21 @@ class Request(falcon.asgi.Request):
         self.first_event = first_event
         self.receive = receive
         self.exchange: Shortcut | None = scope.get(SHORTCUT)
+        fields = scope["headers"]
+        self.meaning = (fields.meaning if isinstance(fields, Fields) else None) or _find_meaning(fields)
 
     def key(self) -> str:
         """The key in the path. Raises Refusal."""
-        raw: bytes = self.scope["raw_path"][len(_KEY_PREFIX) :]
-        key = unquote_to_bytes(raw) if b"%" in raw else raw
+        raw_path: bytes = self.scope["raw_path"]
+        if _VALID_KEY.fullmatch(raw_path, _KEY_START):
+            return self.path[_KEY_START:]
+        key = unquote_to_bytes(raw_path[_KEY_START:])
         check_key(key)
         return str(key, "ascii")
 
     async def body(self, bytes_max: int, too_large: str = "value too large") -> bytes:
         """The whole body. Raises Refusal as soon as it is known to be too large, ClientGone when it ends early."""
-        length = self._content_length()
+        length = self.meaning.body_bytes
         if length is not None and length > bytes_max:
             raise Refusal(falcon.HTTP_413, too_large)
         body = self.exchange.take_body() if self.exchange else None
@@ -123,8 +154,7 @@ class Request(falcon.asgi.Request):
         """
         if self.scope["query_string"]:
             raise Refusal(falcon.HTTP_400, f"unknown parameter: {self.parameters()[0][0]}")
-        fields = self.scope["headers"]
-        found = [name for name, _ in fields if name.startswith(_QUALIFYING) or name in cross_site.FIELDS]
+        found = self.meaning.narrowing
         if not found:
             return found
         if cross_site.is_cross_site(self.scope):
@@ -134,21 +164,6 @@ class Request(falcon.asgi.Request):
             if name not in known:
                 raise Refusal(falcon.HTTP_400, f"{str(name, 'ascii')} not supported")
         return found
-
-    def _content_length(self) -> int | None:
-        for name, value in self.scope["headers"]:
-            if name == b"content-length":
-                return int(value)
-        return None
-
-    def release_at_end(self, held: Held) -> None:
-        """Have a large value, or a page, released when the application is done with this request, however it ends."""
-        self._held = held
-
-    def release(self) -> None:
-        """Free what the request kept. Falcon closes no stream of a HEAD, nor one whose client is gone early."""
-        if self._held:
-            self._held.release()
 
 
 def _ascii(text: bytes) -> str:
@@ -179,8 +194,8 @@ def quoted(tag: str) -> str:
 
 
 def set_etag(resp: falcon.asgi.Response, tag: str) -> None:
-    """Have the answer name a value by its tag."""
-    resp.set_header("ETag", quoted(tag))
+    """Have the answer name a value by its tag. On the path of most requests: as set_header, which checks every name."""
+    resp._headers["etag"] = quoted(tag)
 
 
 class Resource:

@@ -14,7 +14,7 @@ from kv.http.buffer_budget import BufferBudget
 from kv.http.connection import Connection, Phase
 from kv.http.context import WorkerContext
 from kv.http.exchange import Exchange
-from kv.http.known_heads import KnownHeads
+from kv.http.request_parser import RequestParser
 from kv.log_client.outcomes import Unavailable
 from kv.prompt_future import PromptFuture
 
@@ -169,7 +169,7 @@ def test_answers_do_not_depend_on_the_pieces_in_which_requests_arrive(name, befo
     run(every_split())
 
 
-SHORTCUTS = [(Exchange, "answer", False), (Exchange, "take_body", None), (KnownHeads, "find", None)]
+SHORTCUTS = [(Exchange, "answer", False), (Exchange, "take_body", None), (RequestParser, "known_request", None)]
 MORE_STREAMS = {
     "value": b"GET /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
     "head": b"HEAD /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -178,6 +178,12 @@ MORE_STREAMS = {
     "delete": b"DELETE /kv/canary HTTP/1.1\r\nHost: h\r\n\r\n",
     "empty value": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
     "expectation": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nab",
+    "unsupported condition": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nIf-Range: x\r\nContent-Length: 2\r\n\r\nab",
+    "page of another site": b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\nContent-Length: 2\r\n\r\nab",
+    "encoded key": b"GET /kv/%63anary HTTP/1.1\r\nHost: h\r\n\r\n",
+    "empty key": b"GET /kv/ HTTP/1.1\r\nHost: h\r\n\r\n",
+    "bad key": b"GET /kv/a/b HTTP/1.1\r\nHost: h\r\n\r\n",
+    "unknown path": b"GET /none HTTP/1.1\r\nHost: h\r\n\r\n",
     "1.0, keep-alive": b"GET /kv/canary HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     "health": b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n",
     "defect": b"DELETE /clear HTTP/1.1\r\nHost: h\r\n\r\n",  # the storage has no such method
@@ -210,7 +216,7 @@ class SlowStorage:
         self.asked = []
 
     def get(self, key):
-        future = PromptFuture(asyncio.get_running_loop())
+        future = PromptFuture(loop=asyncio.get_running_loop())
         self.asked.append((key, future))
         return future
 
@@ -310,7 +316,7 @@ def test_a_request_leaves_no_garbage_that_a_collection_would_have_to_find(reques
 def test_a_request_that_fails_leaves_no_garbage_either():
     class Failing:
         def get(self, key):
-            future = PromptFuture(asyncio.get_running_loop())
+            future = PromptFuture(loop=asyncio.get_running_loop())
             future.get_loop().call_soon(future.set_exception, Unavailable("not now"))
             return future
 

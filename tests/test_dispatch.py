@@ -5,6 +5,9 @@ import asyncio
 import falcon
 import falcon.asgi
 import pytest
+from falcon.routing import CompiledRouter
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from kv import dispatch
 from kv.request import Request
@@ -138,3 +141,30 @@ def test_a_stream_is_closed_when_its_client_goes_away():
         assert closed == [True]
 
     asyncio.run(check())
+
+
+class Parts:
+    async def on_get(self, req, resp, rest=""):
+        pass
+
+
+def found(router, uri):
+    """Of a route: all but those responders that Falcon makes for each route anew."""
+    resource, methods, parameters, template = router.find(uri) or (None, {}, {}, None)
+    return resource, methods.get("GET"), list(methods), parameters, template
+
+
+PARTS = Parts()
+PART = st.sampled_from(["/", "//", "kv", "kvx", "keys", "a", "%2f", ":", ""])
+
+
+@given(st.lists(PART, max_size=6).map("".join))
+@example("/kv/")
+@example("/kv//a")
+@example("/kv")
+def test_the_route_of_nearly_all_requests_is_found_as_falcon_finds_it(uri):
+    short, long = dispatch.Router("/kv/"), CompiledRouter()
+    for router in (short, long):
+        for path in ("/kv/{rest:path}", "/keys", "/a/{rest}"):
+            router.add_route(path, PARTS, _asgi=True)
+    assert found(short, uri) == found(long, uri)

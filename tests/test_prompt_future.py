@@ -28,7 +28,7 @@ def run(test):
     """Run a test in an event loop, with a future of its own."""
 
     async def main():
-        await test(PromptFuture(asyncio.get_running_loop()))
+        await test(PromptFuture(loop=asyncio.get_running_loop()))
 
     asyncio.run(main())
 

@@ -1,5 +1,7 @@
 """From bytes to request heads and bodies: the same bytes mean the same in whatever pieces they arrive."""
 
+import gc
+
 import pytest
 
 from kv.http import known_heads
@@ -10,12 +12,6 @@ LIMIT = 2000
 
 class Events(list):
     """What a parser finds, with the pieces of a body joined."""
-
-    def on_request(self, head, body):
-        self.on_head(head)
-        if body:
-            self.on_body(body)
-        self.on_end()
 
     def on_head(self, head):
         self.append((head.method, head.raw_path, head.query, head.version, head.keep_alive, head.body_bytes))
@@ -31,9 +27,16 @@ class Events(list):
         self.append("end")
 
 
-def feed(parser, piece):
+def feed(parser, events, piece):
     """As a connection does."""
-    return None if parser.feed_known(piece) else parser.feed(piece)
+    if not (known := parser.known_request(piece)):
+        return parser.feed(piece)
+    head, body = known
+    events.on_head(head)
+    if body:
+        events.on_body(body)
+    events.on_end()
+    return None
 
 
 def parse(*pieces):
@@ -41,7 +44,7 @@ def parse(*pieces):
     events = Events()
     parser = RequestParser(events, LIMIT)
     for piece in pieces:
-        if refusal := feed(parser, piece):
+        if refusal := feed(parser, events, piece):
             parser.close()
             return [*events, refusal]
     return list(events)
@@ -114,7 +117,7 @@ def parse_one_by_one(*requests):
     parser = RequestParser(events, LIMIT)
     found = []
     for each in requests:
-        refusal = feed(parser, each)
+        refusal = feed(parser, events, each)
         found.append([*events, *([refusal] if refusal else [])])
         events.clear()
         if refusal:
@@ -153,7 +156,7 @@ def test_what_only_resembles_a_request_seen_before_is_parsed(other):
 
 def parsed(parser, *requests):
     """Of requests that come whole and alone, those that were parsed: the fields of all others were known."""
-    return [each for each in requests if not parser.feed_known(each) and parser.feed(each) is None]
+    return [each for each in requests if not parser.known_request(each) and parser.feed(each) is None]
 
 
 def new_parser():
@@ -182,11 +185,26 @@ def test_what_is_known_of_a_client_is_bounded_in_blocks_and_in_bytes():
 
 
 def test_a_block_that_is_found_again_takes_no_more_room():
+    x, y = (known_heads.Known(block, known_heads.Fields(), 0, known_heads.BYTES_MAX) for block in (b"x", b"y"))
     known = known_heads.KnownHeads()
     for _ in range(3):
-        known.add(b"x", "x", known_heads.BYTES_MAX)
-    known.add(b"y", "y", known_heads.BYTES_MAX)
-    assert (known.find(b"x"), known.find(b"y")) == (None, "y")
+        known.add(x)
+    assert known.find(b"x") is x
+    known.add(y)
+    assert (known.find(b"x"), known.find(b"y")) == (None, y)
+
+
+def test_what_many_clients_send_takes_room_once_and_no_longer_than_they_are_there():
+    gc.collect()  # other parsers
+    before = len(known_heads._alive)
+    many = [new_parser() for _ in range(9)]
+    assert [parsed(parser, request(), request()) for parser in many] == [[request()]] * 9
+    assert len({id(head.fields) for head, _ in (parser.known_request(request()) for parser in many)}) == 1
+    assert len(known_heads._alive) == before + 1
+    for parser in many:
+        parser.close()
+    del parser, many
+    assert len(known_heads._alive) == before
 
 
 def test_what_is_known_of_a_client_is_bounded_in_fields_however_small_they_are():
@@ -201,7 +219,7 @@ def test_nothing_of_a_request_is_kept_once_it_is_complete(stream, pieces):
     data = STREAMS[stream].replace(b"/kv/a", b"/kv/a?b")  # such as is not remembered
     cut = len(data) // 2 if pieces == 2 else len(data)
     for piece in filter(None, (data[:cut], data[cut:])):
-        assert feed(parser, piece) is None
+        assert parser.feed(piece) is None
     assert not any((parser._url, parser._fields, parser._decisive, parser._complete))
 
 

@@ -14,7 +14,6 @@ A connection goes through four phases, always in this order:
 import asyncio
 import enum
 import logging
-from collections import deque
 from time import monotonic  # the loop's clock counts milliseconds
 from typing import Final
 
@@ -46,13 +45,15 @@ class Connection(asyncio.Protocol):
 
     loop: asyncio.AbstractEventLoop
     scheme: str
+    application: Application
     _transport: asyncio.Transport
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self.application = context.application
         self._parser = RequestParser(self, context.options.header_bytes_max)
         self._phase = Phase.SERVING
-        self._queue: deque[Exchange] = deque()
+        self._queue: list[Exchange] = []
         """Requests without an answer: the first is with the application, the last may still be arriving."""
         self._arriving: Exchange | None = None
         """The request whose body is arriving. It may have its answer already: then the rest is discarded."""
@@ -66,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._is_holding = False  # bytes of the budget
         self._is_read_paused = False
         self._is_half_closed = False  # by the client: no more requests will come
+        self.is_write_paused = False  # the client should read before more is written
         self._writable: asyncio.Future[None] | None = None
         self.reader = ReaderProgress()
 
@@ -97,7 +99,7 @@ class Connection(asyncio.Protocol):
             self._active_at = now
             if self._rest:
                 self._rest += data  # reading is paused, but TLS had decrypted more
-            else:
+            elif not self._take_known(data):
                 self._parse(data)
                 self._start_next()
         elif self._discard:
@@ -117,15 +119,29 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
+        self.is_write_paused = True
         self._writable = self._writable or self.loop.create_future()
 
     def resume_writing(self) -> None:
         """More of an answer can be written, or the connection is lost."""
+        self.is_write_paused = False
         if self._writable:
             self._writable.set_result(None)
             self._writable = None
 
     # From bytes to exchanges -----------------------------------------------------------------------------
+
+    def _take_known(self, data: bytes) -> bool:
+        """Start a request that arrived whole and alone, with known fields, as most do. False when it did not."""
+        if self._queue or len(data) > MAX_AT_ONCE_BYTES or self._context.is_stopping:
+            return False
+        request = self._parser.known_request(data)
+        if request is None:
+            return False
+        exchange = Exchange(self, request[0], self._active_at, whole_body=request[1])
+        self._queue.append(exchange)
+        exchange.start()
+        return True
 
     def _parse(self, data: bytes) -> None:
         """Parse until one request waits for the answer to another, and keep the rest."""
@@ -144,8 +160,6 @@ class Connection(asyncio.Protocol):
             self._apply_limits()
 
     def _feed(self, piece: bytes | memoryview) -> FinalRefusal | None:
-        if self._parser.feed_known(piece):
-            return None
         was_in_head = self._parser.is_in_head
         refusal = self._parser.feed(piece)
         if self._parser.is_in_head and not was_in_head:
@@ -160,24 +174,13 @@ class Connection(asyncio.Protocol):
             self._pause_reading()
         self._update_budget()
 
-    def on_request(self, head: RequestHead, body: bytes) -> None:
-        """A request that has arrived completely, with all of its body."""
-        exchange = self._enqueue(head)
-        if body:
-            exchange.feed(body)
-        self._complete(exchange)
-
     def on_head(self, head: RequestHead) -> None:
         """Queue a request; it is started once everything that has arrived is parsed."""
         if self._phase is Phase.SERVING:
-            self._arriving = self._enqueue(head)
-
-    def _enqueue(self, head: RequestHead) -> Exchange:
-        exchange = Exchange(self, head, self._active_at)
-        if self._context.is_stopping:
-            exchange.keep_alive = False
-        self._queue.append(exchange)
-        return exchange
+            self._arriving = exchange = Exchange(self, head, self._active_at)
+            if self._context.is_stopping:
+                exchange.keep_alive = False
+            self._queue.append(exchange)
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body of the request that is arriving."""
@@ -191,28 +194,15 @@ class Connection(asyncio.Protocol):
         exchange, self._arriving = self._arriving, None
         if exchange:
             self._discard = None
-            self._complete(exchange)
-
-    def _complete(self, exchange: Exchange) -> None:
-        exchange.end(self._active_at)
-        if not exchange.keep_alive:
-            self._phase = Phase.ENDING
+            exchange.end(self._active_at)
+            if not exchange.keep_alive:
+                self._phase = Phase.ENDING
 
     def _start_next(self) -> None:
         if self._queue and not self._queue[0].is_started:
             self._queue[0].start()
 
     # What exchanges ask for ------------------------------------------------------------------------------
-
-    @property
-    def application(self) -> Application:
-        """The ASGI application that answers."""
-        return self._context.application
-
-    @property
-    def is_write_paused(self) -> bool:
-        """True while the client should read before more is written."""
-        return self._writable is not None
 
     async def drain(self) -> None:
         """Wait until the client has read, or is gone."""
@@ -241,7 +231,7 @@ class Connection(asyncio.Protocol):
 
     def on_answered(self, exchange: Exchange) -> None:
         """The first request of the queue has its answer: go on with the next, or end."""
-        self._queue.popleft()
+        del self._queue[0]
         if self._is_holding:
             self._update_budget()
         self._active_at = monotonic()

@@ -43,14 +43,9 @@ class Channel(Protocol):
 
     loop: asyncio.AbstractEventLoop
     scheme: str
-
-    @property
-    def application(self) -> Application:
-        """The ASGI application that answers."""
-
-    @property
-    def is_write_paused(self) -> bool:
-        """True while the client should read before more is written."""
+    application: Application
+    is_write_paused: bool
+    """True while the client should read before more is written."""
 
     async def drain(self) -> None:
         """Wait until the client has read, or is gone."""
@@ -91,16 +86,15 @@ class Exchange:
         "unread_bytes",
     )
 
-    def __init__(self, connection: Channel, head: RequestHead, now: float) -> None:
+    def __init__(self, connection: Channel, head: RequestHead, now: float, *, whole_body: bytes | None = None) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
-        self.more_body = True
+        self.more_body = whole_body is None
         """The body, or its end, has not arrived completely."""
         self.arrived_at = now
-        self.held_bytes = 0
-        """Bytes of the body that have arrived, and what they cost to hold."""
-        self.unread_bytes = 0
-        """Of the body, what has arrived and the application has not received."""
+        self._parts: list[bytes] = [whole_body] if whole_body else []
+        self.unread_bytes = self.held_bytes = len(whole_body) if whole_body else 0
+        """Of the body, what has arrived and the application has not received; and what it costs to hold."""
         self.status = 0
         self.is_started = False
         self.is_disconnected = False
@@ -108,7 +102,6 @@ class Exchange:
         self.response_complete = False
         self._connection = connection
         self._coroutine: Coroutine[Any, Any, None]
-        self._parts: list[bytes] = []
         self._is_end_known = False  # the application has been given the last event of the body
         self._waiter: asyncio.Future[None] | None = None
 
@@ -129,16 +122,13 @@ class Exchange:
                 log.exception("%s failed", self.head.method)
             self._on_end()
         else:
-            self._wait_for(awaited)
-
-    def _wait_for(self, awaited: Any) -> None:  # noqa: ANN401 - whatever an application awaits
-        if isinstance(awaited, PromptFuture):
-            awaited.resume = self.step
-        elif awaited is None:  # asyncio.sleep(0)
-            self._connection.loop.call_soon(self.step)
-        else:
-            awaited._asyncio_future_blocking = False  # as a task does, to show that it awaits the future
-            awaited.add_done_callback(self.step)
+            if isinstance(awaited, PromptFuture):
+                awaited.resume = self.step
+            elif awaited is None:  # asyncio.sleep(0)
+                self._connection.loop.call_soon(self.step)
+            else:
+                awaited._asyncio_future_blocking = False  # as a task does, to show that it awaits the future
+                awaited.add_done_callback(self.step)
 
     def _on_end(self) -> None:
         if not (self.response_complete or self.is_disconnected):
@@ -301,13 +291,15 @@ def encode_refusal(refusal: FinalRefusal) -> bytes:
 
 def encode_text_head(status: int, length: int, version: str, keep_alive: bool, etag: bytes = b"") -> bytes:
     """The head of a plain answer: as `encode_head` for a text of so many bytes."""
-    own = b"etag: %b\r\n" % etag if etag else b""
-    return _end_head(_encode_text_fields(status, length, _persistence(version, keep_alive)), own)
+    fields, date = _encode_text_fields(status, length, version, keep_alive), _date_line(int(time.time()))
+    if etag:
+        return b"%b%betag: %b\r\n\r\n" % (fields, date, etag)
+    return b"%b%b\r\n" % (fields, date)
 
 
 @functools.lru_cache(maxsize=512)
-def _encode_text_fields(status: int, length: int, connection: bytes) -> bytes:
-    return _encode_fields(status, _text_fields(length), connection)
+def _encode_text_fields(status: int, length: int, version: str, keep_alive: bool) -> bytes:
+    return _encode_fields(status, _text_fields(length), _persistence(version, keep_alive))
 
 
 def _text_fields(length: int) -> tuple[tuple[bytes, bytes], ...]:

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple, Protocol
 
 import httptools
 
-from kv.http.known_heads import KnownHeads
+from kv.http.known_heads import Fields, Known, KnownHeads
 
 MAX_AT_ONCE_BYTES: Final = 16 * 1024
 """The most to feed at once: as many requests as are in it cost time and memory before the first is answered."""
@@ -57,15 +57,14 @@ class RequestHead:
 
     __slots__ = ("body_bytes", "expects_continue", "fields", "keep_alive", "method", "query", "raw_path", "version")
 
-    def __init__(self, method: str, raw_path: bytes, query: bytes, version: str) -> None:
+    def __init__(self, method: str, raw_path: bytes, query: bytes, version: str, fields: Fields) -> None:
         self.method = method
         self.raw_path = raw_path
         """As it was sent: not decoded."""
         self.query = query
         self.version = version
         """"1.0" or "1.1"; a later 1.x is served as 1.1."""
-        self.fields: list[tuple[bytes, bytes]] = []
-        """Names in lower case; values without white space around them."""
+        self.fields = fields
         self.keep_alive = True
         self.expects_continue = False
         self.body_bytes: int | None = 0
@@ -73,10 +72,7 @@ class RequestHead:
 
 
 class Receiver(Protocol):
-    """Receives what a parser finds, in order: a head, pieces of its body, the end of the request; or all at once."""
-
-    def on_request(self, head: RequestHead, body: bytes) -> None:
-        """A request has arrived completely, with all of its body: as if the three below were called."""
+    """Receives what a parser finds, in order: a head, pieces of its body, the end of the request."""
 
     def on_head(self, head: RequestHead) -> None:
         """A request begins."""
@@ -112,13 +108,13 @@ class RequestParser:
         self.is_in_message = False
         self._is_in_head = False
         self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._fields = Fields()
         self._field_bytes = 0
         self._decisive: dict[bytes, list[bytes]] = {}
         """The values of those fields that decide how the request is read, by name."""
         self._complete: RequestHead | None = None
         """The head of a request that may have arrived whole and alone, until `feed` has looked."""
-        self._known: KnownHeads[RequestHead] = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
+        self._known = KnownHeads(head_bytes_max - _PLAIN_LINE_BYTES_MAX)
 
     def close(self) -> None:
         """Release what a head takes, and the C parser, which refers back to this object."""
@@ -145,30 +141,31 @@ class RequestParser:
             self._remember(head, data)
         return refusal
 
-    def feed_known(self, data: bytes | memoryview) -> bool:
-        """Hand over a whole request whose fields are known. False when it is anything else: then `feed` parses it."""
-        if self.is_in_message or self.raw_bytes or not isinstance(data, bytes):
-            return False
+    def known_request(self, data: bytes) -> tuple[RequestHead, bytes] | None:
+        """Head and body, when this is one whole request whose fields are known; else None: then `feed` parses it."""
         line = _PLAIN_LINE.match(data)
-        if line is None:
-            return False
-        end = data.find(_END_OF_HEAD, line.end()) + len(_END_OF_HEAD)
-        known = self._known.find(data[line.end() : end])
+        if line is None or self.raw_bytes or self.is_in_message:
+            return None
+        start = line.end()
+        end = data.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
+        known = self._known.find(data[start:end])
         if known is None or len(data) - end != known.body_bytes:
-            return False
-        head = RequestHead(_METHODS[line[1]], line[2], b"", "1.1")
-        head.fields, head.body_bytes = known.fields, known.body_bytes
-        self._receiver.on_request(head, data[end:])
-        return True
+            return None
+        method, path = line.groups()
+        head = RequestHead(_METHODS[method], path, b"", "1.1", known.fields)
+        head.body_bytes = known.body_bytes
+        return head, data[end:]
 
     def _remember(self, head: RequestHead, data: bytes | memoryview) -> None:
         """Remember the fields of a request that came whole, alone, and without anything unusual."""
         if self.is_in_message or self.raw_bytes or not (line := _PLAIN_LINE.match(data)):
             return
-        is_plain = head.keep_alive and not head.expects_continue and head.body_bytes is not None
-        block = bytes(data[line.end() : len(data) - (head.body_bytes or 0)])
-        if is_plain and block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
-            self._known.add(block, head, len(block) + FIELD_OVERHEAD_BYTES * len(head.fields))
+        if not head.keep_alive or head.expects_continue or head.body_bytes is None:
+            return
+        block = bytes(data[line.end() : len(data) - head.body_bytes])
+        if block.find(_END_OF_HEAD) == len(block) - len(_END_OF_HEAD):
+            size = len(block) + FIELD_OVERHEAD_BYTES * len(head.fields)
+            self._known.add(Known(block, head.fields, head.body_bytes, size))
 
     def _parse(self, data: bytes | memoryview) -> FinalRefusal | None:
         self.raw_bytes += len(data)
@@ -215,7 +212,7 @@ class RequestParser:
 
     def _forget_head(self) -> None:
         """Nothing of it may take room while the connection is idle."""
-        self._url, self._fields, self._field_bytes, self._decisive = b"", [], 0, {}
+        self._url, self._fields, self._field_bytes, self._decisive = b"", Fields(), 0, {}
 
     def on_url(self, piece: bytes) -> None:
         """The target, or a piece of it. It has no fragment, and nothing that is not ASCII (RFC 9112, 3.2)."""
@@ -244,8 +241,7 @@ class RequestParser:
         if major != "1" or method == b"CONNECT":
             raise _Refused(*_BAD_REQUEST)
         path, query = _split_target(self._url)
-        head = RequestHead(method.decode(), path, query, "1.0" if minor == "0" else "1.1")
-        head.fields = self._fields
+        head = RequestHead(method.decode(), path, query, "1.0" if minor == "0" else "1.1", self._fields)
         self._judge(head)
         if parser.should_upgrade():  # `feed` parses the head again without the offer
             return

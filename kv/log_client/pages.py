@@ -59,7 +59,7 @@ class Pages:
     def page(self, query: PageQuery) -> asyncio.Future[HeldPage]:
         """The first page of what a query is about. Raises Unavailable."""
         loop = self._link.loop
-        pending = _PendingPage(loop)
+        pending = _PendingPage(loop=loop)
         pending.query, pending.deadline, pending.size = query, loop.time() + self._timeout_s, PAGE_BYTES_MAX
         self._waiting.append(pending)
         self._link.flush_soon()

@@ -52,7 +52,7 @@ class Reads:
     def get(self, key: str) -> asyncio.Future[Found]:
         """The value of a key. Raises Unavailable."""
         loop = self._link.loop
-        read = Read(loop)
+        read = Read(loop=loop)
         read.key, read.deadline = key, loop.time() + self._timeout_s
         self.queue.append(read)
         self._link.flush_soon()

@@ -78,7 +78,7 @@ class StatusRequests:
         self._last_request_id += 1
         loop = self._link.loop
         message = protocol.encode(kind(self._last_request_id))
-        request = _PendingStatus(loop)
+        request = _PendingStatus(loop=loop)
         request.message, request.is_sent, request.deadline = message, False, loop.time() + self._timeout_s
         self._pending[self._last_request_id] = request
         self._link.flush_soon()

@@ -150,7 +150,7 @@ class Writes:
     ) -> asyncio.Future[None]:
         loop = self._link.loop
         size += _WRITE_OVERHEAD_BYTES
-        write = _Write(loop)
+        write = _Write(loop=loop)
         write.key, write.value, write.transaction, write.size = key, value, transaction, size
         write.deadline = loop.time() + self._timeout_s
         if self.queue_bytes and self.queue_bytes + size > self._queue_bytes_max:

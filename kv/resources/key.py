@@ -58,7 +58,7 @@ class KeyResource(Resource):
 def _answer_value(req: Request, resp: falcon.asgi.Response, value: bytes | LargeValue) -> None:
     """With the value, or without it when the client has it already (RFC 9110, 13.1.2)."""
     if isinstance(value, LargeValue):
-        req.release_at_end(value)
+        req.held = value
     tag = etag(value.data if isinstance(value, LargeValue) else value)
     known = preconditions.if_none_match(req)
     set_etag(resp, tag)

@@ -41,7 +41,7 @@ class KeysResource(Resource):
         """Answer with a page, and say where the next one is."""
         query = parse(req.parameters())
         held = await claimed(self._storage.page(query))
-        req.release_at_end(held)
+        req.held = held
         if held.page.left:
             resp.set_header("Link", f'</keys?{_next(query, held.page)}>; rel="next"')
         if query.with_values:
