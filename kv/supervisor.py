@@ -171,7 +171,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            check_files(self._config)
+            _check_files_of_workers(self._config)
         except UnusableFile as error:
             log.error("the workers are not restarted: %s", error)
             return
@@ -286,12 +286,18 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
+    """Check that the files which the options name can be used. Raises UnusableFile."""
+    _check_files_of_workers(config)
+    tls.check_those_for_etcd(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
+
+
+def _check_files_of_workers(config: Config) -> None:
+    """The same of those that a reload reads anew."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
-    if config.etcd_user_file:
-        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
