@@ -133,7 +133,7 @@ class Supervisor:
 
     def _kill_frozen_workers(self) -> None:
         """Gunicorn starts others in their place. While the server stops, the deadline of the stop is enough."""
-        for pid in self._heartbeats.frozen() if self._goal is _Goal.SERVE else ():
+        for pid in self._heartbeats.look() if self._goal is _Goal.SERVE else ():
             log.error("worker %d is frozen; killing it", pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
