@@ -16,7 +16,7 @@ from logd.shared import logging_setup, recent_warnings, standard_streams
 from logd.shared.protocol import Exit
 
 _CODE_OF_CHILDREN: Final = ("kv.app", "kv.http.worker", "logd.__main__")
-_CODE_OF_ETCD: Final = ("logd.etcd.engine",)
+_CODE_OF_ETCD: Final = ("logd.etcd.credentials", "logd.etcd.engine")
 _UMASK: Final = 0o077  # that of who starts the server may be too wide, or let not even itself read its files
 _GUNICORN_CONF: Final = Path(__file__).parent.with_name("gunicorn.conf.py")
 

@@ -43,6 +43,8 @@ class Child:
         self.stop_s = stop_s
         """How long the process may take to stop."""
         self.process: subprocess.Popen[bytes] | None = None
+        self.is_ready = False
+        """Whether the process, or the one that has just ended, came so far that it could do its work."""
         self.restart_at: float | None = None
         self.kill_at: float | None = None
         """Set when the process was told to stop."""
@@ -50,8 +52,6 @@ class Child:
         self._config = config
         self._scoreboard = scoreboard
         self._lifeline: int | None = None
-        self.is_ready = False
-        """Whether the process has come so far that it can do its work."""
         self._failures = 0
         self._started_at = 0.0
 
@@ -76,9 +76,10 @@ class Child:
         if status in _OUTSIDE and self.is_ready:
             self._restart_after(0.0, f"ended with status {status}")
         else:
-            self._plan_restart(f"ended with status {status}" + ("" if self.is_ready else " before it was ready"))
+            self._failed(f"ended with status {status}" + ("" if self.is_ready else " before it was ready"))
 
-    def _plan_restart(self, what: str) -> None:
+    def _failed(self, what: str) -> None:
+        """Count it, and plan the next start, the later the more failures are in a row. Raises CannotServe."""
         if time.monotonic() - self._started_at >= _STEADY_SECONDS:
             self._failures = 0
         self._failures += 1
@@ -135,7 +136,7 @@ class Child:
             )
         except OSError as error:
             self._cut_lifeline()
-            self._plan_restart(f"cannot be started: {error.strerror}")
+            self._failed(f"cannot be started: {error.strerror}")
             return
         finally:
             for end in ends:

@@ -22,8 +22,8 @@ class Heartbeats:
         self._looks: dict[int, int] = {}
         """By pid, how many looks ago the beats moved."""
 
-    def frozen(self) -> list[int]:
-        """Look; the pids of the workers that have not moved for too many looks. They are counted from zero then."""
+    def look(self) -> list[int]:
+        """The pids of the workers that have not moved for too many looks. They are counted from zero then."""
         beats = self._scoreboard.beats()
         self._looks = {
             pid: self._looks.get(pid, 0) + 1 if self._beats.get(pid) == count else 0 for pid, count in beats.items()

@@ -1,9 +1,9 @@
 """GET /metrics: the state of the server in the Prometheus text format.
 
 Owns the names, types, labels and help texts of all metrics but the gauges of the workers, which are declared in
-kv/scoreboard.py; docs/metrics.md explains each one. A number that logd sends is one row of `_OF_LOGD`
-or, from a cluster, of `_OF_CLUSTER`. Does not know
-how anything is counted. Answers without logd too; then `kv_logd_up` is 0 and the numbers of logd are missing.
+kv/scoreboard.py; docs/metrics.md explains each one. A number that logd sends is one row of `_OF_LOGD`, one that only
+the engine on etcd has a row of `_OF_CLUSTER`. Does not know how anything is counted. Answers without logd too; then
+`kv_logd_up` is 0 and the numbers of logd are missing.
 
 The families are made anew for each scrape, from plain numbers: with the counters and histograms of prometheus_client,
 counting a request would cost more than everything else that is counted about it.
@@ -183,13 +183,16 @@ class _Scrape(Collector):
             yield _gauge(gauge.metric, gauge.help, totals.gauges[gauge.name])
         yield from _processes(totals, self._scoreboard, self._workers, stats)
         if stats:
-            yield from _shown(_OF_LOGD, stats)
-            if stats.finding is not None:
-                finding = {stats.finding: 1.0}
-                yield _gauge("kv_recovery_info", "1; the finding of the last start of logd.", finding, "finding")
-        if stats and stats.cluster:
-            yield from _shown(_OF_CLUSTER, stats.cluster)
-            yield _endpoint(stats.cluster)
+            yield from _of_logd(stats)
+
+
+def _of_logd(stats: Stats) -> Iterator[Metric]:
+    yield from _shown(_OF_LOGD, stats)
+    if stats.finding is not None:
+        yield _gauge("kv_recovery_info", "1; the finding of the last start of logd.", {stats.finding: 1.0}, "finding")
+    if stats.cluster:
+        yield from _shown(_OF_CLUSTER, stats.cluster)
+        yield _endpoint(stats.cluster)
 
 
 def _shown(metrics: Iterable[_LogdMetric], numbers: object) -> Iterator[Metric]:

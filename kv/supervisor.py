@@ -133,7 +133,7 @@ class Supervisor:
 
     def _kill_frozen_workers(self) -> None:
         """Gunicorn starts others in their place. While the server stops, the deadline of the stop is enough."""
-        for pid in self._heartbeats.frozen() if self._goal is _Goal.SERVE else ():
+        for pid in self._heartbeats.look() if self._goal is _Goal.SERVE else ():
             log.error("worker %d is frozen; killing it", pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            check_files(self._config)
+            _check_files_of_workers(self._config)
         except UnusableFile as error:
             log.error("the workers are not restarted: %s", error)
             return
@@ -286,12 +286,18 @@ class Supervisor:
 
 
 def check_files(config: Config) -> None:
-    """Check that the token, the certificate and the password can be used. Raises UnusableFile."""
+    """Check that the files which the options name can be used. Raises UnusableFile."""
+    _check_files_of_workers(config)
+    tls.check_those_for_etcd(config)
+    if config.etcd_user_file:
+        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
+
+
+def _check_files_of_workers(config: Config) -> None:
+    """The same of those that a reload reads anew."""
     if config.token_file:
         token_file.read_token(config.token_file)
     tls.read_certificate(config)
-    if config.etcd_user_file:
-        token_file.read_secret("--etcd-user-file", config.etcd_user_file)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

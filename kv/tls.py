@@ -1,13 +1,15 @@
-"""The certificate that the server shows, and the warning when others can reach the server without TLS or a token.
+"""The certificates that the options name, and the warning when others can reach the server without TLS or a token.
 
 Gunicorn's master reads the certificate when it starts and on each reload; the workers that it starts until the next
 reload inherit it. So a worker that is started again shows the same certificate as the others, and needs no file that
-may have been removed or replaced meanwhile. Knows no HTTP.
+may have been removed or replaced meanwhile. Those for etcd are only checked here. Knows no HTTP.
 """
 
+import contextlib
 import ipaddress
 import logging
 import ssl
+from collections.abc import Iterator
 
 from kv.config import Config, UnusableFile
 
@@ -21,14 +23,28 @@ def read_certificate(config: Config) -> ssl.SSLContext | None:
     if not config.tls_cert_file:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
+    with _loading(f"--tls-cert-file {config.tls_cert_file} and --tls-key-file {config.tls_key_file}"):
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file, password=lambda: b"")
-    except OSError as error:  # an ssl.SSLError is one
-        raise UnusableFile(
-            f"--tls-cert-file {config.tls_cert_file} and --tls-key-file {config.tls_key_file}"
-            f" cannot be used: {error.strerror or error}"
-        ) from error
     return context
+
+
+def check_those_for_etcd(config: Config) -> None:
+    """Raises UnusableFile where logd could not speak TLS to etcd with these files."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if config.etcd_ca_file:
+        with _loading(f"--etcd-ca-file {config.etcd_ca_file}"):
+            context.load_verify_locations(config.etcd_ca_file)
+    if config.etcd_cert_file:
+        with _loading(f"--etcd-cert-file {config.etcd_cert_file} and --etcd-key-file {config.etcd_key_file}"):
+            context.load_cert_chain(config.etcd_cert_file, config.etcd_key_file, password=lambda: b"")
+
+
+@contextlib.contextmanager
+def _loading(files: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # an ssl.SSLError is one
+        raise UnusableFile(f"{files} cannot be used: {error.strerror or error}") from error
 
 
 def reload(config: Config) -> None:

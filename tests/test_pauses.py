@@ -82,7 +82,7 @@ def look(board, heartbeats, pid):
     """One look, after everybody but this process has had a turn."""
     before = board.beats()
     await_true(lambda: all(count > before[each] for each, count in board.beats().items() if each != pid), what="beats")
-    return heartbeats.frozen()
+    return heartbeats.look()
 
 
 def test_a_frozen_worker_is_found_and_the_others_are_not(board, workers):
@@ -98,7 +98,7 @@ def test_no_worker_is_frozen_because_the_looks_are_far_apart(board, workers):
     for worker in workers:
         worker.send_signal(signal.SIGSTOP)
     for _ in range(10):  # the supervisor goes on a little earlier than the workers
-        assert heartbeats.frozen() == []
+        assert heartbeats.look() == []
     for worker in workers:
         worker.send_signal(signal.SIGCONT)
     assert [each for each in (look(board, heartbeats, None) for _ in range(40)) if each] == []
@@ -106,8 +106,8 @@ def test_no_worker_is_frozen_because_the_looks_are_far_apart(board, workers):
 
 def test_a_worker_that_has_ended_is_not_frozen(board, workers):
     heartbeats = Heartbeats(board)
-    heartbeats.frozen()
+    heartbeats.look()
     for worker in workers:
         worker.kill()
         worker.wait()
-    assert [heartbeats.frozen() for _ in range(40)] == [[]] * 40
+    assert [heartbeats.look() for _ in range(40)] == [[]] * 40

@@ -101,6 +101,16 @@ def test_what_a_dead_logd_has_recovered_is_not_credited_to_its_successor(supervi
     assert supervisor._logd.is_ready
 
 
+def test_a_reload_is_not_kept_back_by_a_file_that_it_does_not_read(supervisor, tmp_path, monkeypatch):
+    reloads = []
+    monkeypatch.setattr(
+        supervisor, "_config", Config(engine="etcd", value_bytes_max=1, etcd_user_file=tmp_path / "none")
+    )
+    monkeypatch.setattr(supervisor._gunicorn, "reload", lambda: reloads.append("reload"))
+    supervisor._reload()
+    assert reloads == ["reload"]
+
+
 # When a child is started again ---------------------------------------------------------------------------
 
 

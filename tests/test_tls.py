@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kv import tls
-from kv.config import Config
+from kv.config import Config, UnusableFile
+from kv.supervisor import check_files
 from tests.support.clients import exchange, read_to_end
 from tests.support.harness import Server, await_true, make_certificate, run_to_end
 
@@ -251,6 +252,16 @@ def test_a_certificate_that_cannot_be_used_ends_the_start_with_one_line(tmp_path
     assert status == 2
     assert len([line for line in said if f"--tls-cert-file {cert}" in line and "cannot be used" in line]) == 1
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("damaged", ["etcd_ca_file", "etcd_cert_file", "etcd_key_file"])
+def test_the_check_of_an_upgrade_finds_each_file_for_etcd_that_cannot_be_used(tmp_path, certificate, damaged):
+    """logd would find it too late: when everything was stopped for the upgrade."""
+    cert, key = certificate
+    files = {"etcd_ca_file": cert, "etcd_cert_file": cert, "etcd_key_file": key}
+    check_files(Config(engine="etcd", value_bytes_max=1, **files))
+    with pytest.raises(UnusableFile, match=f"--{damaged.replace('_', '-')} {tmp_path / 'none'}.* cannot be used"):
+        check_files(Config(engine="etcd", value_bytes_max=1, **files | {damaged: tmp_path / "none"}))
 
 
 def test_a_certificate_without_a_key_is_refused(tmp_path, certificate):

@@ -10,6 +10,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import psutil
@@ -23,6 +25,14 @@ from tests.support.load import Load
 
 NEW_VERSION = "999.0"
 BROKEN = "raise SystemExit('broken code was run')\n"
+CHECK = """
+import sys
+from kv.__main__ import _check
+from kv.config import Config
+_check(Config(engine="etcd", value_bytes_max=1))
+print(*sys.modules)
+"""
+PROGRAMS = {"kv.healthcheck", "kv.setup_venv", "kv.venv_python"}
 SET_UP = """
 import pathlib, sys
 wanted = pathlib.Path(sys.argv[2]).read_text()
@@ -269,6 +279,13 @@ def test_code_that_cannot_be_loaded_is_not_started(server, name):
     assert_refused_and_serving_goes_on(server, "not upgraded: the check ended with status")
     (server.project / name).write_text(whole)
     server.upgrade()
+
+
+def test_the_check_loads_every_module_that_is_no_program_of_its_own():
+    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, check=True, capture_output=True, text=True)
+    paths = [path for directory in ("kv", "logd") for path in (ROOT / directory).rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.stem != "__init__"}
+    assert names - set(done.stdout.split()) == PROGRAMS
 
 
 def test_an_option_that_the_new_code_refuses_prevents_an_upgrade(server):

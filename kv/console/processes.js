@@ -31,7 +31,7 @@ export class Processes {
     const heading = element("h2", {}, "Processes ", element("small", {}, "kill -9 any of them, and look"));
     this.element = element(
       "section",
-      { class: "card wide processes" },
+      { class: "card processes" },
       heading,
       element("div", { class: "scroll" }, table),
     );
@@ -96,7 +96,7 @@ export class Events {
 
   constructor() {
     const heading = element("h2", {}, "What happened ", element("small", {}, "the last warnings, and what followed"));
-    this.element = element("section", { class: "card wide" }, heading, this.#none, this.#list);
+    this.element = element("section", { class: "card" }, heading, this.#none, this.#list);
   }
 
   show(status) {

@@ -115,7 +115,7 @@ const LINES = [
     /^listening on .* without TLS/,
     "Whoever sees the traffic has the token and the data: consider TLS, or a proxy with it.",
   ],
-  [/^\d+ file descriptors are few/, "The limit on open files is low: beyond it, connections are refused."],
+  [/^\d+ file descriptors are few/, "The limit on open files is low: beyond it, connections are reset."],
   [
     /^logd has dropped this worker's session/,
     "The log writer no longer knew this worker; writes under way were answered 504.",
