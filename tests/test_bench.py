@@ -520,8 +520,8 @@ def is_under_load(pid):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("load") / "data", "--workers=1") as running:
+def server(module_path):
+    with Server(module_path / "data", "--workers=1") as running:
         yield running
 
 

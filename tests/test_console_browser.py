@@ -21,8 +21,8 @@ KEYS_A_PAGE = 100
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("console") / "data", "--workers=2") as server:
+def server(module_path):
+    with Server(module_path / "data", "--workers=2") as server:
         yield server
 
 

@@ -32,7 +32,7 @@ ALLOW_KEY = "DELETE, GET, HEAD, PUT"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(module_path):
     flags = (
         "--workers=1",
         f"--value-bytes-max={VALUE_BYTES_MAX}",
@@ -40,7 +40,7 @@ def server(tmp_path_factory):
         "--body-timeout-s=3",
         "--header-timeout-s=2",
     )
-    with Server(tmp_path_factory.mktemp("hostile") / "data", *flags) as server:
+    with Server(module_path / "data", *flags) as server:
         server.put("large", b"v" * (64 << 10))
         yield server
 

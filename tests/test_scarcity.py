@@ -25,8 +25,8 @@ from tests.support.shim import Failing
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return shim.build(tmp_path_factory.mktemp("shim"))
+def library(module_path):
+    return shim.build(module_path)
 
 
 @pytest.fixture

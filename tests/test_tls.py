@@ -18,8 +18,8 @@ from tests.support.harness import Server, await_true, make_certificate, run_to_e
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    return make_certificate(tmp_path_factory.mktemp("tls"))
+def certificate(module_path):
+    return make_certificate(module_path)
 
 
 class TlsServer(Server):
@@ -99,8 +99,8 @@ LARGE = b"v" * (16 << 20)
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory, certificate):
-    with started(TlsServer(tmp_path_factory.mktemp("quick") / "data", certificate, *QUICK)) as server:
+def quick(module_path, certificate):
+    with started(TlsServer(module_path / "data", certificate, *QUICK)) as server:
         assert server.ask("PUT", "/kv/large", LARGE) == (200, b"")
         yield server
 
