@@ -50,12 +50,9 @@ class TlsServer(Server):
 @contextlib.contextmanager
 def started(server):
     """A server that is ready over TLS; it is ended at the end."""
-    try:
-        server.spawn()
+    with server.spawned():
         await_true(server.is_healthy, 30, "readiness over TLS")
         yield server
-    finally:
-        server.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -179,6 +179,14 @@ class Server:
             )
         self._groups.append(self.process.pid)
 
+    @contextlib.contextmanager
+    def spawned(self) -> Iterator[Self]:
+        """`spawn`, for a server that cannot become ready, or not as `await_ready` finds it; it is ended afterwards."""
+        with contextlib.ExitStack() as stack:
+            stack.push(self)
+            self.spawn()
+            yield self
+
     def start(self) -> None:
         """Start, and wait until the server accepts reads and writes."""
         self.spawn()
