@@ -4,11 +4,13 @@ Nothing here depends on how fast anything is.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -17,7 +19,8 @@ import pytest
 
 from logd.shared import protocol
 from logd.shared.protocol import WriteBatch
-from tests.bench import figures, generators, options, plan, publish, report, sync
+from tests.bench import figures, generators, options, plan, publish, report, rounds, sync, targets
+from tests.bench.__main__ import main as bench_main
 from tests.bench.cases import (
     ETCD_GATEWAY,
     HELLO,
@@ -122,6 +125,7 @@ def test_options_are_parsed():
         (["--peer=mine=http://127.0.0.1:9000/kv"], "not NAME=http"),
         (["--peer=server=http://127.0.0.1:9000"], "'server' is used already"),
         (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is used already"),
+        (["--peer=a=http://127.0.0.1:1", "--only=values,logd"], "--peer needs headline or connections"),
         (["--publish", "--only=logd"], "--publish needs"),
         (["--publish", "--connections=1"], "--publish needs"),
         (["--unknown"], "unrecognized"),
@@ -144,7 +148,39 @@ def test_without_wrk_one_line_says_how_to_install_it(tmp_path):
     assert done.stdout == ""
 
 
+@needs_wrk
+def test_a_peer_that_cannot_be_measured_is_named_before_anything_is_measured(tmp_path, capsys):
+    out = tmp_path / "out"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert bench_main([f"--peer=mine={url}", f"--out={out}"]) == 1
+    expected = f"--peer mine: {url} does not answer: [Errno {errno.ECONNREFUSED}] Connection refused\n"
+    assert capsys.readouterr().err == expected
+    assert not out.exists()
+
+
 # The plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_named_peer_is_measured_in_the_sections_that_its_note_names_with_or_without_the_others(tmp_path):
+    stages, _ = plan.stages(Section, (), 100_000)
+    for flags in ([], ["--no-peers"]):
+        parsed = options.parse(["--peer=mine=http://127.0.0.1:1", *flags])
+        of_stages = [(stage, rounds.targets_of(parsed, stage, tmp_path)) for stage in stages if not stage.is_on_cluster]
+        with_mine = {stage.cases[0].section for stage, found in of_stages if "mine" in [each.name for each in found]}
+        assert with_mine == {Section.HEADLINE, Section.CONNECTIONS}
+        (note,) = {each.note for _, found in of_stages for each in found if each.name == "mine"}
+        assert note == "given by --peer; measured in headline and connections"
+
+
+def test_in_the_headline_no_peer_is_measured_that_is_not_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "found_peers", lambda: ["etcd", "redis"])
+    (headline, connections), _ = plan.stages([Section.HEADLINE, Section.CONNECTIONS], (), 100_000)
+    names = [
+        [target.name for target in rounds.targets_of(options.parse([]), stage, tmp_path)]
+        for stage in (headline, connections)
+    ]
+    assert names == [[SERVER, HELLO], [SERVER, HELLO, "etcd", "redis"]]
 
 
 def test_a_stage_has_each_load_for_writes_and_for_reads():
@@ -177,8 +213,9 @@ def test_the_duration_of_a_plan():
     stage = plan.Stage((A_PUT, A_GET), (A_GET,))
     of_two = 2 * (1 + 3 * 2)
     of_a_peer = 1 + 3
-    assert plan.seconds([stage], 3, 5, peers=0) == pytest.approx(plan.START_SECONDS + of_two * 5.5)
-    assert plan.seconds([stage], 3, 5, peers=1) == pytest.approx(plan.START_SECONDS + (of_two + of_a_peer) * 5.5)
+    for peers, runs in ((0, of_two), (1, of_two + of_a_peer)):
+        seconds = plan.seconds([stage], 3, 5, lambda _, peers=peers: peers)
+        assert seconds == pytest.approx(plan.START_SECONDS + runs * 5.5)
 
 
 # Figures -------------------------------------------------------------------------------------------------
