@@ -102,7 +102,7 @@ def test_quick_is_one_round_of_one_second_unless_other_options_say_more():
     assert (slower.rounds, slower.seconds) == (2, 1)
 
 
-def test_options_are_parsed():
+def test_what_the_command_line_says_is_what_is_measured():
     arguments = ["--only=logd,connections", "--connections=8,2,8", "--peer=mine=http://127.0.0.1:9000/", "--no-peers"]
     parsed = options.parse([*arguments, "--", "--segment-bytes=4096"])
     assert parsed.sections == (Section.CONNECTIONS, Section.LOGD)
@@ -253,6 +253,23 @@ def test_a_ratio_is_taken_in_each_round_before_the_median():
     assert hello.ratio == (1, 1, 1)
 
 
+def test_ratios_to_a_named_peer_are_beside_those_to_the_hello_world(tmp_path):
+    found = measured([a_sample(n) for n in (500, 90, 800)], [a_sample(n) for n in (1000, 100, 1000)])
+    found.samples[A_PUT, "mine"] += [a_sample(n) for n in (250, 100, 400)]
+    found.samples[A_GET, SERVER] += [a_sample(1)]
+    text = report.markdown(results(tmp_path, found, "--peer=mine=http://127.0.0.1:1"), [])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    titles, _, *rows = lines
+    place = titles.index("of hello-world")
+    assert titles[place + 1] == "of mine"
+    assert {(row[0], row[2]): row[place : place + 2] for row in rows} == {
+        ("PUT", SERVER): ["0.80", "2.00"],
+        ("PUT", HELLO): ["", "2.50"],
+        ("PUT", "mine"): ["0.40", ""],
+        ("GET", SERVER): ["", ""],
+    }
+
+
 def test_on_a_cluster_ratios_are_relative_to_the_gateway():
     case = A_PUT._replace(section=Section.CLUSTER)
     found = Measured()
@@ -373,12 +390,24 @@ def test_the_page_needs_no_other_file_and_escapes(tmp_path):
     assert "--only connections" in page
 
 
+def test_the_page_begins_with_the_ratios_to_the_hello_world_and_to_named_peers(tmp_path):
+    found = Measured()
+    for case in (A_PUT, A_GET):
+        for target, rate in {SERVER: 900, HELLO: 1000, "mine": 450, "other": 600}.items():
+            found.samples[case, target].append(a_sample(rate))
+    flags = ("--peer=mine=http://127.0.0.1:1", "--peer=other=http://127.0.0.1:2")
+    page = report.page(results(tmp_path, found, *flags), [])
+    assert "90% and 90% of what a bare hello-world" in page
+    assert "200% and 200% of mine, 150% and 150% of other;" in page
+
+
 def test_the_json_has_every_sample(tmp_path):
     found = measured([a_sample(900), None], [a_sample(1000), a_sample(1000)])
+    found.samples[A_PUT, "mine"] += [a_sample(450), a_sample(450)]
     found.sync.append(SyncRound(a_sample(1, 300), sync.BareSync(100, 200)))
-    report.write(results(tmp_path, found), [], tmp_path)
+    report.write(results(tmp_path, found, "--peer=mine=http://127.0.0.1:1"), [], tmp_path)
     written = json.loads((tmp_path / "results.json").read_text())
-    ours, _ = written["rows"]
+    ours, *_ = written["rows"]
     assert ours["case"] == {
         "section": "connections",
         "operation": "PUT",
@@ -387,6 +416,7 @@ def test_the_json_has_every_sample(tmp_path):
         "keys": 2,
     }
     assert ours["throughput"] == {"median": 900, "low": 900, "high": 900}
+    assert ours["ratio_to_peers"] == {"mine": {"median": 2, "low": 2, "high": 2}}
     assert ours["samples"][0]["requests"] == 900
     assert ours["samples"][1] is None
     assert written["sync"]["difference_us"]["median"] == 200
