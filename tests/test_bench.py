@@ -58,7 +58,7 @@ REDIS = """"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_
 """
 
 
-def test_the_result_of_wrk():
+def test_what_wrk_prints_is_read():
     assert generators.parse_wrk(WRK) == Sample(8924, 1.097904, p50_us=905, p90_us=1224, p99_us=1930, max_us=4035)
     assert generators.parse_wrk(WRK).throughput == pytest.approx(8128.2, abs=0.1)
 
@@ -76,7 +76,7 @@ def test_wrk_without_a_result_has_failed(printed):
         generators.parse_wrk(printed)
 
 
-def test_the_result_of_redis_benchmark():
+def test_what_redis_benchmark_prints_is_read():
     expected = Sample(20_000, 0.5, p50_us=903, p99_us=2095, max_us=7399)
     assert generators.parse_redis_benchmark(REDIS, 20_000) == expected
 
@@ -209,7 +209,7 @@ def test_values_of_one_size_fit_into_memory_and_have_keys_of_their_own():
     assert len({case.key_prefix for case in stage.cases}) == len(plan.VALUES)
 
 
-def test_the_duration_of_a_plan():
+def test_a_plan_takes_as_long_as_its_warm_ups_and_its_rounds():
     stage = plan.Stage((A_PUT, A_GET), (A_GET,))
     of_two = 2 * (1 + 3 * 2)
     of_a_peer = 1 + 3
@@ -235,7 +235,7 @@ def measured(ours, hellos, case=A_PUT):
     return found
 
 
-def test_medians_and_spread():
+def test_a_row_has_the_median_and_the_spread_of_its_rounds():
     ours, _ = figures.rows(measured([a_sample(n, p50_us=n / 10) for n in (900, 700, 1_000)], []))
     assert ours.throughput == (900, 700, 1_000)
     assert ours.p50_us == (90, 70, 100)
@@ -337,7 +337,7 @@ def test_the_difference_to_a_bare_sync_is_taken_in_each_round():
     assert figures.of_sync([]) is None
 
 
-def test_figures_of_logd():
+def test_the_figures_of_logd_are_of_all_rounds():
     found = figures.of_logd([LogdRound(Rate(n, 1.0), Rate(10 * n, 0.1)) for n in (3, 1, 2)])
     assert (found.writes, found.reads) == ((2, 1, 3), (20, 10, 30))
     assert figures.of_logd([]) is None
@@ -346,14 +346,14 @@ def test_figures_of_logd():
 @pytest.mark.parametrize(
     ("us", "shown"), [(0.5, "0.5 µs"), (415, "415 µs"), (999.7, "1 ms"), (2650, "2.65 ms"), (1.2e6, "1.2 s")]
 )
-def test_times_for_people(us, shown):
+def test_a_time_is_shown_in_its_unit_with_three_digits(us, shown):
     assert human_us(us) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "shown"), [(1, "1 B"), (100, "100 B"), (1024, "1 KiB"), (1536, "1,536 B"), (1 << 20, "1 MiB")]
 )
-def test_sizes_for_people(count, shown):
+def test_a_size_is_shown_in_the_largest_unit_that_is_exact(count, shown):
     assert human_bytes(count) == shown
 
 
@@ -521,13 +521,13 @@ def test_a_bare_sync_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_percentiles():
+def test_a_percentile_is_the_least_value_that_such_a_share_does_not_exceed():
     assert sync.percentile(range(1, 101), 0.5) == 50
     assert sync.percentile(range(1, 101), 0.99) == 99
     assert sync.percentile([7], 0.99) == 7
 
 
-def test_logd_alone(tmp_path):
+def test_logd_alone_is_measured_again_and_again(tmp_path):
     with LogdAlone(tmp_path / "data") as logd:
         for rate in (logd.write(0.2), logd.read(0.2), logd.write(0.2)):
             assert rate.throughput > 0
@@ -541,7 +541,7 @@ def running_bench(*arguments):
 
 
 @needs_wrk
-def test_a_very_short_run(tmp_path, server):
+def test_a_very_short_run_measures_each_target_and_writes_each_file(tmp_path, server):
     flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}", "--workers=1")
     with running_bench(*flags, f"--peer=other=http://127.0.0.1:{server.port}") as process:
         output, log = process.communicate(timeout=PATIENCE_SECONDS)
