@@ -193,7 +193,7 @@ def test_half_a_request_after_a_whole_one_does_not_prevent_its_answer(server):
     received = exchange(
         server.port, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n" + put("cut", 5) + b"val", half_close=True
     )
-    assert (200, b"ok") in answers(received) or received == b""
+    assert answers(received) == [(200, b"ok")]
     assert server.get("cut") is None
 
 
@@ -501,7 +501,7 @@ def is_served(server):
     return False
 
 
-def test_a_thousand_idle_connections_prevent_no_request_from_being_served(server):
+def test_ten_thousand_idle_connections_prevent_no_request_from_being_served(server):
     need_descriptors(IDLE + 500)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 30)) for _ in range(IDLE)]
