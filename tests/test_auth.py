@@ -30,13 +30,13 @@ def ask(port, method, path, body=None, *, authorization=None):
 
 
 @pytest.fixture(scope="module")
-def token_file(tmp_path_factory):
-    return write_token(tmp_path_factory.mktemp("secret") / "token")
+def token_file(module_path):
+    return write_token(module_path / "token")
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory, token_file):
-    with Server(tmp_path_factory.mktemp("guarded") / "data", f"--token-file={token_file}", "--workers=1") as server:
+def guarded(module_path, token_file):
+    with Server(module_path / "data", f"--token-file={token_file}", "--workers=1") as server:
         yield server
 
 

@@ -8,7 +8,9 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -208,15 +210,15 @@ def test_a_pipe_is_written_to_and_a_link_stays_one(tmp_path):
 
 
 @given(st.dictionaries(st.from_regex(rf"\A{KEY_PATTERN}\Z"), st.text(min_size=1), min_size=1))
-def test_any_text_is_exported_and_imported_unchanged(tmp_path_factory, texts):
-    directory = tmp_path_factory.mktemp("to")
+def test_any_text_is_exported_and_imported_unchanged(texts):
     store = Store()
     store.load({key: text.encode() for key, text in texts.items()})
     exported = b"".join(export.encode(store))
     assert as_dict(exported) == texts
-    disk = WatchedDisk(directory, syncs=False)
-    import_.write(disk, import_.decode(exported.splitlines(keepends=True)))
-    assert recovery.load(disk).store.data == store.data
+    with tempfile.TemporaryDirectory(prefix="kvt-") as directory:
+        disk = WatchedDisk(Path(directory), syncs=False)
+        import_.write(disk, import_.decode(exported.splitlines(keepends=True)))
+        assert recovery.load(disk).store.data == store.data
 
 
 # Under load ----------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ Nothing here depends on how fast anything is.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -17,7 +19,8 @@ import pytest
 
 from logd.shared import protocol
 from logd.shared.protocol import WriteBatch
-from tests.bench import figures, generators, options, plan, publish, report, sync
+from tests.bench import figures, generators, options, plan, publish, report, rounds, sync, targets
+from tests.bench.__main__ import main as bench_main
 from tests.bench.cases import (
     ETCD_GATEWAY,
     HELLO,
@@ -55,7 +58,7 @@ REDIS = """"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_
 """
 
 
-def test_the_result_of_wrk():
+def test_what_wrk_prints_is_read():
     assert generators.parse_wrk(WRK) == Sample(8924, 1.097904, p50_us=905, p90_us=1224, p99_us=1930, max_us=4035)
     assert generators.parse_wrk(WRK).throughput == pytest.approx(8128.2, abs=0.1)
 
@@ -73,7 +76,7 @@ def test_wrk_without_a_result_has_failed(printed):
         generators.parse_wrk(printed)
 
 
-def test_the_result_of_redis_benchmark():
+def test_what_redis_benchmark_prints_is_read():
     expected = Sample(20_000, 0.5, p50_us=903, p99_us=2095, max_us=7399)
     assert generators.parse_redis_benchmark(REDIS, 20_000) == expected
 
@@ -99,7 +102,7 @@ def test_quick_is_one_round_of_one_second_unless_other_options_say_more():
     assert (slower.rounds, slower.seconds) == (2, 1)
 
 
-def test_options_are_parsed():
+def test_what_the_command_line_says_is_what_is_measured():
     arguments = ["--only=logd,connections", "--connections=8,2,8", "--peer=mine=http://127.0.0.1:9000/", "--no-peers"]
     parsed = options.parse([*arguments, "--", "--segment-bytes=4096"])
     assert parsed.sections == (Section.CONNECTIONS, Section.LOGD)
@@ -122,6 +125,7 @@ def test_options_are_parsed():
         (["--peer=mine=http://127.0.0.1:9000/kv"], "not NAME=http"),
         (["--peer=server=http://127.0.0.1:9000"], "'server' is used already"),
         (["--peer=a=http://127.0.0.1:1", "--peer=a=http://127.0.0.1:2"], "'a' is used already"),
+        (["--peer=a=http://127.0.0.1:1", "--only=values,logd"], "--peer needs headline or connections"),
         (["--publish", "--only=logd"], "--publish needs"),
         (["--publish", "--connections=1"], "--publish needs"),
         (["--unknown"], "unrecognized"),
@@ -144,7 +148,39 @@ def test_without_wrk_one_line_says_how_to_install_it(tmp_path):
     assert done.stdout == ""
 
 
+@needs_wrk
+def test_a_peer_that_cannot_be_measured_is_named_before_anything_is_measured(tmp_path, capsys):
+    out = tmp_path / "out"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert bench_main([f"--peer=mine={url}", f"--out={out}"]) == 1
+    expected = f"--peer mine: {url} does not answer: [Errno {errno.ECONNREFUSED}] Connection refused\n"
+    assert capsys.readouterr().err == expected
+    assert not out.exists()
+
+
 # The plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_named_peer_is_measured_in_the_sections_that_its_note_names_with_or_without_the_others(tmp_path):
+    stages, _ = plan.stages(Section, (), 100_000)
+    for flags in ([], ["--no-peers"]):
+        parsed = options.parse(["--peer=mine=http://127.0.0.1:1", *flags])
+        of_stages = [(stage, rounds.targets_of(parsed, stage, tmp_path)) for stage in stages if not stage.is_on_cluster]
+        with_mine = {stage.cases[0].section for stage, found in of_stages if "mine" in [each.name for each in found]}
+        assert with_mine == {Section.HEADLINE, Section.CONNECTIONS}
+        (note,) = {each.note for _, found in of_stages for each in found if each.name == "mine"}
+        assert note == "given by --peer; measured in headline and connections"
+
+
+def test_in_the_headline_no_peer_is_measured_that_is_not_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "found_peers", lambda: ["etcd", "redis"])
+    (headline, connections), _ = plan.stages([Section.HEADLINE, Section.CONNECTIONS], (), 100_000)
+    names = [
+        [target.name for target in rounds.targets_of(options.parse([]), stage, tmp_path)]
+        for stage in (headline, connections)
+    ]
+    assert names == [[SERVER, HELLO], [SERVER, HELLO, "etcd", "redis"]]
 
 
 def test_a_stage_has_each_load_for_writes_and_for_reads():
@@ -173,12 +209,13 @@ def test_values_of_one_size_fit_into_memory_and_have_keys_of_their_own():
     assert len({case.key_prefix for case in stage.cases}) == len(plan.VALUES)
 
 
-def test_the_duration_of_a_plan():
+def test_a_plan_takes_as_long_as_its_warm_ups_and_its_rounds():
     stage = plan.Stage((A_PUT, A_GET), (A_GET,))
     of_two = 2 * (1 + 3 * 2)
     of_a_peer = 1 + 3
-    assert plan.seconds([stage], 3, 5, peers=0) == pytest.approx(plan.START_SECONDS + of_two * 5.5)
-    assert plan.seconds([stage], 3, 5, peers=1) == pytest.approx(plan.START_SECONDS + (of_two + of_a_peer) * 5.5)
+    for peers, runs in ((0, of_two), (1, of_two + of_a_peer)):
+        seconds = plan.seconds([stage], 3, 5, lambda _, peers=peers: peers)
+        assert seconds == pytest.approx(plan.START_SECONDS + runs * 5.5)
 
 
 # Figures -------------------------------------------------------------------------------------------------
@@ -198,7 +235,7 @@ def measured(ours, hellos, case=A_PUT):
     return found
 
 
-def test_medians_and_spread():
+def test_a_row_has_the_median_and_the_spread_of_its_rounds():
     ours, _ = figures.rows(measured([a_sample(n, p50_us=n / 10) for n in (900, 700, 1_000)], []))
     assert ours.throughput == (900, 700, 1_000)
     assert ours.p50_us == (90, 70, 100)
@@ -214,6 +251,23 @@ def test_a_ratio_is_taken_in_each_round_before_the_median():
     )
     assert ours.ratio == pytest.approx((0.8, 0.5, 0.9))
     assert hello.ratio == (1, 1, 1)
+
+
+def test_ratios_to_a_named_peer_are_beside_those_to_the_hello_world(tmp_path):
+    found = measured([a_sample(n) for n in (500, 90, 800)], [a_sample(n) for n in (1000, 100, 1000)])
+    found.samples[A_PUT, "mine"] += [a_sample(n) for n in (250, 100, 400)]
+    found.samples[A_GET, SERVER] += [a_sample(1)]
+    text = report.markdown(results(tmp_path, found, "--peer=mine=http://127.0.0.1:1"), [])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    titles, _, *rows = lines
+    place = titles.index("of hello-world")
+    assert titles[place + 1] == "of mine"
+    assert {(row[0], row[2]): row[place : place + 2] for row in rows} == {
+        ("PUT", SERVER): ["0.80", "2.00"],
+        ("PUT", HELLO): ["", "2.50"],
+        ("PUT", "mine"): ["0.40", ""],
+        ("GET", SERVER): ["", ""],
+    }
 
 
 def test_on_a_cluster_ratios_are_relative_to_the_gateway():
@@ -283,7 +337,7 @@ def test_the_difference_to_a_bare_sync_is_taken_in_each_round():
     assert figures.of_sync([]) is None
 
 
-def test_figures_of_logd():
+def test_the_figures_of_logd_are_of_all_rounds():
     found = figures.of_logd([LogdRound(Rate(n, 1.0), Rate(10 * n, 0.1)) for n in (3, 1, 2)])
     assert (found.writes, found.reads) == ((2, 1, 3), (20, 10, 30))
     assert figures.of_logd([]) is None
@@ -292,14 +346,14 @@ def test_figures_of_logd():
 @pytest.mark.parametrize(
     ("us", "shown"), [(0.5, "0.5 µs"), (415, "415 µs"), (999.7, "1 ms"), (2650, "2.65 ms"), (1.2e6, "1.2 s")]
 )
-def test_times_for_people(us, shown):
+def test_a_time_is_shown_in_its_unit_with_three_digits(us, shown):
     assert human_us(us) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "shown"), [(1, "1 B"), (100, "100 B"), (1024, "1 KiB"), (1536, "1,536 B"), (1 << 20, "1 MiB")]
 )
-def test_sizes_for_people(count, shown):
+def test_a_size_is_shown_in_the_largest_unit_that_is_exact(count, shown):
     assert human_bytes(count) == shown
 
 
@@ -336,12 +390,24 @@ def test_the_page_needs_no_other_file_and_escapes(tmp_path):
     assert "--only connections" in page
 
 
+def test_the_page_begins_with_the_ratios_to_the_hello_world_and_to_named_peers(tmp_path):
+    found = Measured()
+    for case in (A_PUT, A_GET):
+        for target, rate in {SERVER: 900, HELLO: 1000, "mine": 450, "other": 600}.items():
+            found.samples[case, target].append(a_sample(rate))
+    flags = ("--peer=mine=http://127.0.0.1:1", "--peer=other=http://127.0.0.1:2")
+    page = report.page(results(tmp_path, found, *flags), [])
+    assert "90% and 90% of what a bare hello-world" in page
+    assert "200% and 200% of mine, 150% and 150% of other;" in page
+
+
 def test_the_json_has_every_sample(tmp_path):
     found = measured([a_sample(900), None], [a_sample(1000), a_sample(1000)])
+    found.samples[A_PUT, "mine"] += [a_sample(450), a_sample(450)]
     found.sync.append(SyncRound(a_sample(1, 300), sync.BareSync(100, 200)))
-    report.write(results(tmp_path, found), [], tmp_path)
+    report.write(results(tmp_path, found, "--peer=mine=http://127.0.0.1:1"), [], tmp_path)
     written = json.loads((tmp_path / "results.json").read_text())
-    ours, _ = written["rows"]
+    ours, *_ = written["rows"]
     assert ours["case"] == {
         "section": "connections",
         "operation": "PUT",
@@ -350,6 +416,7 @@ def test_the_json_has_every_sample(tmp_path):
         "keys": 2,
     }
     assert ours["throughput"] == {"median": 900, "low": 900, "high": 900}
+    assert ours["ratio_to_peers"] == {"mine": {"median": 2, "low": 2, "high": 2}}
     assert ours["samples"][0]["requests"] == 900
     assert ours["samples"][1] is None
     assert written["sync"]["difference_us"]["median"] == 200
@@ -454,13 +521,13 @@ def test_a_bare_sync_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_percentiles():
+def test_a_percentile_is_the_least_value_that_such_a_share_does_not_exceed():
     assert sync.percentile(range(1, 101), 0.5) == 50
     assert sync.percentile(range(1, 101), 0.99) == 99
     assert sync.percentile([7], 0.99) == 7
 
 
-def test_logd_alone(tmp_path):
+def test_logd_alone_is_measured_again_and_again(tmp_path):
     with LogdAlone(tmp_path / "data") as logd:
         for rate in (logd.write(0.2), logd.read(0.2), logd.write(0.2)):
             assert rate.throughput > 0
@@ -474,7 +541,7 @@ def running_bench(*arguments):
 
 
 @needs_wrk
-def test_a_very_short_run(tmp_path, server):
+def test_a_very_short_run_measures_each_target_and_writes_each_file(tmp_path, server):
     flags = ("--only=connections", "--connections=2", "--no-peers", "--quick", f"--out={tmp_path}", "--workers=1")
     with running_bench(*flags, f"--peer=other=http://127.0.0.1:{server.port}") as process:
         output, log = process.communicate(timeout=PATIENCE_SECONDS)
@@ -520,8 +587,8 @@ def is_under_load(pid):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("load") / "data", "--workers=1") as running:
+def server(module_path):
+    with Server(module_path / "data", "--workers=1") as running:
         yield running
 
 

@@ -53,8 +53,9 @@ class TlsServer(Server):
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
-def server(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(request.param)
+def server(request, module_path):
+    directory = module_path / request.param
+    directory.mkdir()
     token = directory / "token"
     token.write_text("secret")
     token.chmod(0o600)

@@ -17,14 +17,15 @@ TOKEN = "correct-horse"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("console") / "data", "--workers=2") as server:
+def server(module_path):
+    with Server(module_path / "data", "--workers=2") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("guarded")
+def guarded(module_path):
+    directory = module_path / "guarded"
+    directory.mkdir()
     (directory / "token").write_text(TOKEN)
     (directory / "token").chmod(0o600)
     flags = ("--workers=1", "--console=off", f"--token-file={directory / 'token'}")

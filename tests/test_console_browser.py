@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import tempfile
 
 import pytest
 
@@ -21,8 +23,8 @@ KEYS_A_PAGE = 100
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("console") / "data", "--workers=2") as server:
+def server(module_path):
+    with Server(module_path / "data", "--workers=2") as server:
         yield server
 
 
@@ -39,11 +41,13 @@ def chromium():
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with tempfile.TemporaryDirectory(prefix="kvt-") as temporary:  # Chromium does not remove all that it has there
+        service = webdriver.ChromeService(DRIVER, env=os.environ | {"TMPDIR": temporary})
+        driver = webdriver.Chrome(options=options, service=service)
+        try:
+            yield driver
+        finally:
+            driver.quit()
 
 
 class Person:

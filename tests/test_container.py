@@ -158,12 +158,9 @@ def test_port_and_data_dir_are_honoured_whatever_is_in_them(root):
 def test_a_directory_that_is_not_the_users_is_refused(root):
     container = Container(root)
     shutil.chown(container.directory, 0, 0)
-    try:
-        container.spawn()
+    with container.spawned():
         assert container.wait() == 12
         assert container.log.count("cannot be used") == 1
-    finally:
-        container.__exit__()
 
 
 # Its health ----------------------------------------------------------------------------------------------
@@ -188,13 +185,10 @@ def test_the_health_check_does_so_over_tls_too(tmp_path):
         "--workers=1",
         "--request-timeout-s=0.2",
     )
-    try:
-        server.spawn()
+    with server.spawned():
         await_true(lambda: check_health(server.port) == 0, 30, "health")
         server.only("logd").suspend()
         assert check_health(server.port) != 0
-    finally:
-        server.__exit__()
 
 
 # The Dockerfile ------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def fill(server):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("limit") / "data", f"--data-bytes-max={LIMIT}") as server:
+def server(module_path):
+    with Server(module_path / "data", f"--data-bytes-max={LIMIT}") as server:
         yield server
 
 

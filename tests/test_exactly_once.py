@@ -541,33 +541,23 @@ def report_no_outcome(monkeypatch):
     monkeypatch.setattr(store.Store, "outcomes_of", lambda *_: {})
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        forget_outcomes_of_repeats,
-        forget_outcomes_over_a_restart,
-        evaluate_at_acceptance,
-        apply_half_a_transaction,
-        report_no_outcome,
-    ],
-)
+MISTAKES = [
+    forget_outcomes_of_repeats,
+    forget_outcomes_over_a_restart,
+    evaluate_at_acceptance,
+    apply_half_a_transaction,
+    report_no_outcome,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_with_transactions_is_found(mistake, monkeypatch):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
         any(not live_with_transactions(seed) for seed in range(30))
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        forget_outcomes_of_repeats,
-        forget_outcomes_over_a_restart,
-        evaluate_at_acceptance,
-        apply_half_a_transaction,
-        answer_412_from_what_is_not_durable,
-        report_no_outcome,
-    ],
-)
+@pytest.mark.parametrize("mistake", [*MISTAKES, answer_412_from_what_is_not_durable])
 def test_a_mistake_with_transactions_shows_in_what_clients_see(mistake, monkeypatch):
     mistake(monkeypatch)
     faults = (violation.fault for seed in range(40) for violation in verdict_on_a_life(seed).violations)

@@ -32,7 +32,7 @@ ALLOW_KEY = "DELETE, GET, HEAD, PUT"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(module_path):
     flags = (
         "--workers=1",
         f"--value-bytes-max={VALUE_BYTES_MAX}",
@@ -40,7 +40,7 @@ def server(tmp_path_factory):
         "--body-timeout-s=3",
         "--header-timeout-s=2",
     )
-    with Server(tmp_path_factory.mktemp("hostile") / "data", *flags) as server:
+    with Server(module_path / "data", *flags) as server:
         server.put("large", b"v" * (64 << 10))
         yield server
 
@@ -193,7 +193,7 @@ def test_half_a_request_after_a_whole_one_does_not_prevent_its_answer(server):
     received = exchange(
         server.port, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n" + put("cut", 5) + b"val", half_close=True
     )
-    assert (200, b"ok") in answers(received) or received == b""
+    assert answers(received) == [(200, b"ok")]
     assert server.get("cut") is None
 
 
@@ -501,7 +501,7 @@ def is_served(server):
     return False
 
 
-def test_a_thousand_idle_connections_prevent_no_request_from_being_served(server):
+def test_ten_thousand_idle_connections_prevent_no_request_from_being_served(server):
     need_descriptors(IDLE + 500)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 30)) for _ in range(IDLE)]

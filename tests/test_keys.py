@@ -16,8 +16,8 @@ NEXT = re.compile(r'<(/keys\?[^>]*)>; rel="next"')
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("keys") / "data", "--workers=2") as server:
+def server(module_path):
+    with Server(module_path / "data", "--workers=2") as server:
         yield server
 
 

@@ -6,10 +6,7 @@ lost or undone, no refused one appeared, and one order of all requests explains 
 
 import contextlib
 import random
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +15,7 @@ import pytest
 
 from logd.shared.protocol import Exit
 from tests.support.clients import ANSWER_SECONDS, IDLE_S, read_all, send_all
-from tests.support.harness import Server, await_true
+from tests.support.harness import Server, await_true, mounted
 from tests.support.history import Kind
 from tests.support.load import Load
 from tests.support.recorder import BROKEN
@@ -333,17 +330,8 @@ def test_nothing_is_lost_when_something_is_killed_during_a_checkpoint(tmp_path, 
 @pytest.fixture
 def small_disk(tmp_path):
     """A directory on a file system of 8 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if sys.platform != "linux" or not shutil.which("mount"):
-        pytest.skip("file systems are mounted here on Linux only")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
+    with mounted(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
 def fill(server, stored):

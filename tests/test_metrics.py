@@ -25,8 +25,8 @@ ROW = re.compile(r"\| `(?P<name>kv_\w+)` \| (?P<kind>\w+) \|(?P<labels>[^|]*)\| 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("metrics") / "data", "--workers=2") as server:
+def server(module_path):
+    with Server(module_path / "data", "--workers=2") as server:
         yield server
 
 
@@ -217,11 +217,11 @@ OF_A_DIRECTORY = {
 
 
 @pytest.fixture(scope="module", params=["local", "etcd"])
-def shown(request, tmp_path_factory):
+def shown(request, module_path):
     """What is shown with each engine, and what is to be."""
     if request.param == "local":
         return Scrape(request.getfixturevalue("server")), set(documented()) - OF_ETCD
-    directory = tmp_path_factory.mktemp("etcd")
+    directory = module_path / "on-etcd"
     with EtcdNodes(directory / "etcd", count=1) as nodes, Server(directory / "data", *nodes.server_flags) as server:
         return Scrape(server), set(documented()) - OF_A_DIRECTORY
 

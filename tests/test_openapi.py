@@ -26,9 +26,9 @@ HEAD = re.compile(rb"HTTP/1\.1 (?P<status>\d{3}) [A-Za-z -]+\r\n(?P<fields>([a-z
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(module_path):
     flags = ("--value-bytes-max=1KiB", "--header-bytes-max=4KiB", "--header-timeout-s=0.1", "--body-timeout-s=0.1")
-    with Server(tmp_path_factory.mktemp("openapi") / "data", *flags) as server:
+    with Server(module_path / "data", *flags) as server:
         yield server
 
 

@@ -323,10 +323,9 @@ WHOLE = "1-3 4-5 6-8 @3 @5"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    lay_out(directory, WHOLE)
-    return contents(directory)
+def whole(module_path):
+    lay_out(module_path, WHOLE)
+    return contents(module_path)
 
 
 def load_changed(files, name, data):

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 import threading
 import time
 
@@ -19,33 +18,21 @@ from logd.local.discard import discard
 from logd.local.table import Table
 from logd.shared.protocol import Exit
 from tests.support import shim
-from tests.support.harness import Server, await_true, free_port, run_to_end
+from tests.support.harness import Server, await_true, free_port, mounted, run_to_end
 from tests.support.load import Load
 from tests.support.shim import Failing
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return shim.build(tmp_path_factory.mktemp("shim"))
+def library(module_path):
+    return shim.build(module_path)
 
 
 @pytest.fixture
 def volume(tmp_path):
-    """A function that mounts a file system of a size, in memory."""
-    place = tmp_path / "volume"
-
-    def mount(size):
-        place.mkdir()
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True, check=False
-        )
-        if made.returncode:
-            pytest.skip(f"a file system cannot be mounted here: {made.stderr.decode().strip()}")
-        return place / "data"
-
-    yield mount
-    with contextlib.suppress(FileNotFoundError):
-        subprocess.run(["umount", place], capture_output=True, check=False)
+    """A directory on a file system of 64 MB."""
+    with mounted(tmp_path / "volume", "64m") as volume:
+        yield volume / "data"
 
 
 # No room -------------------------------------------------------------------------------------------------
@@ -124,7 +111,7 @@ def test_a_value_beyond_the_limit_on_file_sizes_is_refused_and_others_go_on(tmp_
 
 
 def test_on_a_small_volume_one_key_can_be_overwritten_for_ever(volume):
-    with Server(volume("64m"), "--workers=1") as server:
+    with Server(volume, "--workers=1") as server:
         for _ in range(150):
             server.put("k", b"x" * 1_000_000)
         server.put("k", b"y")
@@ -137,7 +124,7 @@ def test_on_a_small_volume_one_key_can_be_overwritten_for_ever(volume):
 
 
 def test_a_full_volume_takes_deletes_and_restarts_and_then_writes_again(volume):
-    with Server(volume("64m"), "--workers=1") as server:
+    with Server(volume, "--workers=1") as server:
         keys = fill(server)
         assert server.call("PUT", f"/kv/{keys}", b"x" * 1_000_000).status == 507
         server.crash()

@@ -90,9 +90,9 @@ def project(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def used_project(tmp_path_factory):
+def used_project(module_path):
     """One that has been set up, and may be set up again."""
-    project = Project(tmp_path_factory.mktemp("used"))
+    project = Project(module_path)
     project.install("python3", REAL_PYTHON)
     assert_sets_up_and_serves(project)
     yield project

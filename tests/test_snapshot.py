@@ -1,6 +1,8 @@
 """Snapshot files: what is written is read back, and nothing gets the name before it is durable."""
 
 import errno
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -75,10 +77,11 @@ def test_what_was_written_is_read_back_in_order(tmp_path, store, frames):
     st.dictionaries(st.binary(min_size=16, max_size=16), st.integers(0, 2**63)),
     st.integers(0, 2**63),
 )
-def test_any_store_is_read_back(tmp_path_factory, data, sessions, sequence):
-    disk = LocalDisk(tmp_path_factory.mktemp("any"))
-    snapshot.write(disk, store_of(data, sessions), sequence)
-    found, found_sequence = snapshot.read(disk, snapshot.snapshot_name(sequence))
+def test_any_store_is_read_back(data, sessions, sequence):
+    with tempfile.TemporaryDirectory(prefix="kvt-") as directory:
+        disk = LocalDisk(Path(directory))
+        snapshot.write(disk, store_of(data, sessions), sequence)
+        found, found_sequence = snapshot.read(disk, snapshot.snapshot_name(sequence))
     assert same(found, store_of(data, sessions))
     assert found_sequence == sequence
 

@@ -17,8 +17,8 @@ DEADLINE_SECONDS = 15.0  # what the contract gives a stop, and a burst of 10,000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("stages") / "data") as server:
+def server(module_path):
+    with Server(module_path / "data") as server:
         yield server
 
 
@@ -94,9 +94,9 @@ class OverHttp:
 
 
 @pytest.fixture(scope="module", params=["local", "etcd"])
-def limited(request, tmp_path_factory):
+def limited(request, module_path):
     """A server on each engine: what is promised does not depend on it."""
-    directory = tmp_path_factory.mktemp("contract")
+    directory = module_path / request.param
     flags = [f"--value-bytes-max={http_contract.VALUE_BYTES_MAX}"]
     with contextlib.ExitStack() as stack:
         if request.param == "etcd":

@@ -376,12 +376,8 @@ def test_a_name_of_several_addresses_is_served_on_each_of_them_also_after_an_upg
 def test_a_port_that_is_in_use_on_one_address_of_a_name_is_refused(tmp_path, may_mount):
     server = Named(tmp_path / "data", "--host=several")
     server.hosts = tmp_path / "hosts"
-    with socket.create_server(("127.0.0.2", server.port)):
-        server.spawn()
-        try:
-            assert server.wait() == 1
-        finally:
-            server.kill_group()
+    with socket.create_server(("127.0.0.2", server.port)), server.spawned():
+        assert server.wait() == 1
     assert server.log.splitlines()[-1].endswith(f"port {server.port} on several is in use")
 
 
@@ -396,12 +392,9 @@ def test_an_address_that_this_machine_does_not_have_is_no_reason_not_to_use_the_
 
 def test_an_address_of_ipv6_is_named_as_in_a_url(tmp_path, need_ipv6):
     server = Server(tmp_path / "data", "--host=::1", "--workers=1")
-    server.spawn()
-    try:
+    with server.spawned():
         await_true(lambda: "listening on" in server.log, 30, "the line that says where it listens")
         assert f"listening on http://[::1]:{server.port}, " in server.log
-    finally:
-        server.kill_group()
 
 
 # Names ---------------------------------------------------------------------------------------------------

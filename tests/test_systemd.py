@@ -92,9 +92,7 @@ def test_gunicorn_tells_the_manager_nothing(tmp_path, manager):
 def test_a_start_that_is_refused_is_never_reported_as_ready(tmp_path, manager):
     (tmp_path / "data").write_text("a file")
     server = Server(tmp_path / "data", environment=manager.environment)
-    with contextlib.ExitStack() as at_end:
-        at_end.callback(server.__exit__)
-        server.spawn()
+    with server.spawned():
         assert server.wait() == Exit.UNUSABLE
         assert manager.is_quiet()
 

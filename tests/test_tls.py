@@ -19,8 +19,8 @@ from tests.support.harness import Server, await_true, make_certificate, run_to_e
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    return make_certificate(tmp_path_factory.mktemp("tls"))
+def certificate(module_path):
+    return make_certificate(module_path)
 
 
 class TlsServer(Server):
@@ -51,12 +51,9 @@ class TlsServer(Server):
 @contextlib.contextmanager
 def started(server):
     """A server that is ready over TLS; it is ended at the end."""
-    try:
-        server.spawn()
+    with server.spawned():
         await_true(server.is_healthy, 30, "readiness over TLS")
         yield server
-    finally:
-        server.__exit__(None, None, None)
 
 
 @pytest.fixture
@@ -100,8 +97,8 @@ LARGE = b"v" * (16 << 20)
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory, certificate):
-    with started(TlsServer(tmp_path_factory.mktemp("quick") / "data", certificate, *QUICK)) as server:
+def quick(module_path, certificate):
+    with started(TlsServer(module_path / "data", certificate, *QUICK)) as server:
         assert server.ask("PUT", "/kv/large", LARGE) == (200, b"")
         yield server
 

@@ -299,14 +299,13 @@ def connect():
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory):
+def servers(module_path):
     """Started side by side: one with short deadlines, one with the usual ones and a long grace when stopping."""
-    directory = tmp_path_factory.mktemp("gunicorn")
     patient = "import kv.http.connection; kv.http.connection._STOP_GRACE_SECONDS = 10.0"
     with (
-        Gunicorn(directory / "quick", **QUICK) as quick,
+        Gunicorn(module_path / "quick", **QUICK) as quick,
         Gunicorn(
-            directory / "ours",
+            module_path / "ours",
             patient,
             KV_HEADER_BYTES_MAX=str(HEADER_LIMIT),
             KV_LINGER_BYTES_MAX=str(LINGER_LIMIT),

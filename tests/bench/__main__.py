@@ -1,5 +1,6 @@
 """`python -m tests.bench`: the only place that knows the process it runs in. `run.sh` beside this sets up for it."""
 
+import functools
 import resource
 import signal
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import generators, options, plan, report, rounds
+from tests.bench import generators, options, plan, report, rounds, targets
 from tests.bench.cases import Section
 from tests.bench.options import Options
 from tests.bench.progress import Bar
@@ -21,6 +22,9 @@ def main(arguments: list[str]) -> int:
     """Measure and report; the exit status."""
     parsed = options.parse(arguments)
     if not _WITHOUT_WRK.issuperset(parsed.sections) and (message := generators.missing("wrk")):
+        print(message, file=sys.stderr)
+        return 1
+    if message := targets.trouble_with(parsed.peers):
         print(message, file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -52,7 +56,7 @@ def _write(results: report.Results, directory: Path) -> list[Path]:
 
 
 def _measure(parsed: Options, stages: Sequence[plan.Stage]) -> rounds.Measured:
-    peers = rounds.peer_count(parsed)
+    peers = functools.partial(rounds.peer_count, parsed)
     seconds = plan.seconds(stages, parsed.rounds, parsed.seconds, peers) + rounds.probe_seconds(parsed)
     with Bar(seconds) as bar:
         bar.log(f"this takes about {seconds / 60:.0f} min" if seconds >= 120 else f"this takes about {seconds:.0f} s")

@@ -29,6 +29,10 @@ class Section(Enum):
     CLUSTER = "cluster"
 
 
+WITH_NAMED_PEERS: Final = (Section.HEADLINE, Section.CONNECTIONS)
+"""Those in which a server that `--peer` names is measured."""
+
+
 class Operation(Enum):
     """What a load asks for."""
 

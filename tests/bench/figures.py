@@ -5,9 +5,9 @@ Knows neither how it was measured nor how it is shown.
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self, TypeAlias
 
 from tests.bench.cases import SERVER, Case, Operation, Sample, Section
 from tests.bench.rounds import LogdRound, Measured, SyncRound
@@ -38,6 +38,8 @@ class Row:
     throughput: Spread | None = None
     ratio: Spread | None = None
     """To the reference of the case in the same round, and then the median of these ratios."""
+    ratio_to_peers: dict[str, Spread] = field(default_factory=dict)
+    """The same, to each peer that was named, where it was measured."""
     p50_us: Spread | None = None
     p90_us: Spread | None = None
     p99_us: Spread | None = None
@@ -73,27 +75,32 @@ class LogdFigures:
     read_cpu_us: Spread
 
 
-def rows(measured: Measured) -> list[Row]:
-    """A row for each case and target, in the order in which they were first measured."""
+_Samples: TypeAlias = Sequence[Sample | None]
+
+
+def rows(measured: Measured, peers: Sequence[str] = ()) -> list[Row]:
+    """A row for each case and target, in the order in which they were first measured; `peers` are those named."""
     return [
-        _row(case, target, samples, measured.samples.get((case, case.reference), []))
+        _row(case, target, samples, {name: measured.samples.get((case, name), []) for name in (case.reference, *peers)})
         for (case, target), samples in measured.samples.items()
     ]
 
 
-def _row(case: Case, target: str, samples: Sequence[Sample | None], references: Sequence[Sample | None]) -> Row:
+def _row(case: Case, target: str, samples: _Samples, others: Mapping[str, _Samples]) -> Row:
     good = [sample for sample in samples if sample]
     errors = sum((Counter(sample.errors) for sample in good), Counter[str]())
     failed = len(samples) - len(good)
     if not good:
         return Row(case, target, failed, dict(errors))
+    ratios = {name: found for name, references in others.items() if (found := ratio(samples, references))}
     return Row(
         case,
         target,
         failed,
         dict(errors),
         throughput=Spread.of(sample.throughput for sample in good),
-        ratio=ratio(samples, references),
+        ratio=ratios.pop(case.reference, None),
+        ratio_to_peers=ratios,
         p50_us=Spread.of(sample.p50_us for sample in good),
         p90_us=_maybe_spread(sample.p90_us for sample in good),
         p99_us=Spread.of(sample.p99_us for sample in good),
@@ -103,7 +110,7 @@ def _row(case: Case, target: str, samples: Sequence[Sample | None], references: 
     )
 
 
-def ratio(samples: Sequence[Sample | None], references: Sequence[Sample | None]) -> Spread | None:
+def ratio(samples: _Samples, references: _Samples) -> Spread | None:
     """Of throughputs, round by round; None when there is no round with both."""
     pairs = [(ours, theirs) for ours, theirs in zip(samples, references, strict=False) if ours and theirs]
     return _maybe_spread(ours.throughput / theirs.throughput for ours, theirs in pairs)

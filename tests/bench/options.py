@@ -11,7 +11,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from kv.config import Config
-from tests.bench.cases import HELLO, SERVER, Section
+from tests.bench.cases import HELLO, SERVER, WITH_NAMED_PEERS, Section
 from tests.support.arguments import checked, positive_count
 
 _ROUNDS = 3
@@ -19,7 +19,7 @@ _SECONDS = 5
 _USUAL = tuple(section for section in Section if section is not Section.CLUSTER)
 _EPILOG = """
 what --only selects:
-  headline     1, 64 and 512 connections: the server beside the hello-world
+  headline     1, 64 and 512 connections: the server beside the hello-world, and beside what --peer names
   connections  1 to 4,096 connections, and 1, 64 and 1,024 for the peers
   values       values of 1 B to 1 MiB
   keys         1,000 to 1,000,000 keys that are stored
@@ -28,7 +28,8 @@ what --only selects:
   logd         the log writer alone, without HTTP: durable writes and reads a second
   cluster      three nodes of etcd: our server on them, beside etcd's JSON gateway and gRPC; only when it is asked for
 
-peers: etcd and redis-server are measured where they are installed. Flags for the server go after `--`.
+peers: in connections, etcd and redis-server are measured where they are installed; in headline and connections, each
+server that --peer names. Flags for the server go after `--`.
 
 examples:
   ./tests/bench/run.sh --quick
@@ -73,6 +74,8 @@ def parse(arguments: Sequence[str]) -> Options:
     names = [SERVER, HELLO, "etcd", "redis", *(name for name, _ in given.peer)]
     if given.publish and (Section.CONNECTIONS not in given.only or given.connections):
         parser.error("--publish needs the section connections, with its own connections")
+    if given.peer and set(WITH_NAMED_PEERS).isdisjoint(given.only):
+        parser.error(f"--peer needs {' or '.join(section.value for section in WITH_NAMED_PEERS)}; see --only")
     if doubled := [name for name, _ in given.peer if names.count(name) > 1]:
         parser.error(f"--peer: the name {doubled[0]!r} is used already")
     return Options(
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     workers = Config().workers
     add("--workers", type=count, default=workers, help=f"of the server and the hello-world ({workers})")
     add("--peer", type=checked(_peer), action="append", default=[], metavar="NAME=URL", help="a server with our paths")
-    add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here")
+    add("--no-peers", action="store_true", help="leave out etcd and redis, though they are here; not those of --peer")
     out = Path("bench-results")
     add("--out", type=Path, default=out, metavar="DIR", help=f"for the results, and the data meanwhile ({out})")
     add(

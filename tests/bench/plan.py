@@ -3,7 +3,7 @@
 Knows neither processes nor load generators.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from tests.bench.cases import PUT_AND_GET, Case, Operation, Section
@@ -36,6 +36,8 @@ class Stage(NamedTuple):
     cases: tuple[Case, ...]
     peer_cases: tuple[Case, ...] = ()
     """Those of the cases that peers are measured with too."""
+    only_named_peers: bool = False
+    """True where no peers are measured but those that `--peer` names."""
 
     @property
     def is_on_cluster(self) -> bool:
@@ -57,7 +59,10 @@ def stages(
     planned = [stage for section in sections for stage in _stages(section, connections)]
     counts = {case.connections for stage in planned for case in stage.cases}
     too_many = {count for count in counts if descriptors_needed(count) > descriptors_max}
-    kept = [Stage(_without(stage.cases, too_many), _without(stage.peer_cases, too_many)) for stage in planned]
+    kept = [
+        stage._replace(cases=_without(stage.cases, too_many), peer_cases=_without(stage.peer_cases, too_many))
+        for stage in planned
+    ]
     why = f"connections: a process may open only {descriptors_max:,} files"
     return [stage for stage in kept if stage.cases], [f"{count:,} {why}" for count in sorted(too_many)]
 
@@ -85,15 +90,14 @@ def _stages(section: Section, connections: Sequence[int]) -> list[Stage]:
     return plans[section]() if section in plans else []
 
 
-def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: int) -> float:
-    """About how long it takes to carry out a plan: of each target a warm-up, and then its rounds."""
+def seconds(planned: Iterable[Stage], rounds: int, seconds_each: int, peers: Callable[[Stage], int]) -> float:
+    """About how long it takes to carry out a plan: of each target a warm-up, and then its rounds.
+
+    `peers` says how many there are in a stage.
+    """
     total = 0.0
     for stage in planned:
-        runs = (
-            2 * (1 + rounds * len(stage.cases))
-            + peers * bool(stage.peer_cases)
-            + peers * rounds * len(stage.peer_cases)
-        )
+        runs = 2 * (1 + rounds * len(stage.cases)) + peers(stage) * (1 + rounds * len(stage.peer_cases))
         total += stage.seconds_to_start + runs * (seconds_each + RUN_OVERHEAD_SECONDS)
     return total
 
@@ -104,7 +108,8 @@ def _both(section: Section, connections: int, value_bytes: int = _VALUE_BYTES, k
 
 
 def _headline() -> list[Stage]:
-    return [Stage(tuple(case for count in HEADLINE_CONNECTIONS for case in _both(Section.HEADLINE, count)))]
+    cases = tuple(case for count in HEADLINE_CONNECTIONS for case in _both(Section.HEADLINE, count))
+    return [Stage(cases, cases, only_named_peers=True)]
 
 
 def _connections(asked: Sequence[int]) -> list[Stage]:

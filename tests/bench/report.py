@@ -73,7 +73,7 @@ def collect(measured: Measured, options: Options, arguments: Iterable[str]) -> R
     return Results(
         circumstances=_circumstances(options, arguments, kind),
         problems=problems,
-        rows=figures.rows(measured),
+        rows=figures.rows(measured, [name for name, _ in options.peers]),
         notes={name: note for name, note in measured.notes.items() if note},
         sync=figures.of_sync(measured.sync),
         logd=figures.of_logd(measured.logd),
@@ -132,6 +132,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever the results are made o
         return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, list):
         return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return value
 
 
@@ -162,18 +164,9 @@ def _section_table(section: Section, rows: Sequence[Row]) -> _Table | None:
     chosen = [row for row in rows if row.case.section is section]
     if not chosen:
         return None
-    columns = (
-        "",
-        varied,
-        "target",
-        "requests/s",
-        "from – to",
-        f"of {chosen[0].case.reference}",
-        "p50",
-        "p90",
-        "p99",
-        "max",
-    )
+    peers = list(dict.fromkeys(name for row in chosen for name in row.ratio_to_peers))
+    ratios = [f"of {name}" for name in (chosen[0].case.reference, *peers)]
+    columns = ("", varied, "target", "requests/s", "from – to", *ratios, "p50", "p90", "p99", "max")
     note = (
         "Medians of the rounds; max is the greatest of all. CPU is for one request, by role; load is what sends them."
     )
@@ -183,7 +176,7 @@ def _section_table(section: Section, rows: Sequence[Row]) -> _Table | None:
         note += f" Conditional PUTs: {conditional:.2f} of plain ones."
     if batch := figures.times_a_put(chosen, Operation.BATCH, BATCH_KEYS):
         note += f" Batches of {BATCH_KEYS} puts: {batch:.1f} times the keys a second of single PUTs."
-    cells = [_cells(row, show(row.case)) for row in sorted(chosen, key=_order)]
+    cells = [_cells(row, show(row.case), peers) for row in sorted(chosen, key=_order)]
     return _Table(title, note, (*columns, "CPU µs/request", "logd RSS", "errors"), cells, 3)
 
 
@@ -193,14 +186,18 @@ def _order(row: Row) -> tuple[int, int, int, int]:
     return list(Operation).index(case.operation), case.connections * (case.section is not Section.VALUES), *case[3:]
 
 
-def _cells(row: Row, varied: str) -> tuple[str, ...]:
+def _cells(row: Row, varied: str, peers: Iterable[str]) -> tuple[str, ...]:
+    ratios = {row.case.reference: row.ratio, **{name: row.ratio_to_peers.get(name) for name in peers}}
     return (
         row.case.operation.value,
         varied,
         row.target,
         _maybe(row.throughput, lambda spread: f"{spread.median:,.0f}"),
         _maybe(row.throughput, lambda spread: f"{spread.low:,.0f} – {spread.high:,.0f}"),
-        _maybe(row.ratio, lambda spread: f"{spread.median:.2f}") if row.target != row.case.reference else "",
+        *(
+            _maybe(each, lambda spread: f"{spread.median:.2f}") if row.target != name else ""
+            for name, each in ratios.items()
+        ),
         *(_maybe(spread, lambda spread: human_us(spread.median)) for spread in (row.p50_us, row.p90_us, row.p99_us)),
         _maybe(row.max_us, lambda spread: human_us(spread.high)),
         _cpu(row.cpu_us or {}),
@@ -314,9 +311,14 @@ def _lede(results: Results) -> str:
     put, get = (_find(results.rows, operation, 64) for operation in PUT_AND_GET)
     if not (put and get and put.ratio and get.ratio):
         return ""
+    to_peers = "".join(
+        f", {ratio.median:.0%} and {get.ratio_to_peers[name].median:.0%} of {name}"
+        for name, ratio in put.ratio_to_peers.items()
+        if name in get.ratio_to_peers
+    )
     return (
         f"At 64 connections, with values of 100 bytes: {put.ratio.median:.0%} and {get.ratio.median:.0%} of what a bare"
-        " hello-world of the same stack answers under the same load, on the same machine, in the same minute."
+        f" hello-world of the same stack answers{to_peers}; under the same load, in the same minute."
     )
 
 

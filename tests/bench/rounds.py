@@ -102,8 +102,11 @@ def _data_directory(options: Options) -> Iterator[Path]:
 def _run_stage(options: Options, stage: plan.Stage, measured: Measured, progress: Progress) -> None:
     with _data_directory(options) as directory, contextlib.ExitStack() as stack:
         progress.doing("starting")
-        chosen = _on_cluster if stage.is_on_cluster else _targets
-        running = [stack.enter_context(target) for target in chosen(options, stage, directory, stack)]
+        if stage.is_on_cluster:
+            chosen = _on_cluster(options, stage, directory, stack)
+        else:
+            chosen = targets_of(options, stage, directory)
+        running = [stack.enter_context(target) for target in chosen]
         measured.notes.update((target.name, target.note) for target in running)
         progress.done(stage.seconds_to_start)
         for target in running:
@@ -117,25 +120,30 @@ def _on_cluster(options: Options, stage: plan.Stage, directory: Path, stack: con
     return cluster.targets(directory, stage.cases, (f"--workers={options.workers}", *options.server_flags), stack)
 
 
-def _targets(options: Options, stage: plan.Stage, directory: Path, _: contextlib.ExitStack) -> list[Target]:
-    chosen = [_server(options, directory, stage.cases), targets.HelloWorld(directory / "hello", options.workers)]
-    return chosen + (_peers(options, directory, stage.peer_cases) if stage.peer_cases else [])
+def targets_of(options: Options, stage: plan.Stage, directory: Path) -> list[Target]:
+    """Those of a stage that is not on a cluster; none of them is started."""
+    kinds = {kind.name: kind for kind in (targets.Etcd, targets.Redis)}
+    cases = stage.peer_cases
+    found = [kinds[name](directory / name, cases) for name in _found_peers(options, stage)]
+    named = [targets.Peer(name, url, cases) for name, url in options.peers if cases]
+    hello = targets.HelloWorld(directory / "hello", options.workers)
+    return [_server(options, directory, stage.cases), hello, *found, *named]
 
 
 def _server(options: Options, directory: Path, cases: Sequence[Case]) -> Target:
     return targets.KvServer(directory / "server", cases, (f"--workers={options.workers}", *options.server_flags))
 
 
-def _peers(options: Options, directory: Path, cases: Sequence[Case]) -> list[Target]:
-    kinds = {kind.name: kind for kind in (targets.Etcd, targets.Redis)}
-    found = [] if options.without_peers else targets.found_peers()
-    started = [kinds[name](directory / name, cases) for name in found]
-    return [*started, *(targets.Peer(name, url, cases) for name, url in options.peers)]
+def _found_peers(options: Options, stage: plan.Stage) -> list[str]:
+    is_without = options.without_peers or stage.only_named_peers or not stage.peer_cases
+    return [] if is_without else targets.found_peers()
 
 
-def peer_count(options: Options) -> int:
-    """How many peers there are."""
-    return len(options.peers) + (0 if options.without_peers else len(targets.found_peers()))
+def peer_count(options: Options, stage: plan.Stage) -> int:
+    """How many targets a stage has beside two."""
+    if stage.is_on_cluster:
+        return 1
+    return len(_found_peers(options, stage)) + (len(options.peers) if stage.peer_cases else 0)
 
 
 def _run_round(

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import psutil
 
 from tests.bench import generators
-from tests.bench.cases import HELLO, SERVER, Case, Sample
+from tests.bench.cases import HELLO, SERVER, WITH_NAMED_PEERS, Case, Sample
 from tests.support.harness import ROOT, Server, await_true, free_port, in_groups
 
 PYTHON: Final = ROOT / ".venv/bin/python"
@@ -257,7 +257,7 @@ class Redis(_Process):
 class Peer(Target):
     """Any server with the same paths as ours. Its processes are not known, so neither is what it costs them."""
 
-    note = "given by --peer"
+    note = f"given by --peer; measured in {' and '.join(section.value for section in WITH_NAMED_PEERS)}"
 
     def __init__(self, name: str, url: str, cases: Sequence[Case]) -> None:
         super().__init__()
@@ -272,6 +272,18 @@ class Peer(Target):
 
     def _load(self, case: Case, seconds: int) -> Sample:
         return generators.wrk(self._url, generators.SCRIPTS[case.operation], case, seconds)
+
+
+def trouble_with(peers: Iterable[tuple[str, str]]) -> str:
+    """One line on the first of these names and URLs that takes no PUT; empty when all do."""
+    for name, url in peers:
+        try:
+            status = _request(url, "PUT", "/kv/bench", "v")
+        except (OSError, http.client.HTTPException) as error:
+            return f"--peer {name}: {url} does not answer: {error}"
+        if status != 200:
+            return f"--peer {name}: {url} answers {status} to a PUT of /kv/bench"
+    return ""
 
 
 def found_peers() -> list[str]:

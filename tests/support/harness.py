@@ -98,6 +98,22 @@ def need_descriptors(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
 
 
+@contextlib.contextmanager
+def mounted(path: Path, size: str) -> Iterator[Path]:
+    """A file system in memory, of a size such as `8m`, at this path. Raises SkipTest where none can be mounted."""
+    if sys.platform != "linux":
+        raise unittest.SkipTest("file systems are mounted here on Linux only")
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise unittest.SkipTest(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 def make_certificate(directory: Path, name: str = "server") -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1 and its key."""
     cert, key = directory / f"{name}.pem", directory / f"{name}.key"
@@ -178,6 +194,14 @@ class Server:
                 start_new_session=True,
             )
         self._groups.append(self.process.pid)
+
+    @contextlib.contextmanager
+    def spawned(self) -> Iterator[Self]:
+        """`spawn`, for a server that cannot become ready, or not as `await_ready` finds it; it is ended afterwards."""
+        with contextlib.ExitStack() as stack:
+            stack.push(self)
+            self.spawn()
+            yield self
 
     def start(self) -> None:
         """Start, and wait until the server accepts reads and writes."""
