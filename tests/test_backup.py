@@ -142,7 +142,7 @@ def test_export_neither_takes_the_lock_nor_leaves_anything_in_the_directory(tmp_
     before = contents(tmp_path / "data")
     assert main(["export", str(tmp_path / "data")]) == Exit.STOPPED
     assert contents(tmp_path / "data") == before
-    assert "exported 3 keys as of frame 6" in caplog.text
+    assert [(each.levelname, each.message) for each in caplog.records] == [("INFO", "exported 3 keys as of frame 6")]
     lock = DirectoryLock(tmp_path / "data")
     lock.acquire()
     assert main(["export", str(tmp_path / "data"), str(tmp_path / "out")]) == Exit.STOPPED

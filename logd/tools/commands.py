@@ -5,6 +5,7 @@ module.
 """
 
 import argparse
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -116,3 +117,6 @@ def add_to(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
             parser.add_argument(argument.name, **argument.options)
         parser.set_defaults(run=partial(command.run, command.opens), role=command.name)
         parser.set_defaults(log_level="warning", log_format="text", warnings_fd=None)
+    logging.getLogger("logd.tools").setLevel(
+        logging.INFO
+    )  # what a tool has done is no warning, and is said all the same

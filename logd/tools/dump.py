@@ -25,7 +25,7 @@ from logd.tools.streams import print_lines
 _CUT_OFF: Final = re.compile(r"((?:wal|snapshot)-\d{20}\.\w+)\.damaged(?:-\d+)*")
 """The name of a file that holds the damaged rest of another, and the name of that."""
 
-log = logging.getLogger("logd")
+log = logging.getLogger("logd.tools")
 
 
 def run(open_directory: OpenDirectory, arguments: argparse.Namespace) -> Exit:
@@ -80,7 +80,7 @@ def file_lines(path: Path) -> Iterator[str]:
         with contextlib.suppress(*DECODE_ERRORS):
             yield from _lines({"file": str(path), "sequence": each.sequence}, _operations(each))
             readable += 1
-    log.warning("%s: %d bytes, %d whole frames, %d of them readable", path, len(data), len(frames), readable)
+    log.info("%s: %d bytes, %d whole frames, %d of them readable", path, len(data), len(frames), readable)
 
 
 def _marker_beside(path: Path) -> list[bytes]:

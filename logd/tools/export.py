@@ -25,7 +25,7 @@ from logd.tools.errors import CannotRun, naming
 _READ_ATTEMPTS_MAX: Final = 20
 _PART_BYTES: Final = 1 << 20
 
-log = logging.getLogger("logd")
+log = logging.getLogger("logd.tools")
 
 
 class Entry(msgspec.Struct):
@@ -42,7 +42,7 @@ def run(open_directory: OpenDirectory, arguments: argparse.Namespace) -> Exit:
     with open_directory(arguments.directory) as disk:
         recovered = read_state(disk)
     streams.write(arguments.file, encode(recovered.store))
-    log.warning("exported %d keys as of frame %d", len(recovered.store.data), recovered.sequence)
+    log.info("exported %d keys as of frame %d", len(recovered.store.data), recovered.sequence)
     return Exit.STOPPED
 
 

@@ -16,7 +16,7 @@ from logd.tools.directory import OpenDirectory
 from logd.tools.errors import CannotRun
 from logd.tools.export import Entry
 
-log = logging.getLogger("logd")
+log = logging.getLogger("logd.tools")
 
 
 class BadLine(Exception):
@@ -33,7 +33,7 @@ def run(open_directory: OpenDirectory, arguments: argparse.Namespace) -> Exit:
             raise CannotRun(Exit.USAGE, f"{name}: {error}; nothing was imported") from error
     with open_directory(arguments.directory) as disk:
         write(disk, store)
-    log.warning("imported %d keys", len(store.data))
+    log.info("imported %d keys", len(store.data))
     return Exit.STOPPED
 
 
