@@ -1,9 +1,11 @@
 """The way to a cluster: what each error means, which member is asked next, tokens, and which clusters are refused."""
 
+import os
 import select
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -20,9 +22,10 @@ from logd.etcd.reads import Answered, PageOf, Reader, Reads, Request
 from logd.etcd.transactions import READS_MAX
 from logd.etcd.verdict import Verdict, judge
 from logd.etcd.writer import Fenced
+from logd.serve_etcd import GRPC_SETTINGS
 from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
 from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd, Fault
-from tests.support.harness import ROOT
+from tests.support.harness import ROOT, free_port
 
 CODE = grpc.StatusCode
 PUT = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k", value=b"v"))])
@@ -385,6 +388,51 @@ def test_a_page_asks_for_few_values_at_once_as_they_may_be_larger_than_those_bef
     limits = [each.limit for each in ranges(etcd)]
     assert limits == [41, 100, 100]
     assert pages._next_limit(10, 1000, [pb.KeyValue(key=b"k")]) == 20
+
+
+# Settings of gRPC, each tried in a process of its own ------------------------------------------------------
+
+FINDS_AN_ENDPOINT = """
+import sys
+from logd.etcd import kv_pb2 as pb
+from logd.etcd.link import Endpoint, Link
+link = Link([Endpoint(sys.argv[1], None)], on_unanswered=lambda: print("no answer", flush=True))
+link.txn(pb.TxnRequest())
+"""
+
+
+def with_grpc(settings):
+    return {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")} | settings
+
+
+@pytest.mark.parametrize(
+    ("experiments", "is_known"), [(GRPC_SETTINGS["GRPC_EXPERIMENTS"], True), ("-no_such_experiment", False)]
+)
+def test_the_pinned_grpc_knows_the_experiment_that_is_switched_off(experiments, is_known):
+    """It says on stderr which names it does not know."""
+    command = [sys.executable, "-c", "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"]
+    environment = with_grpc({"GRPC_EXPERIMENTS": experiments})
+    used = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert ("Unknown experiment" not in used.stderr) == is_known
+
+
+def test_an_endpoint_that_has_refused_is_found_soon_after_it_listens():
+    port, server = free_port(), grpc.server(ThreadPoolExecutor(1))
+    answer = grpc.unary_unary_rpc_method_handler(lambda *_: pb.TxnResponse().SerializeToString())
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("etcdserverpb.KV", {"Txn": answer})])
+    command = [sys.executable, "-c", FINDS_AN_ENDPOINT, f"http://127.0.0.1:{port}"]
+    with subprocess.Popen(command, cwd=ROOT, env=with_grpc(GRPC_SETTINGS), stdout=subprocess.PIPE) as process:
+        try:
+            for _ in range(5):
+                assert process.stdout.readline() == b"no answer\n"
+            assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+            server.start()
+            further_tries = process.communicate(timeout=60)[0].splitlines()
+        finally:
+            process.kill()
+            server.stop(0).wait()
+    assert process.returncode == 0
+    assert len(further_tries) < 10  # each after 0.2 s: gRPC connects anew after 0.5 s, by its options
 
 
 # Generated code ------------------------------------------------------------------------------------------
