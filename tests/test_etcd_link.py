@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -120,6 +121,39 @@ def test_an_endpoint_that_does_not_answer_is_logged_once_and_so_is_that_it_answe
     silent = [f"http://node{n} does not answer: etcdserver: request timed out" for n in range(count)]
     again = "http://node0 answers again"
     assert caplog.messages == [*silent, again, silent[0], again]
+
+
+class Frozen(FakeEndpoint):
+    """Never answers, and takes all of the time that a try has."""
+
+    now = 0.0
+
+    def call(self, method, message, seconds, metadata):
+        Frozen.now += seconds
+        raise FakeError(CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+
+class Electing(Frozen):
+    """Answers when there is a leader again; but not to what it has got before the last one was missed."""
+
+    def __init__(self, url, etcd, elected_at):
+        super().__init__(url, etcd)
+        self.elected_at = elected_at
+
+    def call(self, method, message, seconds, metadata):
+        if Frozen.now < self.elected_at - 0.2 or Frozen.now + seconds < self.elected_at:
+            return super().call(method, message, seconds, metadata)
+        Frozen.now = max(Frozen.now, self.elected_at)
+        return FakeEndpoint.call(self, method, message, seconds, metadata)
+
+
+@pytest.mark.parametrize("elected_at", [tenths / 10 for tenths in range(10, 31)])
+def test_a_frozen_leader_is_not_missed_for_much_longer_than_an_election_takes(etcd, monkeypatch, elected_at):
+    monkeypatch.setattr("logd.etcd.link.time", SimpleNamespace(monotonic=lambda: Frozen.now))
+    monkeypatch.setattr(Frozen, "now", 0.0)
+    others = [Electing(f"http://node{number}", etcd, elected_at) for number in (1, 2)]
+    assert Link([Frozen("http://node0", etcd), *others]).txn(PUT).succeeded
+    assert Frozen.now - elected_at <= 1.5
 
 
 class Shut(FakeEndpoint):
