@@ -196,6 +196,41 @@ def test_a_token_is_fetched_before_the_first_request_and_when_it_is_not_known_an
     assert len(etcd.requests) == 2
 
 
+class Forgetful(FakeEndpoint):
+    """Knows none of the tokens that it gives. Its channel is closed in the end."""
+
+    def __init__(self, events):
+        self.url = "http://node"
+        self.events = events
+
+    def call(self, method, message, seconds, metadata):
+        self.events.append(method)
+        if len(self.events) >= 8:
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        if method == "authenticate":
+            return pb.AuthenticateResponse(token="token")
+        raise FakeError(CODE.UNAUTHENTICATED, "etcdserver: invalid auth token")
+
+
+def test_a_token_that_is_refused_is_fetched_anew_at_once_but_after_a_pause_if_that_does_not_help(monkeypatch):
+    events = []
+    link = Link([Forgetful(events)], user=User("kv", "secret"))
+    monkeypatch.setattr(link, "pause", lambda _: events.append("pause"))
+    with pytest.raises(Closed):
+        link.txn(PUT)
+    assert events == [
+        "authenticate",
+        "txn",
+        "authenticate",
+        "txn",
+        "pause",
+        "authenticate",
+        "txn",
+        "pause",
+        "authenticate",
+    ]
+
+
 def test_a_wrong_password_is_a_denial(etcd):
     with pytest.raises(Rejected) as rejected:
         Link([Guarded("http://node", etcd)], user=User("kv", "wrong")).txn(PUT)

@@ -166,7 +166,7 @@ class Link:
     # Tries -----------------------------------------------------------------------------------------------
 
     def _until_answered(self, method: str, message: bytes, until: float = math.inf) -> Any:  # noqa: ANN401
-        unanswered = tries = 0
+        unanswered = unauthenticated = tries = 0
         while time.monotonic() < until:
             index = self._current
             if self._user and not self._token:
@@ -188,6 +188,9 @@ class Link:
                 self.pause(_BUSY_SECONDS)
             elif error.verdict is Verdict.UNAUTHENTICATED and self._user:
                 self._token = ""
+                if unauthenticated:  # it is not that the token is old; and a new one costs etcd a bcrypt
+                    self.pause(_PAUSE_SECONDS[-1])
+                unauthenticated += 1
             else:
                 raise Rejected(error.verdict, error.text, is_in_doubt=unanswered > 0)
         raise Expired
