@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import msgspec
 import pytest
@@ -245,12 +246,55 @@ def test_a_sweep_removes_the_data_of_earlier_generations_and_nothing_of_a_strang
     assert set(etcd.values) == {b"kv/gen", *theirs, *ours}
 
 
+DAY = 24 * 3600.0
+
+
+def put_record(etcd, name, written_at):
+    etcd.put(b"kv/s/" + name, msgspec.msgpack.encode(records.Record(b"owner", 1, {}, written_at, {})))
+
+
+def test_a_record_that_nobody_has_written_for_a_week_is_removed_and_one_that_is_younger_is_not(caplog):
+    caplog.set_level("INFO", logger="logd.etcd.keeper")
+    etcd = FakeEtcd()
+    put_record(etcd, b"old/0", time.time() - 7.1 * DAY)
+    put_record(etcd, b"young/0", time.time() - 6.9 * DAY)
+    with kept(etcd) as made:
+        await_true(lambda: b"kv/s/old/0" not in etcd.values)
+        await_true(lambda: made.turns > 5)
+    assert set(etcd.values) == {b"kv/s/young/0"}
+    assert [line for line in caplog.messages if "removed" in line] == [
+        "removed the record kv/s/old/0 of a server that is gone"
+    ]
+
+
+class Returning(FakeEtcd):
+    """The server whose record is about to be removed writes it just before."""
+
+    removals = 0
+
+    def send(self, request):
+        if any(each.request_delete_range.key == b"kv/s/old/0" for each in request.success):
+            self.removals += 1
+            put_record(self, b"old/0", time.time())
+        return super().send(request)
+
+
+def test_a_record_that_is_written_while_it_is_about_to_be_removed_stays(caplog):
+    caplog.set_level("INFO", logger="logd.etcd.keeper")
+    etcd = Returning()
+    put_record(etcd, b"old/0", 0.0)
+    with kept(etcd) as made:
+        await_true(lambda: etcd.removals and made.turns > 5)
+    assert (etcd.removals, set(etcd.values)) == (1, {b"kv/s/old/0"})
+    assert "removed" not in caplog.text
+
+
 def test_what_is_no_record_among_the_records_is_reported_once_and_left_alone(caplog):
     etcd = FakeEtcd()
-    old = records.Record(b"owner", 1, {}, 0.0, {})
     not_utf8 = b"\x95\xc4\x01o\x01\x80\xcb" + bytes(8) + b"\x81\xc4\x01s\x81\x01\x92\x91\xa1\xff\x80"
-    for key, value in {b"a": not_utf8, b"b": b"hello", b"c": msgspec.msgpack.encode(old)}.items():
-        etcd.put(b"kv/s/" + key, value)
+    etcd.put(b"kv/s/a", not_utf8)
+    etcd.put(b"kv/s/b", b"hello")
+    put_record(etcd, b"c", 0.0)
     with kept(etcd) as made:
         await_true(lambda: b"kv/s/c" not in etcd.values)
         await_true(lambda: made.turns > 5)

@@ -11,9 +11,10 @@ Never defragments: that blocks a member, and is for its operator.
 
 import itertools
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -217,56 +218,34 @@ class Keeper:
     def _sweep_span(self, generation: int, span: Span) -> None:
         """Remove the data in a span, as long as the generation is the present one. The keys of strangers stay."""
         rest = span
-        while keys := self._first_keys(rest):
-            is_data, found = next(itertools.groupby(keys, self._layout.is_data))
-            run = list(found)
+        while found := self._first_in(rest, _SWEPT_KEYS, keys_only=True):
+            is_data, alike = next(itertools.groupby((each.key for each in found), self._layout.is_data))
+            run = list(alike)
             rest = Span(run[-1] + b"\0", span.end)
             if is_data:
-                request = self._if_present(generation)
-                delete = request.success.add().request_delete_range
-                delete.key, delete.range_end = run[0], rest.first
-                if not self._link.txn(request).succeeded:
+                removal = transactions.remove(self._layout, generation, Span(run[0], rest.first))
+                if not self._link.txn(removal).succeeded:
                     return
                 log.info("removed %d keys of earlier generations", len(run))
                 self._link.pause(_SWEEP_PAUSE_SECONDS)
 
-    def _first_keys(self, span: Span) -> list[bytes]:
-        request = pb.TxnRequest()
-        range_ = request.success.add().request_range
-        range_.key, range_.range_end = span
-        range_.limit = _SWEPT_KEYS
-        range_.keys_only = True
-        return [each.key for each in self._link.txn(request).responses[0].response_range.kvs]
-
-    def _if_present(self, generation: int) -> pb.TxnRequest:
-        request = pb.TxnRequest()
-        compare = request.compare.add()
-        compare.key = self._layout.generation
-        if generation:
-            compare.target, compare.value = pb.Compare.VALUE, b"%d" % generation
-        else:
-            compare.target, compare.mod_revision = pb.Compare.MOD, 0
-        return request
-
     def _remove_dead_records(self) -> None:
         """Remove the records that nobody has written for a week: their server is gone, and its workers with it."""
-        request = pb.TxnRequest()
-        range_ = request.success.add().request_range
-        range_.key, range_.range_end = span_of(self._layout.records)
-        for each in self._link.txn(request).responses[0].response_range.kvs:
-            if self._is_dead(each):
-                removal = pb.TxnRequest()
-                compare = removal.compare.add()
-                compare.target, compare.key, compare.mod_revision = pb.Compare.MOD, each.key, each.mod_revision
-                removal.success.add().request_delete_range.key = each.key
-                self._link.txn(removal)
+        for each in self._first_in(span_of(self._layout.records)):
+            is_dead = self._written_at(each) < time.time() - _DEAD_SECONDS
+            if is_dead and self._link.txn(transactions.remove_record(each.key, each.mod_revision)).succeeded:
                 log.info("removed the record %s of a server that is gone", each.key.decode(errors="replace"))
 
-    def _is_dead(self, found: pb.KeyValue) -> bool:
+    def _first_in(self, span: Span, limit: int = 0, *, keys_only: bool = False) -> Sequence[pb.KeyValue]:
+        request = transactions.first_in(span, limit, keys_only=keys_only)
+        return self._link.txn(request).responses[0].response_range.kvs
+
+    def _written_at(self, found: pb.KeyValue) -> float:
+        """When a record was written; without end if it is none, which is reported once."""
         try:
-            return records.decode(found.value).written_at < time.time() - _DEAD_SECONDS
+            return records.decode(found.value).written_at
         except (msgspec.DecodeError, UnicodeDecodeError):
             if found.key not in self._strange:
                 self._strange.add(found.key)
                 log.warning("%s holds no record; it is left alone", found.key.decode(errors="replace"))
-            return False
+            return math.inf

@@ -80,11 +80,11 @@ def take_over(layout: Layout, lane: int, revision: int, record: bytes) -> pb.Txn
     return request
 
 
-def give_up(layout: Layout, lane: int, revision: int) -> pb.TxnRequest:
-    """Remove the record with this revision."""
+def remove_record(key: bytes, revision: int) -> pb.TxnRequest:
+    """Remove the record with this key, if it has this revision."""
     request = pb.TxnRequest()
-    _expect_revision(request, layout.record(lane), revision)
-    request.success.add().request_delete_range.key = layout.record(lane)
+    _expect_revision(request, key, revision)
+    request.success.add().request_delete_range.key = key
     return request
 
 
@@ -157,6 +157,22 @@ def read_range_at(span: Span, limit: int, revision: int, *, keys_only: bool) -> 
     """Get the first keys of a span as they were at a revision."""
     request = pb.TxnRequest()
     _get_range(request, span, limit, keys_only=keys_only).revision = revision
+    return request
+
+
+def first_in(span: Span, limit: int = 0, *, keys_only: bool = False) -> pb.TxnRequest:
+    """Get the first keys of a span, whatever the generation is; all of them with limit 0."""
+    request = pb.TxnRequest()
+    _get_range(request, span, limit, keys_only=keys_only)
+    return request
+
+
+def remove(layout: Layout, generation: int, span: Span) -> pb.TxnRequest:
+    """Remove all keys of a span if the generation is this one."""
+    request = pb.TxnRequest()
+    _expect_generation(request, layout, generation)
+    delete = request.success.add().request_delete_range
+    delete.key, delete.range_end = span
     return request
 
 
