@@ -231,10 +231,32 @@ def test_a_token_that_is_refused_is_fetched_anew_at_once_but_after_a_pause_if_th
     ]
 
 
-def test_a_wrong_password_is_a_denial(etcd):
+def test_a_wrong_password_is_a_denial_and_nothing_was_sent_that_could_be_applied(etcd):
     with pytest.raises(Rejected) as rejected:
         Link([Guarded("http://node", etcd)], user=User("kv", "wrong")).txn(PUT)
-    assert rejected.value.verdict is Verdict.DENIED
+    assert (rejected.value.verdict, rejected.value.is_in_doubt) == (Verdict.DENIED, False)
+
+
+class Away(FakeEndpoint):
+    """Does not answer."""
+
+    asked = ()
+
+    def call(self, method, message, seconds, metadata):
+        self.asked += (method,)
+        raise FakeError(CODE.UNAVAILABLE, "failed to connect to all addresses")
+
+
+def test_an_endpoint_that_gives_no_token_gets_no_request(etcd):
+    away, told = Away("http://node0", etcd), []
+    link = Link(
+        [away, Guarded("http://node1", etcd)],
+        user=User("kv", "secret"),
+        on_unanswered=lambda: told.append(link.current_url),
+    )
+    assert link.txn(PUT).succeeded
+    assert away.asked == ("authenticate",)
+    assert told == ["http://node1"]
 
 
 # Clusters ------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Link:
         user: User | None = None,
         on_unanswered: Callable[[], None] = lambda: None,
     ) -> None:
-        """`endpoints`: the nearest first. `on_unanswered` is called after each try without an answer."""
+        """`endpoints`: the nearest first. `on_unanswered` is called after each call without an answer."""
         self._endpoints = endpoints
         self._current = 0
         self._silent: set[int] = set()
@@ -169,8 +169,8 @@ class Link:
         unanswered = unauthenticated = tries = 0
         while time.monotonic() < until:
             index = self._current
-            if self._user and not self._token:
-                self._authenticate(index)
+            if self._user and not self._token and not self._authenticate(self._user, index, is_in_doubt=unanswered > 0):
+                continue
             began, try_s = time.monotonic(), _at(_TRY_SECONDS, unanswered)
             response, error = self._try(index, method, message, try_s)
             self._count(error, tries)
@@ -252,10 +252,9 @@ class Link:
     def _metadata(self) -> tuple[tuple[str, str], ...] | None:
         return (("token", self._token),) if self._token else None
 
-    def _authenticate(self, index: int) -> None:
-        """Get a new token. When that is refused too, the request finds out."""
-        assert self._user
-        request = pb.AuthenticateRequest(name=self._user.name, password=self._user.password)
+    def _authenticate(self, user: User, index: int, *, is_in_doubt: bool) -> bool:
+        """Get a new token. False when the endpoint does not answer. Raises Rejected."""
+        request = pb.AuthenticateRequest(name=user.name, password=user.password)
         try:
             response = self._call(
                 self._endpoints[index], "authenticate", request.SerializeToString(), _STATUS_SECONDS, None
@@ -264,11 +263,13 @@ class Link:
             error = _error(failure)
             self._note_answer(index, error)
             if error.verdict is not Verdict.UNANSWERED:
-                raise Rejected(Verdict.DENIED, error.text, is_in_doubt=True) from failure
+                raise Rejected(Verdict.DENIED, error.text, is_in_doubt=is_in_doubt) from failure
             self._leave(index)
+            self._on_unanswered()
             self.pause(_PAUSE_SECONDS[-1])
-        else:
-            self._token = response.token
+            return False
+        self._token = response.token
+        return True
 
 
 class Member(Protocol):
