@@ -15,7 +15,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -37,13 +36,6 @@ _SWEPT_KEYS: Final = 1000
 _SWEEP_PAUSE_SECONDS: Final = 0.05  # deleting blocks every other write of the cluster, some 12 µs a key
 
 log = logging.getLogger("logd.etcd.keeper")
-
-
-@dataclass(slots=True)
-class Members:
-    """The members that answered when they were last looked at, by endpoint."""
-
-    status: Mapping[str, pb.StatusResponse] = field(default_factory=dict)
 
 
 class Keeper:
@@ -74,7 +66,8 @@ class Keeper:
         self._on_turn = on_turn
         self.is_checked = threading.Event()
         """Set when the cluster was found usable."""
-        self.members = Members()
+        self.members: Mapping[str, pb.StatusResponse] = {}
+        """Those that answered when they were last looked at, by endpoint."""
         self.trouble = ""
         """Why the cluster does not serve us; empty when it does."""
         self._chore_failure = ""
@@ -124,7 +117,7 @@ class Keeper:
     def _look_at_members(self) -> bool:
         """Ask all members; False when none answers. Raises checks.Unusable."""
         found = {url: status for url in self._link.urls if (status := self._link.status(url))}
-        self.members.status = found
+        self.members = found
         is_sound = len(found) == len(self._link.urls) and checks.reads_index_is_sound(
             [status.version for status in found.values()]
         )
