@@ -18,7 +18,7 @@ from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
 from logd.etcd.layout import Layout
-from logd.etcd.link import Rejected
+from logd.etcd.link import Link, Rejected
 from logd.etcd.mailbox import Mailbox
 from logd.etcd.reads import Reader
 from logd.etcd.records import Table
@@ -301,6 +301,33 @@ def test_what_is_no_record_among_the_records_is_reported_once_and_left_alone(cap
     assert set(etcd.values) == {b"kv/s/a", b"kv/s/b"}
     assert made.failures == []
     assert sum("holds no record" in line for line in caplog.messages) == 2
+
+
+class Versioned(FakeEndpoint):
+    """Says that it is of this version."""
+
+    version = "3.5.30"
+
+    def call(self, method, message, seconds, metadata):
+        if method == "status":
+            return pb.StatusResponse(version=self.version)
+        return super().call(method, message, seconds, metadata)
+
+
+def test_a_member_that_a_start_would_refuse_ends_no_server_and_is_reported_each_time_it_comes(caplog):
+    etcd = FakeEtcd()
+    member = Versioned("http://node", etcd)
+    etcd.link = lambda: Link([member])
+    with kept(etcd) as made:
+        assert made.keeper.is_checked.wait(10)
+        for times in (1, 2):
+            member.version = "3.5.0"
+            await_true(lambda: caplog.text.count("the next start will be refused") == times)  # noqa: B023
+            member.version = "3.5.30"
+            until = made.turns + 5
+            await_true(lambda: made.turns > until)  # noqa: B023
+    assert made.failures == []
+    assert caplog.text.count("the next start will be refused") == 2
 
 
 @pytest.mark.parametrize("others_ask", [False, True], ids=["idle", "others_ask"])

@@ -70,9 +70,8 @@ class Keeper:
         """Those that answered when they were last looked at, by endpoint."""
         self.trouble = ""
         """Why the cluster does not serve us; empty when it does."""
-        self._chore_failure = ""
-        self._unusable = ""
-        """What a start would be refused for by now."""
+        self._problems: dict[Callable[[], object], str] = {}
+        """What has kept each chore from being done the last time; empty when nothing has."""
         self._swept = -1
         self._strange: set[bytes] = set()
         """Keys among the records that hold something else, and were reported."""
@@ -128,17 +127,6 @@ class Keeper:
         checks.check_members(found)
         return bool(found)
 
-    def _look_again(self) -> None:
-        """Look at the members while they are used: what is wrong with one of them now ends no server."""
-        unusable = ""
-        try:
-            self._look_at_members()
-        except checks.Unusable as error:
-            unusable = str(error)
-        if unusable and unusable != self._unusable:
-            log.error("%s; the next start will be refused", unusable)
-        self._unusable = unusable
-
     def _report(self, trouble: str) -> None:
         if trouble != self.trouble:
             if trouble:
@@ -153,7 +141,7 @@ class Keeper:
         """Do each of the chores when it is due."""
         chores: list[tuple[float, Callable[[], object]]] = [
             (_PROBE_SECONDS, self._probe),
-            (_MEMBERS_SECONDS, self._look_again),
+            (_MEMBERS_SECONDS, self._look_at_members),
             (_SWEEP_SECONDS, self._sweep),
             (_RECORDS_SECONDS, self._remove_dead_records),
         ]
@@ -168,12 +156,17 @@ class Keeper:
             self._link.pause(_PROBE_SECONDS / 4)
 
     def _do(self, chore: Callable[[], object]) -> None:
+        """Do a chore, or log once why it is left for later."""
+        problem = ""
         try:
             chore()
         except Rejected as error:
-            if error.text != self._chore_failure:
-                log.warning("left for later, as etcd refuses it: %s", error)
-            self._chore_failure = error.text
+            problem = f"left for later, as etcd refuses it: {error}"
+        except checks.Unusable as error:  # what is wrong with a member by now ends no server
+            problem = f"{error}; the next start will be refused"
+        if problem and problem != self._problems.get(chore):
+            log.error("%s", problem)
+        self._problems[chore] = problem
 
     def _probe(self) -> None:
         """Ask for something that only a cluster with a leader can answer, and that we must be allowed to ask.
