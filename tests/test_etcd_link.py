@@ -231,6 +231,26 @@ def test_a_token_that_is_refused_is_fetched_anew_at_once_but_after_a_pause_if_th
     ]
 
 
+class Renewed(Guarded):
+    """Another thread has fetched a new token while a request with the old one was under way."""
+
+    authentications = 0
+
+    def call(self, method, message, seconds, metadata):
+        self.authentications += method == "authenticate"
+        if method == "txn" and self.link._token == "old":
+            self.link._token = f"token{Guarded.tokens}"
+        return super().call(method, message, seconds, metadata)
+
+
+def test_a_token_that_another_thread_has_renewed_is_not_fetched_once_more(etcd):
+    endpoint = Renewed("http://node", etcd)
+    endpoint.link = link = Link([endpoint], user=User("kv", "secret"))
+    link._token = "old"
+    assert link.txn(PUT).succeeded
+    assert endpoint.authentications == 0
+
+
 def test_a_wrong_password_is_a_denial_and_nothing_was_sent_that_could_be_applied(etcd):
     with pytest.raises(Rejected) as rejected:
         Link([Guarded("http://node", etcd)], user=User("kv", "wrong")).txn(PUT)

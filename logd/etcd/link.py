@@ -171,7 +171,7 @@ class Link:
             index = self._current
             if self._user and not self._token and not self._authenticate(self._user, index, is_in_doubt=unanswered > 0):
                 continue
-            began, try_s = time.monotonic(), _at(_TRY_SECONDS, unanswered)
+            token, began, try_s = self._token, time.monotonic(), _at(_TRY_SECONDS, unanswered)
             response, error = self._try(index, method, message, try_s)
             self._count(error, tries)
             self._note_answer(index, error)
@@ -187,7 +187,8 @@ class Link:
             elif error.verdict is Verdict.BUSY:
                 self.pause(_BUSY_SECONDS)
             elif error.verdict is Verdict.UNAUTHENTICATED and self._user:
-                self._token = ""
+                if self._token == token:  # no other thread has got a new one
+                    self._token = ""
                 if unauthenticated:  # it is not that the token is old; and a new one costs etcd a bcrypt
                     self.pause(_PAUSE_SECONDS[-1])
                 unauthenticated += 1
