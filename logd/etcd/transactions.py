@@ -80,14 +80,6 @@ def take_over(layout: Layout, lane: int, revision: int, record: bytes) -> pb.Txn
     return request
 
 
-def remove_record(key: bytes, revision: int) -> pb.TxnRequest:
-    """Remove the record with this key, if it has this revision."""
-    request = pb.TxnRequest()
-    _expect_revision(request, key, revision)
-    request.success.add().request_delete_range.key = key
-    return request
-
-
 def look(layout: Layout, lane: int, generation: int, keys: Sequence[str], *, through_log: bool) -> pb.TxnRequest:
     """Get a standing. Through the log, it is not before any transaction that has been answered, even by an error."""
     request = pb.TxnRequest()
@@ -160,6 +152,20 @@ def read_range_at(span: Span, limit: int, revision: int, *, keys_only: bool) -> 
     return request
 
 
+def values(response: pb.TxnResponse) -> list[bytes | None]:
+    """The values that a read has found, in the order of its keys; b"" for each that it asked only the key of."""
+    return [found[0].value if (found := each.response_range.kvs) else None for each in response.responses]
+
+
+def generation_in(response: pb.TxnResponse) -> int:
+    """The generation, in the answer to a read that named another one."""
+    found = response.responses[0].response_range.kvs
+    return int(found[0].value) if found else 0
+
+
+# What is left over ---------------------------------------------------------------------------------------
+
+
 def first_in(span: Span, limit: int = 0, *, keys_only: bool = False) -> pb.TxnRequest:
     """Get the first keys of a span, whatever the generation is; all of them with limit 0."""
     request = pb.TxnRequest()
@@ -176,15 +182,12 @@ def remove(layout: Layout, generation: int, span: Span) -> pb.TxnRequest:
     return request
 
 
-def values(response: pb.TxnResponse) -> list[bytes | None]:
-    """The values that a read has found, in the order of its keys; b"" for each that it asked only the key of."""
-    return [found[0].value if (found := each.response_range.kvs) else None for each in response.responses]
-
-
-def generation_in(response: pb.TxnResponse) -> int:
-    """The generation, in the answer to a read that named another one."""
-    found = response.responses[0].response_range.kvs
-    return int(found[0].value) if found else 0
+def remove_record(key: bytes, revision: int) -> pb.TxnRequest:
+    """Remove the record with this key, if it has this revision."""
+    request = pb.TxnRequest()
+    _expect_revision(request, key, revision)
+    request.success.add().request_delete_range.key = key
+    return request
 
 
 # Parts ---------------------------------------------------------------------------------------------------
