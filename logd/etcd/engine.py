@@ -166,19 +166,17 @@ class EtcdEngine:
         reads: list[tuple[Origin, Found]] = []
         pages: list[tuple[bytes, Page | LargeEntry]] = []
         for result in self._results.take():
-            if isinstance(result, Answered):
-                if result.failure:
-                    raise result.failure
+            if isinstance(result, Exception):
+                raise result
+            if isinstance(result, Ended):
+                replies += self._end(result)
+            else:
                 reads += result.reads
                 pages += result.pages
                 self._pages += len(result.pages)
                 if result.reads:
                     counters.observe(self._read_seconds, result.seconds)
                 self._reads.end()
-            elif isinstance(result, Ended):
-                replies += self._end(result)
-            else:
-                raise result
         for lane in self._lanes:
             replies += lane.refuse_if_stalled()
         if self._held and self._is_kept_out():
@@ -203,7 +201,7 @@ class EtcdEngine:
 
     def stats(self, number: int) -> Stats:
         counted, link = self.counters, self._link
-        status = self._keeper.members.status.get(link.current_url)
+        status = self._keeper.members.get(link.current_url)
         return Stats(
             number=number,
             unavailable_reason=self.unavailable_reason(),
@@ -291,8 +289,6 @@ class EtcdEngine:
 
     def _end(self, ended: Ended) -> Replies:
         lane, result = self._lanes[ended.lane], ended.result
-        if isinstance(result, Exception):
-            raise result
         if isinstance(result, Table):
             lane.taken_over(result)
             return self._release() if self.is_ready() else []

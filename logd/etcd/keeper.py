@@ -11,10 +11,10 @@ Never defragments: that blocks a member, and is for its operator.
 
 import itertools
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -36,13 +36,6 @@ _SWEPT_KEYS: Final = 1000
 _SWEEP_PAUSE_SECONDS: Final = 0.05  # deleting blocks every other write of the cluster, some 12 µs a key
 
 log = logging.getLogger("logd.etcd.keeper")
-
-
-@dataclass(slots=True)
-class Members:
-    """The members that answered when they were last looked at, by endpoint."""
-
-    status: Mapping[str, pb.StatusResponse] = field(default_factory=dict)
 
 
 class Keeper:
@@ -73,12 +66,12 @@ class Keeper:
         self._on_turn = on_turn
         self.is_checked = threading.Event()
         """Set when the cluster was found usable."""
-        self.members = Members()
+        self.members: Mapping[str, pb.StatusResponse] = {}
+        """Those that answered when they were last looked at, by endpoint."""
         self.trouble = ""
         """Why the cluster does not serve us; empty when it does."""
-        self._chore_failure = ""
-        self._unusable = ""
-        """What a start would be refused for by now."""
+        self._problems: dict[Callable[[], object], str] = {}
+        """What has kept each chore from being done the last time; empty when nothing has."""
         self._swept = -1
         self._strange: set[bytes] = set()
         """Keys among the records that hold something else, and were reported."""
@@ -123,7 +116,7 @@ class Keeper:
     def _look_at_members(self) -> bool:
         """Ask all members; False when none answers. Raises checks.Unusable."""
         found = {url: status for url in self._link.urls if (status := self._link.status(url))}
-        self.members.status = found
+        self.members = found
         is_sound = len(found) == len(self._link.urls) and checks.reads_index_is_sound(
             [status.version for status in found.values()]
         )
@@ -133,17 +126,6 @@ class Keeper:
             self._reader.through_log = through_log
         checks.check_members(found)
         return bool(found)
-
-    def _look_again(self) -> None:
-        """Look at the members while they are used: what is wrong with one of them now ends no server."""
-        unusable = ""
-        try:
-            self._look_at_members()
-        except checks.Unusable as error:
-            unusable = str(error)
-        if unusable and unusable != self._unusable:
-            log.error("%s; the next start will be refused", unusable)
-        self._unusable = unusable
 
     def _report(self, trouble: str) -> None:
         if trouble != self.trouble:
@@ -159,7 +141,7 @@ class Keeper:
         """Do each of the chores when it is due."""
         chores: list[tuple[float, Callable[[], object]]] = [
             (_PROBE_SECONDS, self._probe),
-            (_MEMBERS_SECONDS, self._look_again),
+            (_MEMBERS_SECONDS, self._look_at_members),
             (_SWEEP_SECONDS, self._sweep),
             (_RECORDS_SECONDS, self._remove_dead_records),
         ]
@@ -174,12 +156,17 @@ class Keeper:
             self._link.pause(_PROBE_SECONDS / 4)
 
     def _do(self, chore: Callable[[], object]) -> None:
+        """Do a chore, or log once why it is left for later."""
+        problem = ""
         try:
             chore()
         except Rejected as error:
-            if error.text != self._chore_failure:
-                log.warning("left for later, as etcd refuses it: %s", error)
-            self._chore_failure = error.text
+            problem = f"left for later, as etcd refuses it: {error}"
+        except checks.Unusable as error:  # what is wrong with a member by now ends no server
+            problem = f"{error}; the next start will be refused"
+        if problem and problem != self._problems.get(chore):
+            log.error("%s", problem)
+        self._problems[chore] = problem
 
     def _probe(self) -> None:
         """Ask for something that only a cluster with a leader can answer, and that we must be allowed to ask.
@@ -217,56 +204,34 @@ class Keeper:
     def _sweep_span(self, generation: int, span: Span) -> None:
         """Remove the data in a span, as long as the generation is the present one. The keys of strangers stay."""
         rest = span
-        while keys := self._first_keys(rest):
-            is_data, found = next(itertools.groupby(keys, self._layout.is_data))
-            run = list(found)
+        while found := self._first_in(rest, _SWEPT_KEYS, keys_only=True):
+            is_data, alike = next(itertools.groupby((each.key for each in found), self._layout.is_data))
+            run = list(alike)
             rest = Span(run[-1] + b"\0", span.end)
             if is_data:
-                request = self._if_present(generation)
-                delete = request.success.add().request_delete_range
-                delete.key, delete.range_end = run[0], rest.first
-                if not self._link.txn(request).succeeded:
+                removal = transactions.remove(self._layout, generation, Span(run[0], rest.first))
+                if not self._link.txn(removal).succeeded:
                     return
                 log.info("removed %d keys of earlier generations", len(run))
                 self._link.pause(_SWEEP_PAUSE_SECONDS)
 
-    def _first_keys(self, span: Span) -> list[bytes]:
-        request = pb.TxnRequest()
-        range_ = request.success.add().request_range
-        range_.key, range_.range_end = span
-        range_.limit = _SWEPT_KEYS
-        range_.keys_only = True
-        return [each.key for each in self._link.txn(request).responses[0].response_range.kvs]
-
-    def _if_present(self, generation: int) -> pb.TxnRequest:
-        request = pb.TxnRequest()
-        compare = request.compare.add()
-        compare.key = self._layout.generation
-        if generation:
-            compare.target, compare.value = pb.Compare.VALUE, b"%d" % generation
-        else:
-            compare.target, compare.mod_revision = pb.Compare.MOD, 0
-        return request
-
     def _remove_dead_records(self) -> None:
         """Remove the records that nobody has written for a week: their server is gone, and its workers with it."""
-        request = pb.TxnRequest()
-        range_ = request.success.add().request_range
-        range_.key, range_.range_end = span_of(self._layout.records)
-        for each in self._link.txn(request).responses[0].response_range.kvs:
-            if self._is_dead(each):
-                removal = pb.TxnRequest()
-                compare = removal.compare.add()
-                compare.target, compare.key, compare.mod_revision = pb.Compare.MOD, each.key, each.mod_revision
-                removal.success.add().request_delete_range.key = each.key
-                self._link.txn(removal)
+        for each in self._first_in(span_of(self._layout.records)):
+            is_dead = self._written_at(each) < time.time() - _DEAD_SECONDS
+            if is_dead and self._link.txn(transactions.remove_record(each.key, each.mod_revision)).succeeded:
                 log.info("removed the record %s of a server that is gone", each.key.decode(errors="replace"))
 
-    def _is_dead(self, found: pb.KeyValue) -> bool:
+    def _first_in(self, span: Span, limit: int = 0, *, keys_only: bool = False) -> Sequence[pb.KeyValue]:
+        request = transactions.first_in(span, limit, keys_only=keys_only)
+        return self._link.txn(request).responses[0].response_range.kvs
+
+    def _written_at(self, found: pb.KeyValue) -> float:
+        """When a record was written; without end if it is none, which is reported once."""
         try:
-            return records.decode(found.value).written_at < time.time() - _DEAD_SECONDS
+            return records.decode(found.value).written_at
         except (msgspec.DecodeError, UnicodeDecodeError):
             if found.key not in self._strange:
                 self._strange.add(found.key)
                 log.warning("%s holds no record; it is left alone", found.key.decode(errors="replace"))
-            return False
+            return math.inf

@@ -4,7 +4,8 @@ etcd applies concurrent calls in any order, so what must stay in order goes one 
 of the time in which one waits for the cluster; a session always has the same lane.
 
 Owns what waits and what is in flight, on the main thread, and the thread that brings groups to etcd. The two meet in a
-queue and in the mailbox, and nowhere else: while a group is in flight, the table is not changed.
+queue and in the mailbox: while a group is in flight, the table is not changed. Beside that, the main thread reads what
+the writer says of itself, `is_full` and `found_applied`.
 
 When a group has had no answer for long, the lane is stalled: what waits behind that group, and what comes, was never
 sent, and is refused.
@@ -36,10 +37,10 @@ Replies: TypeAlias = list[tuple[bytes, Reply]]
 
 
 class Ended(NamedTuple):
-    """The lane was taken over (`result` is its table), its group has an end, or the thread failed."""
+    """The lane was taken over (`result` is its table), or its group has an end."""
 
     lane: int
-    result: Table | Folded | Refusal | Exception
+    result: Table | Folded | Refusal
     seconds: float = 0.0
 
 
@@ -47,7 +48,13 @@ class Lane:
     """The sessions of a lane. Used by the main thread."""
 
     def __init__(
-        self, writer: Writer, ended: Inbox[Ended], *, group_bytes_max: int, stall_s: float, may_begin: threading.Event
+        self,
+        writer: Writer,
+        ended: Inbox[Ended | Exception],
+        *,
+        group_bytes_max: int,
+        stall_s: float,
+        may_begin: threading.Event,
     ) -> None:
         self.writer = writer
         self.table = Table()
@@ -148,7 +155,7 @@ class Lane:
 def _run(
     writer: Writer,
     groups: "queue.SimpleQueue[tuple[list[Accepted], Table] | None]",
-    ended: Inbox[Ended],
+    ended: Inbox[Ended | Exception],
     await_begin: Callable[[], object],
 ) -> None:
     """The thread of a lane."""
@@ -163,4 +170,4 @@ def _run(
     except Closed:
         return
     except Exception as error:  # whatever it is, the main thread has to learn of it
-        ended.put(Ended(writer.lane, error))
+        ended.put(error)

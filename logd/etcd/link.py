@@ -90,7 +90,7 @@ class Link:
         user: User | None = None,
         on_unanswered: Callable[[], None] = lambda: None,
     ) -> None:
-        """`endpoints`: the nearest first. `on_unanswered` is called after each try without an answer."""
+        """`endpoints`: the nearest first. `on_unanswered` is called after each call without an answer."""
         self._endpoints = endpoints
         self._current = 0
         self._silent: set[int] = set()
@@ -166,12 +166,12 @@ class Link:
     # Tries -----------------------------------------------------------------------------------------------
 
     def _until_answered(self, method: str, message: bytes, until: float = math.inf) -> Any:  # noqa: ANN401
-        unanswered = tries = 0
+        unanswered = unauthenticated = tries = 0
         while time.monotonic() < until:
             index = self._current
-            if self._user and not self._token:
-                self._authenticate(index)
-            began, try_s = time.monotonic(), _at(_TRY_SECONDS, unanswered)
+            if self._user and not self._token and not self._authenticate(self._user, index, is_in_doubt=unanswered > 0):
+                continue
+            token, began, try_s = self._token, time.monotonic(), _at(_TRY_SECONDS, unanswered)
             response, error = self._try(index, method, message, try_s)
             self._count(error, tries)
             self._note_answer(index, error)
@@ -187,7 +187,11 @@ class Link:
             elif error.verdict is Verdict.BUSY:
                 self.pause(_BUSY_SECONDS)
             elif error.verdict is Verdict.UNAUTHENTICATED and self._user:
-                self._token = ""
+                if self._token == token:  # no other thread has got a new one
+                    self._token = ""
+                if unauthenticated:  # it is not that the token is old; and a new one costs etcd a bcrypt
+                    self.pause(_PAUSE_SECONDS[-1])
+                unauthenticated += 1
             else:
                 raise Rejected(error.verdict, error.text, is_in_doubt=unanswered > 0)
         raise Expired
@@ -249,10 +253,9 @@ class Link:
     def _metadata(self) -> tuple[tuple[str, str], ...] | None:
         return (("token", self._token),) if self._token else None
 
-    def _authenticate(self, index: int) -> None:
-        """Get a new token. When that is refused too, the request finds out."""
-        assert self._user
-        request = pb.AuthenticateRequest(name=self._user.name, password=self._user.password)
+    def _authenticate(self, user: User, index: int, *, is_in_doubt: bool) -> bool:
+        """Get a new token. False when the endpoint does not answer. Raises Rejected."""
+        request = pb.AuthenticateRequest(name=user.name, password=user.password)
         try:
             response = self._call(
                 self._endpoints[index], "authenticate", request.SerializeToString(), _STATUS_SECONDS, None
@@ -261,11 +264,13 @@ class Link:
             error = _error(failure)
             self._note_answer(index, error)
             if error.verdict is not Verdict.UNANSWERED:
-                raise Rejected(Verdict.DENIED, error.text, is_in_doubt=True) from failure
+                raise Rejected(Verdict.DENIED, error.text, is_in_doubt=is_in_doubt) from failure
             self._leave(index)
+            self._on_unanswered()
             self.pause(_PAUSE_SECONDS[-1])
-        else:
-            self._token = response.token
+            return False
+        self._token = response.token
+        return True
 
 
 class Member(Protocol):

@@ -33,13 +33,12 @@ def _entries(reader: Reader, query: PageQuery, until: float) -> Iterator[tuple[s
 
 def _range(reader: Reader, query: PageQuery, until: float) -> Iterator[tuple[str, bytes]]:
     keys_only = not query.with_values
-    first = max(query.prefix, query.after and query.after + "\0")  # the least string that is greater
     largest = _PIECE_KEYS if keys_only else min(_PIECE_KEYS, reader.values_max)
     limit = min(query.limit + 1, largest)
 
     def span_in(generation: int) -> Span:
         data = reader.layout.data(generation)
-        return Span(data + first.encode(), reader.layout.range_end(generation, query.prefix))
+        return Span(data + query.first.encode(), reader.layout.range_end(generation, query.prefix))
 
     def first_piece(generation: int) -> pb.TxnRequest:
         return transactions.read_range(

@@ -52,12 +52,11 @@ Job: TypeAlias = list[Request] | PageOf
 
 
 class Answered(NamedTuple):
-    """A job is done, or was given up (then this is empty), or has met an error that the process does not survive."""
+    """A job is done, or was given up: then this is empty."""
 
     reads: Sequence[tuple[Origin, Found]] = ()
     pages: Sequence[tuple[bytes, Page | LargeEntry]] = ()
     seconds: float = 0.0
-    failure: Exception | None = None
 
 
 class Reader:
@@ -116,7 +115,7 @@ class Reader:
 class Reads:
     """The reads and pages that wait, and those that are under way. Used by the main thread."""
 
-    def __init__(self, carry_out: Callable[[Job], Answered], answered: Inbox[Answered]) -> None:
+    def __init__(self, carry_out: Callable[[Job], Answered], answered: Inbox[Answered | Exception]) -> None:
         self._waiting: deque[Request] = deque()
         self._waiting_pages: deque[PageOf] = deque()
         self._free = _THREADS
@@ -209,7 +208,7 @@ def _bytes_of(keys: Sequence[str]) -> int:
 
 
 def _run(
-    carry_out: Callable[[Job], Answered], jobs: "queue.SimpleQueue[Job | None]", answered: Inbox[Answered]
+    carry_out: Callable[[Job], Answered], jobs: "queue.SimpleQueue[Job | None]", answered: Inbox[Answered | Exception]
 ) -> None:
     """A thread that reads."""
     while (job := jobs.get()) is not None:
@@ -220,5 +219,5 @@ def _run(
         except Closed:
             return
         except Exception as error:  # whatever it is, the main thread has to learn of it
-            answered.put(Answered(failure=error))
+            answered.put(error)
             return

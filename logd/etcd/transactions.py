@@ -80,14 +80,6 @@ def take_over(layout: Layout, lane: int, revision: int, record: bytes) -> pb.Txn
     return request
 
 
-def give_up(layout: Layout, lane: int, revision: int) -> pb.TxnRequest:
-    """Remove the record with this revision."""
-    request = pb.TxnRequest()
-    _expect_revision(request, layout.record(lane), revision)
-    request.success.add().request_delete_range.key = layout.record(lane)
-    return request
-
-
 def look(layout: Layout, lane: int, generation: int, keys: Sequence[str], *, through_log: bool) -> pb.TxnRequest:
     """Get a standing. Through the log, it is not before any transaction that has been answered, even by an error."""
     request = pb.TxnRequest()
@@ -169,6 +161,33 @@ def generation_in(response: pb.TxnResponse) -> int:
     """The generation, in the answer to a read that named another one."""
     found = response.responses[0].response_range.kvs
     return int(found[0].value) if found else 0
+
+
+# What is left over ---------------------------------------------------------------------------------------
+
+
+def first_in(span: Span, limit: int = 0, *, keys_only: bool = False) -> pb.TxnRequest:
+    """Get the first keys of a span, whatever the generation is; all of them with limit 0."""
+    request = pb.TxnRequest()
+    _get_range(request, span, limit, keys_only=keys_only)
+    return request
+
+
+def remove(layout: Layout, generation: int, span: Span) -> pb.TxnRequest:
+    """Remove all keys of a span if the generation is this one."""
+    request = pb.TxnRequest()
+    _expect_generation(request, layout, generation)
+    delete = request.success.add().request_delete_range
+    delete.key, delete.range_end = span
+    return request
+
+
+def remove_record(key: bytes, revision: int) -> pb.TxnRequest:
+    """Remove the record with this key, if it has this revision."""
+    request = pb.TxnRequest()
+    _expect_revision(request, key, revision)
+    request.success.add().request_delete_range.key = key
+    return request
 
 
 # Parts ---------------------------------------------------------------------------------------------------

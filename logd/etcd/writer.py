@@ -113,7 +113,7 @@ class Writer:
 
     def give_up(self) -> None:
         """Remove the record. No worker may be left that could send again. Raises Rejected, link.Closed."""
-        self.link.txn(transactions.give_up(self.layout, self.lane, self.revision))
+        self.link.txn(transactions.remove_record(self.layout.record(self.lane), self.revision))
 
     def write(self, group: Sequence[Accepted], table: Table) -> Folded | Refusal:
         """Apply a group; what it came to. Raises Fenced, link.Closed."""

@@ -74,7 +74,6 @@ class Listing:
 
     def _range(self, query: PageQuery) -> list[str]:
         """As many keys as a page may have, and one more, which tells that there are more."""
-        first = max(query.prefix, query.after and query.after + "\0")  # the least string that is greater
-        keys = list(islice(self._keys.walk(first), query.limit + 1))
+        keys = list(islice(self._keys.walk(query.first), query.limit + 1))
         end = bisect_left(keys, True, key=lambda key: not key.startswith(query.prefix))
         return keys[:end]

@@ -169,6 +169,11 @@ class PageQuery(msgspec.Struct, array_like=True, frozen=True, gc=False):
     keys: list[str] | None = None
     with_values: bool = False
 
+    @property
+    def first(self) -> str:
+        """The least key that it may find: the prefix, or the least string that is greater than `after`."""
+        return max(self.prefix, self.after and self.after + "\0")
+
 
 class PageRequest(msgspec.Struct, tag=6, array_like=True, frozen=True, gc=False):
     """The keys that `query` is about, as many as a page may have: there is room for `bytes_max`.

@@ -278,6 +278,7 @@ class EtcdNodes:
     def freeze(self, number: int) -> None:
         """Stop a node without ending it, as a partition does: its connections stay open and silent."""
         self._processes[number].send_signal(signal.SIGSTOP)
+        os.waitpid(self.pid(number), os.WUNTRACED)  # on a busy machine its threads go on for a moment
 
     def resume(self, number: int) -> None:
         """Let it go on."""
