@@ -117,6 +117,4 @@ def add_to(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
             parser.add_argument(argument.name, **argument.options)
         parser.set_defaults(run=partial(command.run, command.opens), role=command.name)
         parser.set_defaults(log_level="warning", log_format="text", warnings_fd=None)
-    logging.getLogger("logd.tools").setLevel(
-        logging.INFO
-    )  # what a tool has done is no warning, and is said all the same
+    logging.getLogger("logd.tools").setLevel(logging.INFO)  # what a tool has done is said, and is no warning
