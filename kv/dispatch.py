@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import falcon
 import falcon.asgi
+import falcon.inspect
 from falcon.routing import CompiledRouter
 
 from kv.http.context import TEXT, WITHOUT_BODY, Receive, Send
@@ -58,6 +59,9 @@ class Router(CompiledRouter):
             self._route = super().find(self._prefix)
         resource, methods, (name,), template = self._route
         return resource, methods, {name: uri[len(self._prefix) :]}, template
+
+
+falcon.inspect.register_router(Router)(falcon.inspect.inspect_compiled_router)  # it asks for the very class
 
 
 class App(falcon.asgi.App[Request, Response]):
