@@ -5,7 +5,7 @@ Does not know how a request is answered (kv/request.py, kv/resources), nor how t
 
 import logging
 import os
-from typing import Any, Final
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -27,9 +27,6 @@ from kv.resources.keys import KeysResource
 from kv.resources.openapi import DescriptionResource
 from kv.resources.status import StatusResource
 from kv.resources.storage import Storage
-
-_VALUES: Final = "/kv/"
-"""Where the values are."""
 
 log = logging.getLogger("kv.app")
 
@@ -74,7 +71,7 @@ def create_app(
     """The application over any storage. `shared` is where it and others count, if there are any."""
     app = Application(storage, middleware)
     board = shared or scoreboard.Scoreboard()
-    app.add_resource(f"{_VALUES}{{key:path}}", KeyResource(storage, value_bytes_max))
+    app.add_resource(f"{request.VALUES}{{key:path}}", KeyResource(storage, value_bytes_max))
     app.add_resource("/keys", KeysResource(storage))
     app.add_resource("/batch", BatchResource(storage, value_bytes_max, batch_limits))
     app.add_resource("/clear", ClearResource(storage))
@@ -98,7 +95,7 @@ class Application(dispatch.App):
             request_type=Request,
             response_type=dispatch.Response,
             middleware=middleware,
-            router=dispatch.Router(_VALUES),
+            router=dispatch.Router(request.VALUES),
         )
         self._storage = storage
         self._allowed_methods: dict[str, str] = {}

@@ -29,7 +29,9 @@ from kv.log_client.outcomes import (
 from logd.shared.protocol import KEY_PATTERN
 
 _VALID_KEY: Final = re.compile(KEY_PATTERN.encode())
-_KEY_START: Final = len("/kv/")
+VALUES: Final = "/kv/"
+"""What the paths of values begin with; the key follows."""
+_KEY_START: Final = len(VALUES)
 _QUALIFYING: Final = (b"if-", b"content-range")
 """How the names of fields begin that make a change conditional (RFC 9110, 13) or partial (14.4)."""
 _RETRY_AFTER_SECONDS: Final = "1"

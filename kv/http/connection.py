@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._is_read_paused = False
         self._is_half_closed = False  # by the client: no more requests will come
         self.is_write_paused = False  # the client should read before more is written
-        self._writable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None  # what `drain` waits for
         self.reader = ReaderProgress()
 
     # What the transport calls ----------------------------------------------------------------------------
@@ -120,7 +120,6 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         self.is_write_paused = True
-        self._writable = self._writable or self.loop.create_future()
 
     def resume_writing(self) -> None:
         """More of an answer can be written, or the connection is lost."""
@@ -206,7 +205,8 @@ class Connection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the client has read, or is gone."""
-        if self._writable:
+        if self.is_write_paused:
+            self._writable = self._writable or self.loop.create_future()
             await self._writable
 
     def write(self, data: bytes | memoryview) -> None:

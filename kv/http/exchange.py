@@ -291,10 +291,8 @@ def encode_refusal(refusal: FinalRefusal) -> bytes:
 
 def encode_text_head(status: int, length: int, version: str, keep_alive: bool, etag: bytes = b"") -> bytes:
     """The head of a plain answer: as `encode_head` for a text of so many bytes."""
-    fields, date = _encode_text_fields(status, length, version, keep_alive), _date_line(int(time.time()))
-    if etag:
-        return b"%b%betag: %b\r\n\r\n" % (fields, date, etag)
-    return b"%b%b\r\n" % (fields, date)
+    own = b"etag: %b\r\n" % etag if etag else b""
+    return _end_head(_encode_text_fields(status, length, version, keep_alive), own)
 
 
 @functools.lru_cache(maxsize=512)

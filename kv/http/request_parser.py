@@ -143,8 +143,7 @@ class RequestParser:
 
     def known_request(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """Head and body, when this is one whole request whose fields are known; else None: then `feed` parses it."""
-        line = _PLAIN_LINE.match(data)
-        if line is None or self.raw_bytes or self.is_in_message:
+        if self.raw_bytes or self.is_in_message or not (line := _PLAIN_LINE.match(data)):
             return None
         start = line.end()
         end = data.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
